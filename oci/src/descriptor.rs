@@ -27,7 +27,15 @@ pub struct Descriptor {
 
 impl Descriptor {
     pub fn new(media_type: MediaType, digest: Digest, size: u64) -> Descriptor {
-        Descriptor { media_type, digest, size, platform: None, urls: Vec::new(), annotations: BTreeMap::new(), artifact_type: None }
+        Descriptor {
+            media_type,
+            digest,
+            size,
+            platform: None,
+            urls: Vec::new(),
+            annotations: BTreeMap::new(),
+            artifact_type: None,
+        }
     }
 
     /// Whether this index entry is an attestation that BuildKit attached, not an image anybody can run.

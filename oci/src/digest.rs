@@ -222,7 +222,15 @@ mod tests {
         let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::sha256_of(b"").to_string(), empty);
         assert!(empty.parse::<Digest>().unwrap().matches(b""));
-        for bad in ["", "sha256", "sha256:", "sha256:abc", "md5:d41d8cd98f00b204e9800998ecf8427e", &empty.to_uppercase(), "sha256:../../../../etc/passwd"] {
+        for bad in [
+            "",
+            "sha256",
+            "sha256:",
+            "sha256:abc",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+            &empty.to_uppercase(),
+            "sha256:../../../../etc/passwd",
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad:?} was accepted");
         }
     }

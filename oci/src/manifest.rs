@@ -112,7 +112,9 @@ impl Document {
             || shape.fs_layers.is_some()
             || [said, shape.media_type.as_ref()].into_iter().flatten().any(MediaType::is_schema1)
         {
-            return Err(bad("docker schema 1 images are no longer supported; push the image again with a newer tool".into()));
+            return Err(bad(
+                "docker schema 1 images are no longer supported; push the image again with a newer tool".into()
+            ));
         }
         if shape.schema_version != Some(2) {
             return Err(bad("schemaVersion must be 2".into()));
@@ -162,7 +164,8 @@ mod tests {
     #[test]
     fn a_document_is_one_thing() {
         let digest = crate::Digest::sha256_of(b"");
-        let config = format!(r#"{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{digest}","size":0}}"#);
+        let config =
+            format!(r#"{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{digest}","size":0}}"#);
         let manifest = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[]}}"#);
         assert!(matches!(Document::parse(manifest.as_bytes(), None), Ok(Document::Manifest(_))));
         let index = r#"{"schemaVersion":2,"manifests":[]}"#;
@@ -172,7 +175,11 @@ mod tests {
             (manifest.clone(), Some(MediaType::OciIndex)),
             (index.to_owned(), Some(MediaType::OciManifest)),
             (r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), None),
-            (r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#.to_owned(), Some(MediaType::DockerManifestList)),
+            (
+                r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#
+                    .to_owned(),
+                Some(MediaType::DockerManifestList),
+            ),
             ("{".to_owned(), None),
         ];
         for (text, said) in refused {

@@ -24,7 +24,14 @@ pub struct Platform {
 impl Platform {
     /// `os` on `architecture` without a variant, normalised.
     pub fn new(os: &str, architecture: &str) -> Platform {
-        Platform { architecture: architecture.into(), os: os.into(), os_version: None, os_features: Vec::new(), variant: None }.normalized()
+        Platform {
+            architecture: architecture.into(),
+            os: os.into(),
+            os_version: None,
+            os_features: Vec::new(),
+            variant: None,
+        }
+        .normalized()
     }
 
     /// The platform of the machine this program was compiled for.
@@ -53,12 +60,32 @@ impl Platform {
         if parts.len() > 3 || !parts.iter().all(word) {
             return Err(bad("expected os/architecture or os/architecture/variant"));
         }
-        let known_os = |w: &str| matches!(w, "linux" | "windows" | "darwin" | "macos" | "freebsd" | "netbsd" | "openbsd" | "solaris" | "illumos" | "aix" | "android" | "plan9" | "wasip1" | "js");
+        let known_os = |w: &str| {
+            matches!(
+                w,
+                "linux"
+                    | "windows"
+                    | "darwin"
+                    | "macos"
+                    | "freebsd"
+                    | "netbsd"
+                    | "openbsd"
+                    | "solaris"
+                    | "illumos"
+                    | "aix"
+                    | "android"
+                    | "plan9"
+                    | "wasip1"
+                    | "js"
+            )
+        };
         match parts.as_slice() {
             [one] if known_os(one) => Ok(Platform::new(one, &Platform::host().architecture)),
             [one] => {
                 let platform = Platform::new("linux", one);
-                known_architecture(&platform.architecture).then_some(platform).ok_or_else(|| bad("unknown operating system or architecture"))
+                known_architecture(&platform.architecture)
+                    .then_some(platform)
+                    .ok_or_else(|| bad("unknown operating system or architecture"))
             }
             [os, architecture, variant @ ..] => Ok(Platform {
                 architecture: architecture.clone(),
@@ -135,7 +162,23 @@ impl Platform {
 }
 
 fn known_architecture(name: &str) -> bool {
-    matches!(name, "386" | "amd64" | "arm" | "arm64" | "loong64" | "mips" | "mipsle" | "mips64" | "mips64le" | "ppc64" | "ppc64le" | "riscv64" | "s390x" | "wasm")
+    matches!(
+        name,
+        "386"
+            | "amd64"
+            | "arm"
+            | "arm64"
+            | "loong64"
+            | "mips"
+            | "mipsle"
+            | "mips64"
+            | "mips64le"
+            | "ppc64"
+            | "ppc64le"
+            | "riscv64"
+            | "s390x"
+            | "wasm"
+    )
 }
 
 impl fmt::Display for Platform {

@@ -47,10 +47,14 @@ impl Reference {
             return Err(bad("repository name must have at least one component"));
         }
         if text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-            return Err(OciError::Reference(format!("invalid repository name ({text}), cannot specify 64-byte hexadecimal strings")));
+            return Err(OciError::Reference(format!(
+                "invalid repository name ({text}), cannot specify 64-byte hexadecimal strings"
+            )));
         }
         let (rest, digest) = match text.split_once('@') {
-            Some((name, digest)) => (name, Some(digest.parse::<Digest>().map_err(|e| OciError::Reference(e.to_string()))?)),
+            Some((name, digest)) => {
+                (name, Some(digest.parse::<Digest>().map_err(|e| OciError::Reference(e.to_string()))?))
+            }
             None => (text, None),
         };
         let (name, tag) = match rest.rsplit_once(':') {
@@ -69,7 +73,11 @@ impl Reference {
         if !is_registry(&registry) {
             return Err(bad("invalid registry host"));
         }
-        let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') { format!("{OFFICIAL}{path}") } else { path.to_owned() };
+        let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') {
+            format!("{OFFICIAL}{path}")
+        } else {
+            path.to_owned()
+        };
         if repository.split('/').any(|c| !is_component(c)) {
             return Err(bad("expected lower-case letters, digits and single separators in each component"));
         }
@@ -148,7 +156,9 @@ impl Reference {
 
 fn split_registry(name: &str) -> (String, &str) {
     match name.split_once('/') {
-        Some((host, path)) if host == "localhost" || host.contains(['.', ':']) || host.bytes().any(|b| b.is_ascii_uppercase()) => {
+        Some((host, path))
+            if host == "localhost" || host.contains(['.', ':']) || host.bytes().any(|b| b.is_ascii_uppercase()) =>
+        {
             let host = if host == "index.docker.io" { DEFAULT_REGISTRY } else { host };
             (host.to_owned(), path)
         }
@@ -170,9 +180,14 @@ fn is_registry(host: &str) -> bool {
         }
     };
     let label = |l: &str| {
-        !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') && !l.starts_with('-') && !l.ends_with('-')
+        !l.is_empty()
+            && l.len() <= 63
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
     };
-    name.is_none_or(|n| n.split('.').all(label)) && port.is_none_or(|p| p.parse::<u16>().is_ok() && p.bytes().all(|b| b.is_ascii_digit()))
+    name.is_none_or(|n| n.split('.').all(label))
+        && port.is_none_or(|p| p.parse::<u16>().is_ok() && p.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` (distribution specification, "name").
@@ -260,14 +275,35 @@ mod tests {
             (&format!("a:t@{digest}"), &format!("docker.io/library/a:t@{digest}"), &format!("a:t@{digest}")),
         ] {
             let reference = Reference::parse(text).unwrap();
-            assert_eq!((reference.canonical().as_str(), reference.familiar().as_str()), (canonical, familiar), "{text}");
+            assert_eq!(
+                (reference.canonical().as_str(), reference.familiar().as_str()),
+                (canonical, familiar),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn odd_names_are_refused() {
         let hex = "a".repeat(64);
-        for bad in ["", "Busybox", "a//b", "a:", "a:-x", "a b", "a@sha256:1", "-rf", "a/../b", "a..b", "a___b", "../x", "x:y:z", &hex, "host:99999/x", "a\n"] {
+        for bad in [
+            "",
+            "Busybox",
+            "a//b",
+            "a:",
+            "a:-x",
+            "a b",
+            "a@sha256:1",
+            "-rf",
+            "a/../b",
+            "a..b",
+            "a___b",
+            "../x",
+            "x:y:z",
+            &hex,
+            "host:99999/x",
+            "a\n",
+        ] {
             assert!(Reference::parse(bad).is_err(), "{bad:?} was accepted");
         }
     }
