@@ -18,10 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("rbuild-registry", &["oci", "store"]),
     ("rbuild-runtime", &["oci", "store"]),
     ("rbuild-executor", &["oci", "graph", "solver", "store", "registry", "runtime"]),
-    (
-        "rbuild-engine",
-        &["oci", "graph", "frontend", "solver", "cache", "store", "registry", "runtime", "executor"],
-    ),
+    ("rbuild-engine", &["oci", "graph", "frontend", "solver", "cache", "store", "registry", "runtime", "executor"]),
     ("rbuild", &["oci", "engine"]),
 ];
 
@@ -63,7 +60,10 @@ fn crates_import_only_what_the_table_allows() {
         };
         for dependency in list(package, "dependencies").filter(|d| d["kind"] != "dev") {
             if let Some(ours) = text(dependency, "name").strip_prefix("rbuild-") {
-                assert!(allowed.contains(&ours), "{name} imports rbuild-{ours}, which the table of crates does not allow");
+                assert!(
+                    allowed.contains(&ours),
+                    "{name} imports rbuild-{ours}, which the table of crates does not allow"
+                );
             }
         }
     }
@@ -79,7 +79,8 @@ fn the_architecture_page_has_the_same_table() {
         let row = page.lines().find(|line| line.starts_with(&format!("| `{short}` |")));
         let row = row.unwrap_or_else(|| panic!("ARCHITECTURE.md has no row for {short}"));
         let cell = row.split('|').nth(2).unwrap_or_default();
-        let named: BTreeSet<&str> = cell.split_whitespace().map(|word| word.trim_matches('`')).filter(|w| *w != "—").collect();
+        let named: BTreeSet<&str> =
+            cell.split_whitespace().map(|word| word.trim_matches('`')).filter(|w| *w != "—").collect();
         assert_eq!(named, allowed.iter().copied().collect(), "imports of {short} in ARCHITECTURE.md");
     }
 }
@@ -232,7 +233,15 @@ fn unsafe_lives_in_runtime() {
 #[test]
 fn libraries_print_nothing_and_read_no_environment() {
     let words = [
-        "println!", "eprintln!", "print!", "eprint!", "dbg!", "std::env::", "env::var", "env::args", "io::stdout(",
+        "println!",
+        "eprintln!",
+        "print!",
+        "eprint!",
+        "dbg!",
+        "std::env::",
+        "env::var",
+        "env::args",
+        "io::stdout(",
         "io::stderr(",
     ];
     let sources = sources();
@@ -273,7 +282,10 @@ fn every_end_to_end_file_is_listed() {
     for entry in std::fs::read_dir(&folder).expect("tests/e2e") {
         let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
         if let Some(module) = name.strip_suffix(".rs").filter(|module| *module != "main") {
-            assert!(main.lines().any(|line| line == format!("mod {module};")), "tests/e2e/main.rs does not list {module}");
+            assert!(
+                main.lines().any(|line| line == format!("mod {module};")),
+                "tests/e2e/main.rs does not list {module}"
+            );
         }
     }
 }

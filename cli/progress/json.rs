@@ -158,11 +158,20 @@ impl<W: Write> Json<W> {
                 let started = self.items.entry((*id, item.clone())).or_insert_with(|| timestamp.clone()).clone();
                 let completed = done.then(|| timestamp.clone());
                 let vertex = self.name(*id);
-                let status = Status { id: item.clone(), vertex, total: *total, current: *current, timestamp, started, completed };
+                let status = Status {
+                    id: item.clone(),
+                    vertex,
+                    total: *total,
+                    current: *current,
+                    timestamp,
+                    started,
+                    completed,
+                };
                 Line { statuses: vec![status], ..Line::default() }
             }
             Event::Warning { id, message, span, url } => {
-                let range = span.map(|s| Range { start: Position { line: s.line }, end: Position { line: s.end_line } });
+                let range =
+                    span.map(|s| Range { start: Position { line: s.line }, end: Position { line: s.end_line } });
                 let warning = Warning {
                     vertex: id.map(|id| self.name(id)),
                     level: 1,
@@ -172,13 +181,12 @@ impl<W: Write> Json<W> {
                 };
                 Line { warnings: vec![warning], ..Line::default() }
             }
-            #[allow(unreachable_patterns, reason = "the enum is open-ended")]
             _ => Line::default(),
         }
     }
 }
 
-impl<W: Write> Renderer for Json<W> {
+impl<W: Write + Send> Renderer for Json<W> {
     fn event(&mut self, event: &Event) {
         let line = self.line(event);
         if let Ok(mut text) = serde_json::to_vec(&line)
@@ -220,7 +228,9 @@ mod tests {
 
     #[test]
     fn base64_of_the_rfc() {
-        for (given, want) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")] {
+        for (given, want) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")]
+        {
             assert_eq!(base64(given.as_bytes()), want);
         }
     }
@@ -234,12 +244,16 @@ mod tests {
         json.event(&Event::Started { id, at });
         json.event(&Event::Log { id, stream: LogStream::Stderr, bytes: b"foo".to_vec(), at });
         json.event(&Event::Finished { id, at: at * 2, outcome: Outcome::Cached });
-        let lines: Vec<serde_json::Value> = out.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice(l).unwrap()).collect();
+        let lines: Vec<serde_json::Value> =
+            out.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice(l).unwrap()).collect();
         assert_eq!(lines.len(), 4);
         assert_eq!(lines[1]["vertexes"][0]["started"], "1970-01-01T00:00:00.5Z");
-        assert_eq!(lines[2]["logs"][0], serde_json::json!({
-            "vertex": lines[0]["vertexes"][0]["digest"], "stream": 2, "data": "Zm9v", "timestamp": "1970-01-01T00:00:00.5Z"
-        }));
+        assert_eq!(
+            lines[2]["logs"][0],
+            serde_json::json!({
+                "vertex": lines[0]["vertexes"][0]["digest"], "stream": 2, "data": "Zm9v", "timestamp": "1970-01-01T00:00:00.5Z"
+            })
+        );
         assert_eq!(lines[3]["vertexes"][0]["cached"], true);
         assert_eq!(lines[3]["vertexes"][0]["completed"], "1970-01-01T00:00:01Z");
     }

@@ -125,7 +125,10 @@ mod tests {
 
     #[test]
     fn amounts() {
-        assert_eq!(progress_text("transferring context:", 2048, None, Unit::Bytes, true), "transferring context: 2.05kB done");
+        assert_eq!(
+            progress_text("transferring context:", 2048, None, Unit::Bytes, true),
+            "transferring context: 2.05kB done"
+        );
         assert_eq!(progress_text("sha256:abc", 1_000_000, Some(4_000_000), Unit::Bytes, false), "sha256:abc 1MB / 4MB");
         assert_eq!(progress_text("checked", 12, Some(12), Unit::Files, false), "checked 12 files");
     }

@@ -123,11 +123,15 @@ impl<W: Write> Plain<W> {
     }
 }
 
-impl<W: Write> Renderer for Plain<W> {
+impl<W: Write + Send> Renderer for Plain<W> {
     fn event(&mut self, event: &Event) {
         let now = match event {
             Event::Step { id, name, kind, .. } => {
-                let shown = if matches!(kind, StepKind::Internal) && !name.starts_with('[') { format!("[internal] {name}") } else { name.clone() };
+                let shown = if matches!(kind, StepKind::Internal) && !name.starts_with('[') {
+                    format!("[internal] {name}")
+                } else {
+                    name.clone()
+                };
                 self.steps.entry(*id).or_default().name = shown;
                 return;
             }
@@ -182,7 +186,13 @@ impl<W: Write> Renderer for Plain<W> {
 /// `0.123 text`: seconds since the step started, in five characters as long as that goes.
 fn timed(since: Duration, line: &[u8]) -> Vec<u8> {
     let seconds = since.as_secs_f64();
-    let digits = if seconds < 10.0 { 3 } else if seconds < 100.0 { 2 } else { 1 };
+    let digits = if seconds < 10.0 {
+        3
+    } else if seconds < 100.0 {
+        2
+    } else {
+        1
+    };
     let mut text = format!("{seconds:.digits$} ").into_bytes();
     text.extend_from_slice(line);
     text
@@ -240,7 +250,12 @@ mod tests {
     fn a_silent_step_loses_the_floor() {
         let mut out = Vec::new();
         let mut plain = Plain::new(&mut out, false);
-        for event in [step(1, "a"), step(2, "b"), Event::Started { id: StepId(1), at: MILLI }, Event::Started { id: StepId(2), at: MILLI }] {
+        for event in [
+            step(1, "a"),
+            step(2, "b"),
+            Event::Started { id: StepId(1), at: MILLI },
+            Event::Started { id: StepId(2), at: MILLI },
+        ] {
             plain.event(&event);
         }
         plain.event(&log(2, b"b speaks\n", 2));
@@ -248,7 +263,10 @@ mod tests {
         plain.tick(MILLI * 1500);
         plain.event(&log(1, b"a again\n", 1600));
         plain.finish(false, MILLI * 1700);
-        assert_eq!(String::from_utf8(out).unwrap(), "\n#1 a\n#1 ...\n\n#2 b\n#2 0.001 b speaks\n\n#1 a\n#1 1.599 a again\n");
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "\n#1 a\n#1 ...\n\n#2 b\n#2 0.001 b speaks\n\n#1 a\n#1 1.599 a again\n"
+        );
     }
 
     #[test]

@@ -104,7 +104,9 @@ impl Board {
             Event::Log { id, bytes, .. } => self.with(*id, |step| step.log(bytes)),
             Event::Progress { id, item, current, total, unit, done } => {
                 let now = self.now;
-                self.with(*id, |step| step.progress(item, &progress_text(item, *current, *total, *unit, false), now, *done));
+                self.with(*id, |step| {
+                    step.progress(item, &progress_text(item, *current, *total, *unit, false), now, *done)
+                });
             }
             _ => {}
         }
@@ -113,8 +115,14 @@ impl Board {
     fn add(&mut self, id: StepId, name: &str, kind: StepKind) {
         let internal = matches!(kind, StepKind::Internal) && !name.starts_with('[');
         let name = if internal { format!("[internal] {}", clean_line(name)) } else { clean_line(name) };
-        let step =
-            Step { name, started: None, ended: None, items: Vec::new(), lines: LineBuffer::default(), tail: Vec::new() };
+        let step = Step {
+            name,
+            started: None,
+            ended: None,
+            items: Vec::new(),
+            lines: LineBuffer::default(),
+            tail: Vec::new(),
+        };
         if self.steps.insert(id, step).is_none() {
             self.order.push(id);
         }
@@ -127,7 +135,10 @@ impl Board {
     }
 
     fn shown(&self) -> impl Iterator<Item = &Step> {
-        self.order.iter().filter_map(|id| self.steps.get(id)).filter(|step| step.started.is_some() || step.ended.is_some())
+        self.order
+            .iter()
+            .filter_map(|id| self.steps.get(id))
+            .filter(|step| step.started.is_some() || step.ended.is_some())
     }
 
     fn heading(&self, now: Duration, width: usize, state: &str) -> String {
@@ -250,7 +261,13 @@ mod tests {
         let mut board = Board::default();
         for n in 1..=steps {
             let id = StepId(n);
-            board.event(&Event::Step { id, name: format!("[{n}/{steps}] RUN x"), inputs: vec![], span: None, kind: StepKind::Build });
+            board.event(&Event::Step {
+                id,
+                name: format!("[{n}/{steps}] RUN x"),
+                inputs: vec![],
+                span: None,
+                kind: StepKind::Build,
+            });
             board.event(&Event::Started { id, at: Duration::ZERO });
         }
         board
@@ -262,7 +279,12 @@ mod tests {
         for n in 1..=20 {
             board.event(&Event::Finished { id: StepId(n), at: SECOND, outcome: Outcome::Cached });
         }
-        board.event(&Event::Log { id: StepId(21), stream: LogStream::Stdout, bytes: b"a\nb\x1b[2J\nunfinished".to_vec(), at: SECOND });
+        board.event(&Event::Log {
+            id: StepId(21),
+            stream: LogStream::Stdout,
+            bytes: b"a\nb\x1b[2J\nunfinished".to_vec(),
+            at: SECOND,
+        });
         let frame = board.frame(2 * SECOND, 80, 24);
         assert_eq!(frame[0], "[+] Building 2.0s (20/30)  20 cached");
         assert!(frame.len() <= 24 && frame.iter().all(|line| measure_text_width(line) <= 80), "{frame:#?}");
@@ -275,7 +297,12 @@ mod tests {
     #[test]
     fn the_end_is_a_summary_of_all_steps() {
         let mut board = board(3);
-        board.event(&Event::Log { id: StepId(3), stream: LogStream::Stdout, bytes: b"why it failed\n".to_vec(), at: SECOND });
+        board.event(&Event::Log {
+            id: StepId(3),
+            stream: LogStream::Stdout,
+            bytes: b"why it failed\n".to_vec(),
+            at: SECOND,
+        });
         for (n, outcome) in [(1, Outcome::Done), (2, Outcome::Cached), (3, Outcome::Failed("exit code: 1".into()))] {
             board.event(&Event::Finished { id: StepId(n), at: SECOND, outcome });
         }
@@ -289,7 +316,14 @@ mod tests {
     #[test]
     fn items_end_where_they_were() {
         let mut board = board(1);
-        let progress = |current, done| Event::Progress { id: StepId(1), item: "sha256:a".into(), current, total: Some(10), unit: Unit::Bytes, done };
+        let progress = |current, done| Event::Progress {
+            id: StepId(1),
+            item: "sha256:a".into(),
+            current,
+            total: Some(10),
+            unit: Unit::Bytes,
+            done,
+        };
         board.now = SECOND;
         board.event(&progress(1, false));
         board.now = 2 * SECOND;
