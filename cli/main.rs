@@ -12,6 +12,7 @@ mod error;
 mod format;
 mod progress;
 mod settings;
+mod signals;
 mod terminal;
 mod units;
 
@@ -22,6 +23,10 @@ use args::{Globals, Parsed};
 use error::CliError;
 
 fn main() -> ExitCode {
+    // Sandboxes are set up by this same program, started again: that comes before any thread and any parsing.
+    if let Some(code) = rbuild_engine::helper_main() {
+        return ExitCode::from(u8::try_from(code).unwrap_or(error::exit::FAILURE));
+    }
     match start() {
         Ok(code) => code,
         Err(error) => {
