@@ -184,7 +184,9 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     }
     match mode {
         Mode::Quiet if args.quiet => app.print(&format!("{}\n", result.image_id))?,
-        Mode::Terminal | Mode::Plain if !result.warnings.is_empty() => app.tell(&diagnostics::warnings(&result.warnings)),
+        Mode::Terminal | Mode::Plain if !result.warnings.is_empty() => {
+            app.tell(&diagnostics::warnings(&result.warnings))
+        }
         _ => {}
     }
     DONE
@@ -252,8 +254,10 @@ fn network(word: &str) -> Result<Network, CliError> {
         "default" | "bridge" => Ok(Network::Default),
         "none" => Ok(Network::None),
         "host" => Ok(Network::Host),
-        other => Err(CliError::new(format!("network mode \"{}\" is not supported yet", crate::terminal::clean_line(other)))
-            .with_hint("modes are default, none and host")),
+        other => {
+            Err(CliError::new(format!("network mode \"{}\" is not supported yet", crate::terminal::clean_line(other)))
+                .with_hint("modes are default, none and host"))
+        }
     }
 }
 
@@ -333,7 +337,10 @@ fn source(args: &Args) -> Result<(BuildContext, DockerfileSource), CliError> {
     let dockerfile = match file {
         Some("-") => DockerfileSource::Text(standard_input()?),
         Some(file) if remote(file).is_some() => {
-            return Err(CliError::new(format!("a URL as Dockerfile is not supported yet: {}", crate::terminal::clean_line(file))));
+            return Err(CliError::new(format!(
+                "a URL as Dockerfile is not supported yet: {}",
+                crate::terminal::clean_line(file)
+            )));
         }
         file => DockerfileSource::File(file.map(PathBuf::from)),
     };

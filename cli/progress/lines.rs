@@ -41,11 +41,6 @@ impl LineBuffer {
     pub fn rest(&mut self) -> Option<Vec<u8>> {
         Some(std::mem::take(&mut self.partial)).filter(|line| !line.is_empty())
     }
-
-    /// What stands on the line that is not complete yet.
-    pub fn pending(&self) -> &[u8] {
-        &self.partial
-    }
 }
 
 /// Time since the step started; zero when it did not (a cached one).
@@ -117,7 +112,6 @@ mod tests {
         let mut buffer = LineBuffer::default();
         assert_eq!(buffer.push(b"one\r\ntw"), [b"one"]);
         assert_eq!(buffer.push(b"o\n\nthree"), [&b"two"[..], b""]);
-        assert_eq!(buffer.pending(), b"three");
         assert_eq!(buffer.rest().unwrap(), b"three");
         assert!(buffer.rest().is_none());
         assert_eq!(buffer.push(&[b'x'; LONGEST + 1]).len(), 1);

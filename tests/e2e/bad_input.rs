@@ -9,7 +9,10 @@ fn dockerfiles_that_are_wrong() {
         (&b""[..], &["empty"][..]),
         (b"# only a comment\n", &["no instructions"]),
         (b"RUN echo x\nFROM busybox\n", &["Dockerfile:1"]),
-        (b"FROM busybox\nRUNN echo x\n", &["Dockerfile:2", "2 | >>> RUNN echo x", "unknown instruction", "RUNN", "RUN"]),
+        (
+            b"FROM busybox\nRUNN echo x\n",
+            &["Dockerfile:2", "2 | >>> RUNN echo x", "unknown instruction", "RUNN", "RUN"],
+        ),
         (b"FROM ${NOPE}\nRUN true\n", &["Dockerfile:1", "NOPE"]),
         (b"FROM busybox\nCOPY nope.txt /\n", &["nope.txt", "not found", "Dockerfile:2"]),
         (b"FROM busybox AS self\nCOPY --from=self /etc/passwd /x\n", &["self", "Dockerfile:2"]),
@@ -76,7 +79,9 @@ fn a_full_disk_is_an_error_and_no_damage() {
     let archive = busybox_archive().to_str().unwrap();
     scene.rb(&["--root", root, "load", "-q", "-i", archive]).ok();
     scene.write("Dockerfile", "FROM busybox\nRUN dd if=/dev/zero of=/big bs=1M count=64\n");
-    scene.rb(&["--root", root, "build", "--network", "none", "-t", "big", "."]).refused(1, &["No space left on device"]);
+    scene
+        .rb(&["--root", root, "build", "--network", "none", "-t", "big", "."])
+        .refused(1, &["No space left on device"]);
     let said = scene.rb(&["--root", root, "run", "--rm", "--network", "none", "busybox", "echo", "intact"]).ok();
     assert_eq!(said.out, "intact\n");
     drop(unmount);

@@ -35,7 +35,10 @@ fn the_founding_example() {
 #[test]
 fn a_failing_step_tells_everything() {
     let scene = Scene::with_busybox();
-    scene.write("Dockerfile", "FROM busybox\nRUN echo fine > /fine\n# comment\nRUN echo about-to-fail && exit 42\nRUN echo never\n");
+    scene.write(
+        "Dockerfile",
+        "FROM busybox\nRUN echo fine > /fine\n# comment\nRUN echo about-to-fail && exit 42\nRUN echo never\n",
+    );
     let said = scene.rb(&["build", "--network", "none", "-t", "failing", "."]).refused(
         1,
         &[
@@ -63,7 +66,8 @@ fn plain_progress_has_numbered_steps_on_standard_error() {
     scene.write("Dockerfile", "FROM busybox\nRUN echo hello-output\n");
     let said = scene.rb(&["build", "--network", "none", "--progress", "plain", "."]).ok();
     assert_eq!(said.out, "");
-    let said = said.says(&["load build definition from Dockerfile", "load .dockerignore", "[2/2] RUN echo hello-output\n"]);
+    let said =
+        said.says(&["load build definition from Dockerfile", "load .dockerignore", "[2/2] RUN echo hello-output\n"]);
     let is_output = |line: &str| line.starts_with('#') && line.ends_with(" hello-output") && !line.contains("RUN");
     assert!(said.err.lines().any(is_output), "{said:?}");
     assert!(scene.rb(&["build", "--network", "none", "."]).ok().was_cached("RUN echo hello-output"));
@@ -76,7 +80,8 @@ fn json_progress_is_json() {
     let said = scene.rb(&["build", "--network", "none", "--progress", "rawjson", "."]).ok();
     let lines: Vec<serde_json::Value> =
         said.err.lines().filter(|l| l.starts_with('{')).map(|l| serde_json::from_str(l).unwrap()).collect();
-    let run = lines.iter().filter_map(|l| l["vertexes"].get(0)).find(|v| v["name"] == "[2/2] RUN echo hello-output").unwrap();
+    let run =
+        lines.iter().filter_map(|l| l["vertexes"].get(0)).find(|v| v["name"] == "[2/2] RUN echo hello-output").unwrap();
     let log = lines.iter().filter_map(|l| l["logs"].get(0)).find(|log| log["vertex"] == run["digest"]).unwrap();
     assert_eq!(log["data"], "aGVsbG8tb3V0cHV0Cg==");
 }
@@ -113,7 +118,8 @@ fn only_the_stages_of_the_target_are_built() {
 fn arguments_labels_and_the_environment() {
     let scene = Scene::with_busybox();
     scene.write("Dockerfile", "FROM busybox\nARG A\nARG B=default\nARG C\nRUN echo \"$A,$B,$C\" > /args\n");
-    let mut command = scene.command(&["build", "-q", "--network", "none", "-t", "args", "--build-arg", "A=1", "--build-arg", "C"]);
+    let mut command =
+        scene.command(&["build", "-q", "--network", "none", "-t", "args", "--build-arg", "A=1", "--build-arg", "C"]);
     let output = command.args(["--label", "x=y", "."]).env("C", "from-env").output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(scene.in_image("args", "cat /args"), "1,default,from-env\n");
@@ -151,7 +157,10 @@ fn dockerignore_hides_files() {
 #[test]
 fn supplied_files_and_mount_points_stay_out_of_layers() {
     let scene = Scene::with_busybox();
-    scene.write("Dockerfile", "FROM busybox\nRUN cat /etc/hosts /etc/resolv.conf /etc/hostname > /dev/null; echo x > /only\n");
+    scene.write(
+        "Dockerfile",
+        "FROM busybox\nRUN cat /etc/hosts /etc/resolv.conf /etc/hostname > /dev/null; echo x > /only\n",
+    );
     scene.rb(&["build", "--network", "none", "-t", "clean", "."]).ok();
     scene.rb(&["save", "-o", "clean.tar", "clean"]).ok();
     let layer = scene.inspect("clean")["RootFS"]["Layers"][1].as_str().unwrap().replace("sha256:", "");

@@ -78,7 +78,8 @@ fn a_killed_load_leaves_a_store_that_works() {
     for milliseconds in [1, 4, 8, 12, 16, 24, 32] {
         let other = scene.work().join(format!("root{milliseconds}"));
         let other = other.to_str().unwrap();
-        let mut child = scene.command(&["--root", other, "load", "-q", "-i", archive]).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            scene.command(&["--root", other, "load", "-q", "-i", archive]).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(milliseconds));
         signal(&child, Signal::KILL);
         child.wait().unwrap();

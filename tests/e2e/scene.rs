@@ -25,7 +25,7 @@ enum Machine {
 }
 
 /// One test's surroundings. Dropping it checks that nothing is left behind.
-pub struct Scene {
+pub(crate) struct Scene {
     dir: tempfile::TempDir,
     before: Option<BTreeSet<String>>,
     _machine: Machine,
@@ -33,28 +33,28 @@ pub struct Scene {
 
 /// What the program said and how it ended.
 #[derive(Debug)]
-pub struct Said {
-    pub out: String,
-    pub err: String,
+pub(crate) struct Said {
+    pub(crate) out: String,
+    pub(crate) err: String,
     /// The exit code, or 128 and the signal's number.
-    pub code: i32,
+    pub(crate) code: i32,
 }
 
 impl Scene {
     /// An empty store.
-    pub fn new() -> Scene {
+    pub(crate) fn new() -> Scene {
         let machine = Machine::Shared(MACHINE.read().unwrap_or_else(std::sync::PoisonError::into_inner));
         Scene::at(machine, None)
     }
 
     /// A store with `busybox:latest`.
-    pub fn with_busybox() -> Scene {
+    pub(crate) fn with_busybox() -> Scene {
         Scene::new().load_busybox()
     }
 
     /// A store with `busybox:latest`, on a machine where no other test runs: the end also looks for cgroups and
     /// network interfaces.
-    pub fn alone_with_busybox() -> Scene {
+    pub(crate) fn alone_with_busybox() -> Scene {
         let machine = Machine::Alone(MACHINE.write().unwrap_or_else(std::sync::PoisonError::into_inner));
         Scene::at(machine, Some(machine_state())).load_busybox()
     }
@@ -74,17 +74,17 @@ impl Scene {
     }
 
     /// The state directory.
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
     /// The directory that commands run in.
-    pub fn work(&self) -> PathBuf {
+    pub(crate) fn work(&self) -> PathBuf {
         self.dir.path().join("work")
     }
 
     /// Writes a file below the working directory, with its parents.
-    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
         let path = self.work().join(name);
         std::fs::create_dir_all(path.parent().expect("a parent")).expect("mkdir");
         std::fs::write(&path, text).expect("write");
@@ -92,7 +92,7 @@ impl Scene {
     }
 
     /// The program with these arguments, not started yet: no standard input, progress as plain lines.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rbuild"));
         command.args(arguments).current_dir(self.work()).env_clear();
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
@@ -102,12 +102,12 @@ impl Scene {
     }
 
     /// Runs the program to its end.
-    pub fn rb(&self, arguments: &[&str]) -> Said {
+    pub(crate) fn rb(&self, arguments: &[&str]) -> Said {
         Said::from(self.command(arguments).output().expect("the program starts"))
     }
 
     /// Runs the program with `input` as standard input.
-    pub fn rb_with_input(&self, arguments: &[&str], input: &[u8]) -> Said {
+    pub(crate) fn rb_with_input(&self, arguments: &[&str], input: &[u8]) -> Said {
         let path = self.dir.path().join("input");
         std::fs::write(&path, input).expect("write");
         let file = std::fs::File::open(path).expect("open");
@@ -115,19 +115,19 @@ impl Scene {
     }
 
     /// `inspect` of an image, as JSON.
-    pub fn inspect(&self, image: &str) -> serde_json::Value {
+    pub(crate) fn inspect(&self, image: &str) -> serde_json::Value {
         let said = self.rb(&["image", "inspect", image]).ok();
         let mut all: serde_json::Value = serde_json::from_str(&said.out).expect("inspect gives JSON");
         all[0].take()
     }
 
     /// The output of a command in a new container without a network.
-    pub fn in_image(&self, image: &str, script: &str) -> String {
+    pub(crate) fn in_image(&self, image: &str, script: &str) -> String {
         self.rb(&["run", "--rm", "--network", "none", image, "sh", "-c", script]).ok().out
     }
 
     /// What of this scene still lives: mounts, processes, and when alone cgroups and interfaces.
-    pub fn leftovers(&self) -> BTreeSet<String> {
+    pub(crate) fn leftovers(&self) -> BTreeSet<String> {
         let mut found = mounts_below(&self.root());
         found.extend(processes_of(&self.root()));
         if let Some(before) = &self.before {
@@ -137,7 +137,7 @@ impl Scene {
     }
 
     /// Waits for everything of this scene to be gone.
-    pub fn settle(&self) {
+    pub(crate) fn settle(&self) {
         let start = Instant::now();
         loop {
             let found = self.leftovers();
@@ -169,21 +169,21 @@ impl From<std::process::Output> for Said {
 impl Said {
     /// It succeeded.
     #[track_caller]
-    pub fn ok(self) -> Said {
+    pub(crate) fn ok(self) -> Said {
         assert_eq!(self.code, 0, "should succeed: {self:#?}");
         self
     }
 
     /// It failed with this code, and said each of these on standard error.
     #[track_caller]
-    pub fn refused(self, code: i32, words: &[&str]) -> Said {
+    pub(crate) fn refused(self, code: i32, words: &[&str]) -> Said {
         assert_eq!(self.code, code, "exit code: {self:#?}");
         self.says(words)
     }
 
     /// Standard error has each of these.
     #[track_caller]
-    pub fn says(self, words: &[&str]) -> Said {
+    pub(crate) fn says(self, words: &[&str]) -> Said {
         for word in words {
             assert!(self.err.contains(word), "should say {word:?}: {self:#?}");
         }
@@ -191,13 +191,13 @@ impl Said {
     }
 
     /// How many steps of plain progress came from the cache.
-    pub fn cached(&self) -> usize {
+    pub(crate) fn cached(&self) -> usize {
         self.err.lines().filter(|line| line.starts_with('#') && line.ends_with(" CACHED")).count()
     }
 
     /// Whether the step whose heading ends with `name` came from the cache.
     #[track_caller]
-    pub fn was_cached(&self, name: &str) -> bool {
+    pub(crate) fn was_cached(&self, name: &str) -> bool {
         let heading = self.err.lines().find(|line| line.starts_with('#') && line.ends_with(name));
         let heading = heading.unwrap_or_else(|| panic!("no step {name:?}: {self:#?}"));
         let number = heading.split(' ').next().unwrap_or_default();
@@ -259,7 +259,7 @@ fn machine_state() -> BTreeSet<String> {
 }
 
 /// An archive, in docker's form, with `busybox:latest` made from the host's static busybox.
-pub fn busybox_archive() -> &'static Path {
+pub(crate) fn busybox_archive() -> &'static Path {
     static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
     ARCHIVE.get_or_init(|| {
         let layer = busybox_layer();
@@ -274,7 +274,8 @@ pub fn busybox_archive() -> &'static Path {
         });
         let config = serde_json::to_vec(&config).expect("JSON");
         let config_name = format!("{}.json", hex(&Sha256::digest(&config)));
-        let manifest = serde_json::json!([{"Config": config_name, "RepoTags": ["busybox:latest"], "Layers": ["layer.tar"]}]);
+        let manifest =
+            serde_json::json!([{"Config": config_name, "RepoTags": ["busybox:latest"], "Layers": ["layer.tar"]}]);
         let manifest = serde_json::to_vec(&manifest).expect("JSON");
         let mut archive = tar::Builder::new(Vec::new());
         for (name, bytes) in [("layer.tar", &layer), (config_name.as_str(), &config), ("manifest.json", &manifest)] {
@@ -287,7 +288,8 @@ pub fn busybox_archive() -> &'static Path {
 }
 
 fn busybox_layer() -> Vec<u8> {
-    let program = ["/bin/busybox", "/usr/bin/busybox", "/bin/busybox-static"].iter().find(|path| Path::new(path).exists());
+    let program =
+        ["/bin/busybox", "/usr/bin/busybox", "/bin/busybox-static"].iter().find(|path| Path::new(path).exists());
     let program = program.expect("a static busybox: install busybox-static");
     let list = Command::new(program).arg("--list").output().expect("busybox runs");
     let bytes = std::fs::read(program).expect("read busybox");

@@ -8,7 +8,9 @@ fn help_and_version_go_to_standard_output() {
     assert!(scene.rb(&["--version"]).ok().out.starts_with("rbuild version "));
     assert!(scene.rb(&["--help"]).ok().out.contains("build"));
     let help = scene.rb(&["build", "--help"]).ok().out;
-    for option in ["--tag", "--file", "--target", "--build-arg", "--label", "--no-cache", "--pull", "--iidfile", "--progress"] {
+    for option in
+        ["--tag", "--file", "--target", "--build-arg", "--label", "--no-cache", "--pull", "--iidfile", "--progress"]
+    {
         assert!(help.contains(option), "{option}: {help}");
     }
     assert_eq!(scene.rb(&["version", "--format", "{{.Client.Os}}"]).ok().out, "linux\n");
@@ -20,7 +22,7 @@ fn wrong_use_is_named() {
     let scene = Scene::new();
     for (line, words) in [
         (&["no-such-command"][..], &["'no-such-command' is not a rbuild command", "rbuild --help"][..]),
-        (&["imagse"], &["Did you mean this?", "images"]),
+        (&["biuld", "."], &["Did you mean this?", "\tbuild"]),
         (&["build", "--no-such-flag", "."], &["unknown flag: --no-such-flag"]),
         (&["build", "-X", "."], &["unknown shorthand flag: 'X' in -X"]),
         (&["build"], &["\"rbuild build\" requires exactly 1 argument."]),
