@@ -4,6 +4,11 @@
 //! lends the engine what the user has (files, environment, terminal), and encodes events and errors.
 //! There is no daemon behind it.
 
+#![allow(
+    unreachable_pub,
+    reason = "nothing of a program can be reached from outside; `pub` says what other modules use"
+)]
+
 mod app;
 mod args;
 mod commands;

@@ -15,18 +15,22 @@ fn started_build(scene: &Scene, extra: &[&str]) -> Child {
     arguments.extend(["-t", "never", "."]);
     let mut child = scene.command(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let is_ready = |line: &String| line.ends_with(" is-ready") && !line.contains("RUN");
     let mut seen = Vec::new();
-    while let Some(Ok(line)) = lines.next() {
-        let ready = is_ready(&line);
+    let ready = loop {
+        let Some(Ok(line)) = lines.next() else { break false };
+        let is_ready = line.ends_with(" is-ready") && !line.contains("RUN");
         seen.push(line);
-        if ready {
-            // Reading goes on, so that the program never blocks on a full pipe.
-            std::thread::spawn(move || lines.for_each(drop));
-            return child;
+        if is_ready {
+            break true;
         }
+    };
+    if !ready {
+        let status = child.wait();
+        panic!("the step never ran, {status:?}: {seen:#?}");
     }
-    panic!("the step never ran: {seen:#?}");
+    // Reading goes on, so that the program never blocks on a full pipe.
+    std::thread::spawn(move || lines.for_each(drop));
+    child
 }
 
 fn signal(child: &Child, signal: Signal) {

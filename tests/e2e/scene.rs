@@ -312,7 +312,8 @@ fn add(to: &mut tar::Builder<Vec<u8>>, name: &str, kind: tar::EntryType, mode: u
     header.set_entry_type(kind);
     header.set_mode(mode);
     header.set_mtime(1_704_067_200);
-    (header.set_uid(0), header.set_gid(0));
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_size(bytes.len() as u64);
     match kind {
         tar::EntryType::Link => to.append_link(&mut header, name, link).expect("tar"),
