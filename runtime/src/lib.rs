@@ -8,10 +8,11 @@
 //! small single-threaded process; [`helper_main`] is its entry and must be the first call of `main`.
 
 mod error;
+pub mod network;
 pub mod sandbox;
 
 pub use error::{Error, ExecFailure, Result};
 pub use sandbox::{
-    CgroupSpec, EnterSpec, EtcFiles, Exit, ExtraMount, MountSource, Mounts, NativeSandbox, Network, ProcessSpec,
-    Running, Sandbox, SandboxOptions, Seccomp, Stdio, Upper, default_spec, helper_main, mount_detached,
+    CgroupSpec, EnterSpec, EtcFiles, Exit, ExtraMount, MountSource, NativeSandbox, Network, ProcessSpec, Running,
+    Sandbox, SandboxOptions, Seccomp, Stdio, Upper, default_spec, helper_main, mount_detached,
 };

@@ -44,7 +44,7 @@ pub(super) fn start(
     trees: Trees,
     channel: UnixStream,
 ) -> Failure {
-    let mut run = || {
+    let run = || {
         let _ = setsid();
         cgroup.enter_v1()?;
         namespaces.complete()?;

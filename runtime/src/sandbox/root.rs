@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use crate::Mounts;
 use oci_spec::runtime::{Mount, Spec};
+use rbuild_store::Mounts;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, openat, statat};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};

@@ -12,6 +12,7 @@ use oci_spec::runtime::{
     LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, LinuxSeccomp, Mount, MountBuilder,
     ProcessBuilder, RootBuilder, Spec, SpecBuilder, User,
 };
+use rbuild_store::Mounts;
 
 /// What a [`super::Sandbox`] runs.
 #[derive(Debug)]
@@ -161,7 +162,8 @@ pub(super) const MASKED_PATHS: [&str; 12] = [
 ];
 
 /// Paths of procfs that nobody inside may write, where they exist.
-pub(super) const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub(super) const READ_ONLY_PATHS: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Docker's default container around `args`: capabilities, namespaces, mounts, devices, masks; 64 MiB of `/dev/shm`.
 ///
@@ -280,11 +282,4 @@ fn default_device_rules() -> Vec<LinuxDeviceCgroup> {
         open(5, Some(2)),
         open(136, None),
     ]
-}
-
-/// A root's directories; see the store.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub enum Mounts {
-    Overlay { lowers: Vec<PathBuf>, upper: Option<PathBuf>, work: Option<PathBuf> },
-    Bind { source: PathBuf, read_only: bool },
 }

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use crate::Mounts;
+use rbuild_store::Mounts;
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags, chmodat, chownat, lsetxattr, mkdirat, open,
     openat, statat, unlinkat, utimensat,
