@@ -55,6 +55,9 @@ pub struct Args {
     /// Network of the RUN steps: default, none or host
     #[arg(long, value_name = "MODE", default_value = "default")]
     network: String,
+    /// Allow the Dockerfile a privilege: network.host
+    #[arg(long, value_name = "PRIVILEGE")]
+    allow: Vec<String>,
     /// How many steps may run at once (default: the number of processors)
     #[arg(long, short, value_name = "N")]
     jobs: Option<std::num::NonZeroUsize>,
@@ -96,7 +99,6 @@ struct Refused(Vec<&'static str>);
 /// Name, short name, whether a value follows.
 const REFUSED: &[(&str, Option<char>, bool)] = &[
     ("add-host", None, true),
-    ("allow", None, true),
     ("annotation", None, true),
     ("attest", None, true),
     ("build-context", None, true),
@@ -237,7 +239,7 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         platform,
         no_cache: args.no_cache,
         pull: args.pull,
-        allow_host_network: network == Network::Host,
+        allow_host_network: network == Network::Host || allows_host_network(&args.allow)?,
         network,
         jobs: args.jobs.map(std::num::NonZeroUsize::get),
         extra_hosts: Vec::new(),
@@ -258,6 +260,17 @@ fn network(word: &str) -> Result<Network, CliError> {
             Err(CliError::new(format!("network mode \"{}\" is not supported yet", crate::terminal::clean_line(other)))
                 .with_hint("modes are default, none and host"))
         }
+    }
+}
+
+/// A Dockerfile cannot give itself the host's network (`RUN --network=host`): the caller has to say so.
+fn allows_host_network(allowed: &[String]) -> Result<bool, CliError> {
+    let mut words = allowed.iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty());
+    match words.find(|word| *word != "network.host") {
+        Some(other) => {
+            Err(CliError::new(format!("--allow {} is not supported yet", crate::terminal::clean_line(other))))
+        }
+        None => Ok(!allowed.is_empty()),
     }
 }
 
@@ -466,6 +479,14 @@ mod tests {
         assert!(platform(&["linux/amd64,linux/arm64".into()]).unwrap_err().message.contains("several platforms"));
         assert!(tag("UPPER").unwrap_err().message.starts_with("invalid tag \"UPPER\": "));
         assert_eq!(tag("name").unwrap().familiar(), "name:latest");
+    }
+
+    #[test]
+    fn privileges_are_given_by_name() {
+        assert!(!allows_host_network(&[]).unwrap());
+        assert!(allows_host_network(&["network.host".into()]).unwrap());
+        let error = allows_host_network(&["network.host,security.insecure".into()]).unwrap_err();
+        assert_eq!(error.message, "--allow security.insecure is not supported yet");
     }
 
     #[test]
