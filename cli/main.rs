@@ -20,6 +20,7 @@ mod settings;
 mod signals;
 mod terminal;
 mod units;
+mod values;
 
 use std::process::ExitCode;
 

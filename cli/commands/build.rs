@@ -3,7 +3,9 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use rbuild_engine::{BuildContext, BuildRequest, BuildResult, DockerfileSource, Events, Kind, Network};
+use rbuild_engine::{
+    BuildContext, BuildRequest, BuildResult, DockerfileSource, Events, ExtraHost, Kind, Network, Ulimit,
+};
 use rbuild_oci::{Platform, Reference};
 
 use crate::app::App;
@@ -13,6 +15,7 @@ use crate::diagnostics;
 use crate::error::CliError;
 use crate::progress::{self, Mode};
 use crate::signals::Signals;
+use crate::values;
 
 /// Build an image from a Dockerfile
 ///
@@ -58,6 +61,18 @@ pub struct Args {
     /// Allow the Dockerfile a privilege: network.host
     #[arg(long, value_name = "PRIVILEGE")]
     allow: Vec<String>,
+    /// Name for an address in the RUN steps' hosts file; the address 'host-gateway' is this machine
+    #[arg(long = "add-host", value_name = "NAME:ADDRESS", value_parser = values::extra_host)]
+    extra_hosts: Vec<ExtraHost>,
+    /// Size of /dev/shm in RUN steps
+    #[arg(long, value_name = "BYTES", value_parser = values::bytes)]
+    shm_size: Option<u64>,
+    /// Limit for the processes of RUN steps
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", value_parser = values::ulimit)]
+    ulimits: Vec<Ulimit>,
+    /// Parent of the RUN steps' cgroups
+    #[arg(long, value_name = "CGROUP")]
+    cgroup_parent: Option<String>,
     /// How many steps may run at once (default: the number of processors)
     #[arg(long, short, value_name = "N")]
     jobs: Option<std::num::NonZeroUsize>,
@@ -98,7 +113,6 @@ struct Refused(Vec<&'static str>);
 
 /// Name, short name, whether a value follows.
 const REFUSED: &[(&str, Option<char>, bool)] = &[
-    ("add-host", None, true),
     ("annotation", None, true),
     ("attest", None, true),
     ("build-context", None, true),
@@ -108,7 +122,6 @@ const REFUSED: &[(&str, Option<char>, bool)] = &[
     ("call", None, true),
     ("cap-add", None, true),
     ("cap-drop", None, true),
-    ("cgroup-parent", None, true),
     ("check", None, false),
     ("cpu-period", None, true),
     ("cpu-quota", None, true),
@@ -126,10 +139,8 @@ const REFUSED: &[(&str, Option<char>, bool)] = &[
     ("resource", None, true),
     ("secret", None, true),
     ("security-opt", None, true),
-    ("shm-size", None, true),
     ("squash", None, false),
     ("ssh", None, true),
-    ("ulimit", None, true),
 ];
 
 impl clap::Args for Refused {
@@ -242,10 +253,10 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         allow_host_network: network == Network::Host || allows_host_network(&args.allow)?,
         network,
         jobs: args.jobs.map(std::num::NonZeroUsize::get),
-        extra_hosts: Vec::new(),
-        shm_size: None,
-        ulimits: Vec::new(),
-        cgroup_parent: None,
+        extra_hosts: args.extra_hosts.clone(),
+        shm_size: args.shm_size,
+        ulimits: args.ulimits.clone(),
+        cgroup_parent: args.cgroup_parent.clone(),
         source_date_epoch: epoch,
     };
     Ok((request, mode))

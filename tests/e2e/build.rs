@@ -127,6 +127,24 @@ fn arguments_labels_and_the_environment() {
 }
 
 #[test]
+fn what_surrounds_a_step_can_be_set() {
+    let scene = Scene::with_busybox();
+    scene.write(
+        "Dockerfile",
+        "FROM busybox\nRUN grep -c '10.9.8.7.*peer' /etc/hosts; df /dev/shm | tail -n 1; ulimit -n\n",
+    );
+    let options = ["--add-host", "peer:10.9.8.7", "--shm-size", "1m", "--ulimit", "nofile=123:456"];
+    let said = scene.rb(&[&["build", "--network", "none"], &options[..], &["."]].concat()).ok();
+    let output: Vec<&str> =
+        said.err.lines().filter_map(|line| line.split_once(' ')?.1.split_once(' ')).map(|(_, text)| text).collect();
+    assert!(output.contains(&"1") && output.contains(&"123"), "{said:?}");
+    assert!(output.iter().any(|text| text.contains(" 1024 ")), "{said:?}");
+    scene
+        .rb(&["build", "--shm-size", "big", "."])
+        .refused(1, &["invalid argument \"big\" for \"--shm-size\" flag: invalid size: 'big'"]);
+}
+
+#[test]
 fn the_dockerfile_may_come_from_elsewhere() {
     let scene = Scene::with_busybox();
     let text = "FROM busybox\nCOPY f /f\n";
