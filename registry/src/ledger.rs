@@ -3,8 +3,8 @@
 use rbuild_oci::{Compression, Descriptor, DiffId, Digest, MediaType};
 use rbuild_store::{Durability, Store, StoreError, rusqlite};
 
-/// The name of the way rbuild itself compresses layers. Blobs made so can be made again.
-pub(crate) const OWN_GZIP: &str = "gzip";
+/// The store's name for the way layers are compressed for a push. Blobs made so can be made again.
+pub(crate) const OWN_GZIP: &str = "gzip:-1";
 
 /// A blob that holds a layer.
 #[derive(Debug, Clone)]
@@ -32,17 +32,6 @@ pub(crate) fn compressed_blobs(store: &Store, layer: &DiffId) -> Result<Vec<Laye
         blobs.push(LayerBlob { descriptor, own: options == OWN_GZIP });
     }
     Ok(blobs)
-}
-
-/// Writes down that `blob` holds `layer`; `options` names how we compressed it, `""` for one that came.
-pub(crate) fn remember_layer(store: &Store, layer: &DiffId, blob: &Descriptor, options: &str) -> Result<(), StoreError> {
-    store.db().write(Durability::Cache, |tx| {
-        let sql = "INSERT OR IGNORE INTO layer_blobs (diff_id, digest, media_type, size, options) VALUES (?, ?, ?, ?, ?)";
-        let size = i64::try_from(blob.size).unwrap_or(i64::MAX);
-        let row = (layer.0.to_string(), blob.digest.to_string(), blob.media_type.as_str(), size, options);
-        tx.prepare_cached(sql)?.execute(row)?;
-        Ok(())
-    })
 }
 
 /// Repositories of `registry`, other than `repository`, where the blob was seen, so that it can be mounted from there.

@@ -10,13 +10,15 @@ use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use rbuild_oci::{Compression, Descriptor, DiffId, Digest, Manifest, MediaType, Platform, Reference};
-use rbuild_store::{Compressor, DEFAULT_LEVEL, ImageRecord, Lease, Store, StoreError};
+use rbuild_store::layers::compress::{Compressor, DEFAULT_LEVEL};
+use rbuild_store::{ImageRecord, Lease, Store, StoreError};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, StatusCode};
+use tokio::sync::mpsc;
 
 use crate::client::{Client, content_digest, failure};
 use crate::ledger::{self, OWN_GZIP};
-use crate::source::{Progress, ProgressSink, Stage};
+use crate::source::{Progress, ProgressSink, Stage, forward};
 use crate::upload::{Content, Destination, Uploaded};
 use crate::Error;
 
@@ -41,8 +43,9 @@ impl Client {
         reference: &Reference,
         store: &Store,
         lease: &Lease,
-        progress: ProgressSink,
+        progress: ProgressSink<'_>,
     ) -> Result<Pushed, Error> {
+        let (told, receiver) = mpsc::unbounded_channel();
         let access = self.access(&self.origin(reference)?).await?;
         let repository = reference.repository().to_owned();
         let destination = Destination { client: self.clone(), access, repository };
@@ -51,33 +54,9 @@ impl Client {
             registry: reference.registry().to_owned(),
             store: store.clone(),
             lease: lease.clone(),
-            progress,
+            told,
         };
-        let (record, wanted) = (image.clone(), platform.clone());
-        let (manifest, config, descriptor) =
-            push.blocking(move |p| p.store.images().manifest(&record, &wanted)).await?;
-        let diffs = config.rootfs.diff_ids;
-        if diffs.len() != manifest.layers.len() {
-            let reason = "manifest and config list different numbers of layers".into();
-            return Err(Error::Document { what: reference.familiar(), reason });
-        }
-        for diff in &diffs {
-            push.tell(diff, Stage::Preparing);
-        }
-        let pairs: Vec<_> = manifest.layers.iter().cloned().zip(diffs).collect();
-        let layers: Vec<Descriptor> = futures::stream::iter(pairs)
-            .map(|(layer, diff)| push.layer(layer, diff))
-            .buffered(self.parallel())
-            .try_collect()
-            .await?;
-        push.config(&manifest.config).await?;
-        let bytes = push.manifest_bytes(&manifest, &descriptor, layers.clone()).await?;
-        let kind = manifest.media_type.clone().unwrap_or(descriptor.media_type.clone());
-        let pushed = push.put_manifest(reference, &kind, bytes).await?;
-        let mut blobs: Vec<Digest> = layers.into_iter().map(|l| l.digest).collect();
-        blobs.push(manifest.config.digest);
-        push.blocking(move |p| ledger::remember_origins(&p.store, &blobs, &p.registry, &p.destination.repository)).await?;
-        Ok(pushed)
+        forward(push.image(image.clone(), platform.clone(), reference), receiver, progress).await
     }
 }
 
@@ -88,12 +67,44 @@ struct Push {
     registry: String,
     store: Store,
     lease: Lease,
-    progress: ProgressSink,
+    told: mpsc::UnboundedSender<Progress>,
 }
 
 impl Push {
+    async fn image(&self, record: ImageRecord, wanted: Platform, reference: &Reference) -> Result<Pushed, Error> {
+        let (manifest, config, descriptor) =
+            self.blocking(move |p| p.store.images().manifest(&record, &wanted)).await?;
+        let diffs = config.rootfs.diff_ids;
+        if diffs.len() != manifest.layers.len() {
+            let reason = "manifest and config list different numbers of layers".into();
+            return Err(Error::Document { what: reference.familiar(), reason });
+        }
+        for diff in &diffs {
+            self.tell(diff, Stage::Preparing);
+        }
+        let pairs: Vec<_> = manifest.layers.iter().cloned().zip(diffs).collect();
+        let layers: Vec<Descriptor> = futures::stream::iter(pairs)
+            .map(|(layer, diff)| self.layer(layer, diff))
+            .buffered(self.destination.client.parallel())
+            .try_collect()
+            .await?;
+        self.config(&manifest.config).await?;
+        let bytes = self.manifest_bytes(&manifest, &descriptor, layers.clone()).await?;
+        let kind = manifest.media_type.clone().unwrap_or(descriptor.media_type.clone());
+        let pushed = self.put_manifest(reference, &kind, bytes).await?;
+        let mut blobs: Vec<Digest> = layers.into_iter().map(|l| l.digest).collect();
+        blobs.push(manifest.config.digest);
+        self.blocking(move |p| ledger::remember_origins(&p.store, &blobs, &p.registry, &p.destination.repository)).await?;
+        Ok(pushed)
+    }
+
     fn tell(&self, layer: &DiffId, stage: Stage) {
-        (self.progress)(Progress { layer: layer.0.clone(), stage });
+        // Nobody listens any more when the push was given up.
+        drop(self.told.send(Progress::of(&layer.0, stage)));
+    }
+
+    fn tell_amount(&self, layer: &DiffId, current: u64, total: Option<u64>) {
+        drop(self.told.send(Progress::of(&layer.0, Stage::Pushing).amount(current, total)));
     }
 
     async fn blocking<T: Send + 'static>(
@@ -157,7 +168,7 @@ impl Push {
             return Ok(true);
         }
         let total = Some(form.size);
-        let progress = |current| self.tell(diff, Stage::Pushing { current, total });
+        let progress = |current| self.tell_amount(diff, current, total);
         match self.destination.put(&self.stored(form), from, &progress).await? {
             Uploaded::Mounted { from } => self.tell(diff, Stage::Mounted { from }),
             Uploaded::Sent { .. } => self.tell(diff, Stage::Pushed),
@@ -177,26 +188,21 @@ impl Push {
 
     /// Compresses the layer on its way. A registry that takes no streams gets a blob made beforehand.
     async fn compress_and_send(&self, layer: &Descriptor, diff: &DiffId) -> Result<Descriptor, Error> {
-        let (store, from, id) = (self.store.clone(), layer.clone(), diff.clone());
+        let (store, id) = (self.store.clone(), diff.clone());
         let compress = move |out: &mut dyn Write| {
-            let mut tar = store.layers().open_layer(&from, &id).map_err(io::Error::other)?;
+            let mut tar = store.layers().open_diff(&id).map_err(io::Error::other)?;
             let mut compressor = Compressor::new(out, Compression::Gzip, DEFAULT_LEVEL)?;
             io::copy(&mut tar, &mut compressor)?;
             compressor.finish().map(drop)
         };
-        let compress: crate::upload::Produce = Arc::new(compress);
-        let progress = |current| self.tell(diff, Stage::Pushing { current, total: None });
-        let streamed = Content { produce: compress.clone(), known: None };
+        let progress = |current| self.tell_amount(diff, current, None);
+        let streamed = Content { produce: Arc::new(compress), known: None };
         let sent = match self.destination.put(&streamed, None, &progress).await {
             Err(Error::Status { status, .. }) if no_streams(&status) => {
-                let made = self
-                    .blocking(move |p| {
-                        let mut writer = p.store.blobs().writer(&p.lease)?;
-                        compress(&mut writer).map_err(|e| StoreError::io("compressing a layer", e))?;
-                        writer.commit(None, None)
-                    })
-                    .await?;
-                let blob = Descriptor::new(MediaType::OciLayerGzip, made.0, made.1);
+                let id = diff.clone();
+                let how = Compression::Gzip;
+                let blob =
+                    self.blocking(move |p| p.store.layers().compress(&id, how, DEFAULT_LEVEL, &p.lease)).await?;
                 self.destination.put(&self.stored(&blob), None, &progress).await?
             }
             sent => sent?,
@@ -208,7 +214,7 @@ impl Push {
         let mut blob = Descriptor::new(MediaType::OciLayerGzip, digest, size);
         blob.media_type = as_sibling_of(&layer.media_type, &blob);
         let (remembered, id) = (blob.clone(), diff.clone());
-        self.blocking(move |p| ledger::remember_layer(&p.store, &id, &remembered, OWN_GZIP)).await?;
+        self.blocking(move |p| p.store.layers().note_blob(&id, &remembered, OWN_GZIP)).await?;
         Ok(blob)
     }
 

@@ -1,15 +1,17 @@
 //! From a registry into the store.
 //!
-//! Layers come down in parallel, each straight into a blob of the store, which checks its digest; the lowest ones are
-//! unpacked while the upper ones are still on their way. Nothing gets a name before all of it is there.
+//! Layers come down in parallel. Each goes straight into a blob of the store, which checks its digest, and is unpacked in
+//! the same pass into a directory of its own; when all below it are there it is stacked on them. Nothing gets a name
+//! before all of it is there.
 
-use std::collections::HashMap;
-use std::io::Write as _;
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Read, Write as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rbuild_oci::{ChainId, Descriptor, DiffId, Digest, Index, Platform, Reference};
-use rbuild_store::{ImageRecord, Lease, NewImage, Snapshot, Store, StoreError};
+use rbuild_store::layers::Staged;
+use rbuild_store::{BlobWriter, ImageRecord, Lease, NewImage, Snapshot, Store, StoreError};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -22,8 +24,14 @@ use crate::{Error, ledger};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     /// The blob's digest when pulling, the layer's DiffId when pushing.
-    pub layer: Digest,
+    pub blob: Digest,
     pub stage: Stage,
+    /// Bytes of the present stage that are done.
+    pub current: u64,
+    /// Bytes in all; unknown for a layer that is compressed on the way.
+    pub total: Option<u64>,
+    /// Nothing more will happen to this layer.
+    pub done: bool,
 }
 
 /// Stages of a layer, in order of appearance.
@@ -34,14 +42,13 @@ pub enum Stage {
     PullingLayer,
     /// It is here already.
     AlreadyExists,
-    Downloading { current: u64, total: u64 },
+    Downloading,
     DownloadComplete,
     Extracting,
     PullComplete,
     /// It is to be pushed.
     Preparing,
-    /// `total` is unknown for a layer that is compressed on the way.
-    Pushing { current: u64, total: Option<u64> },
+    Pushing,
     Pushed,
     /// The registry has it.
     LayerAlreadyExists,
@@ -49,8 +56,40 @@ pub enum Stage {
     Mounted { from: String },
 }
 
-/// Where progress goes. Called from several tasks.
-pub type ProgressSink = Arc<dyn Fn(Progress) + Send + Sync>;
+impl Progress {
+    pub(crate) fn of(blob: &Digest, stage: Stage) -> Progress {
+        use Stage::{AlreadyExists, LayerAlreadyExists, Mounted, PullComplete, Pushed};
+        let done = matches!(stage, AlreadyExists | PullComplete | Pushed | LayerAlreadyExists | Mounted { .. });
+        Progress { blob: blob.clone(), stage, current: 0, total: None, done }
+    }
+
+    pub(crate) fn amount(self, current: u64, total: Option<u64>) -> Progress {
+        Progress { current, total, ..self }
+    }
+}
+
+/// Who is told about progress.
+pub type ProgressSink<'a> = &'a (dyn Fn(Progress) + Send + Sync);
+
+/// Runs `work`, whose tasks tell `told`, and passes on what they tell.
+pub(crate) async fn forward<T>(
+    work: impl Future<Output = T>,
+    mut told: mpsc::UnboundedReceiver<Progress>,
+    progress: ProgressSink<'_>,
+) -> T {
+    let mut work = std::pin::pin!(work);
+    let done = loop {
+        tokio::select! {
+            biased;
+            Some(one) = told.recv() => progress(one),
+            done = &mut work => break done,
+        }
+    };
+    while let Ok(one) = told.try_recv() {
+        progress(one);
+    }
+    done
+}
 
 /// An image that was pulled.
 #[derive(Debug, Clone)]
@@ -90,24 +129,38 @@ impl Client {
         platform: &Platform,
         store: &Store,
         lease: &Lease,
-        progress: ProgressSink,
+        progress: ProgressSink<'_>,
     ) -> Result<Pulled, Error> {
         let (resolved, endpoints) = self.resolve_at(reference, platform).await?;
+        let (journey, told) = Journey::new(self, endpoints, reference, store, lease);
         let digest = resolved.target.descriptor.digest.clone();
         let names = names(reference, &digest);
-        let journey = Journey {
-            client: self.clone(),
-            endpoints: endpoints.into(),
-            reference: reference.clone(),
-            store: store.clone(),
-            lease: lease.clone(),
-            progress,
-        };
-        let before = journey.blocking(move |j| j.store.images().get(&j.reference)).await?;
+        let named = reference.clone();
+        let before = journey.blocking(move |j| j.store.images().get(&named)).await?;
         let up_to_date = before.is_some_and(|image| image.target.digest == digest);
-        journey.layers(&resolved).await?;
+        forward(journey.layers(&resolved), told, progress).await?;
         let image = journey.blocking(move |j| j.keep(&resolved, names)).await?;
         Ok(Pulled { image, digest, up_to_date })
+    }
+
+    /// Brings the layers of an image that was [resolved](Client::resolve) into the store, unpacked, without making the
+    /// image known there: what a build needs of its base. `None` for an image without layers.
+    ///
+    /// # Errors
+    /// As [`Client::pull`].
+    pub async fn fetch_layers(
+        &self,
+        reference: &Reference,
+        resolved: &Resolved,
+        store: &Store,
+        lease: &Lease,
+        progress: ProgressSink<'_>,
+    ) -> Result<Option<Snapshot>, Error> {
+        let (journey, told) = Journey::new(self, self.endpoints(reference)?, reference, store, lease);
+        let snapshot = forward(journey.layers(resolved), told, progress).await?;
+        let resolved = resolved.clone();
+        journey.blocking(move |j| j.remember(&resolved)).await?;
+        Ok(snapshot)
     }
 }
 
@@ -128,12 +181,25 @@ struct Journey {
     reference: Reference,
     store: Store,
     lease: Lease,
-    progress: ProgressSink,
+    told: mpsc::UnboundedSender<Progress>,
 }
 
 impl Journey {
-    fn tell(&self, layer: &Digest, stage: Stage) {
-        (self.progress)(Progress { layer: layer.clone(), stage });
+    fn new(
+        client: &Client,
+        endpoints: Vec<Endpoint>,
+        reference: &Reference,
+        store: &Store,
+        lease: &Lease,
+    ) -> (Journey, mpsc::UnboundedReceiver<Progress>) {
+        let (told, receiver) = mpsc::unbounded_channel();
+        let (client, reference, store, lease) = (client.clone(), reference.clone(), store.clone(), lease.clone());
+        (Journey { client, endpoints: endpoints.into(), reference, store, lease, told }, receiver)
+    }
+
+    fn tell(&self, blob: &Digest, stage: Stage) {
+        // Nobody listens any more when the pull was given up.
+        drop(self.told.send(Progress::of(blob, stage)));
     }
 
     /// The store blocks, so it is asked on threads that may.
@@ -146,140 +212,150 @@ impl Journey {
         Ok(done.map_err(|e| Error::Options(format!("a task of the pull failed: {e}")))??)
     }
 
-    /// Downloads what is missing, and unpacks it from the lowest layer up as it comes.
-    async fn layers(&self, resolved: &Resolved) -> Result<(), Error> {
+    /// Brings down and unpacks what is missing, all layers side by side, and stacks them from the lowest up.
+    async fn layers(&self, resolved: &Resolved) -> Result<Option<Snapshot>, Error> {
+        let layers = &resolved.manifest.layers;
         let diffs = resolved.config.rootfs.diff_ids.clone();
-        let mut coming = self.start_downloads(resolved).await?;
-        let chains: Vec<ChainId> = diffs.iter().scan(None, next_chain).collect();
-        let known = chains.clone();
-        let (mut done, mut parent) = self.blocking(move |j| j.highest(&known)).await?;
-        for (at, (blob, diff)) in resolved.manifest.layers.iter().zip(&diffs).enumerate() {
-            if let Some(download) = coming.remove(&blob.digest) {
-                download.await.map_err(|e| Error::Options(format!("a download task failed: {e}")))??;
-            } else if at < done {
+        let ids = diffs.clone();
+        let (done, mut parent) = self.blocking(move |j| j.store.layers().deepest(&ids, &j.lease)).await?;
+        let mut coming = self.start(layers, done).await?;
+        let mut chain = None;
+        for (at, (blob, diff)) in layers.iter().zip(diffs).enumerate() {
+            let task = coming.remove(&blob.digest);
+            let untouched = task.is_none() && at < done;
+            let came = match task {
+                Some(task) => task.await.map_err(|e| Error::Options(format!("a task of the pull failed: {e}")))??,
+                None => None,
+            };
+            let next = next_chain(chain.take(), &diff);
+            chain = Some(next.clone());
+            if at >= done {
+                self.tell(&blob.digest, Stage::Extracting);
+                let (blob, below) = (blob.clone(), parent.take());
+                parent = Some(self.blocking(move |j| j.stack(&blob, came, &diff, &next, below)).await?);
+            }
+            if !untouched {
+                self.tell(&blob.digest, Stage::PullComplete);
+            }
+        }
+        Ok(parent)
+    }
+
+    /// Starts the work on every blob that is missing or not unpacked, the lowest first, a bounded number at once.
+    async fn start(&self, layers: &[Descriptor], done: usize) -> Result<HashMap<Digest, Coming>, Error> {
+        let slots = Arc::new(Semaphore::new(self.client.parallel()));
+        let mut coming: HashMap<Digest, Coming> = HashMap::new();
+        let mut seen = HashSet::new();
+        for (at, blob) in layers.iter().enumerate() {
+            if !seen.insert(&blob.digest) {
+                continue;
+            }
+            let digest = blob.digest.clone();
+            let here = self.blocking(move |j| j.store.blobs().hold(&digest, &j.lease)).await?;
+            let unpack = layers.iter().enumerate().any(|(i, l)| i >= done && l.digest == blob.digest);
+            if here && !unpack {
                 self.tell(&blob.digest, Stage::AlreadyExists);
                 continue;
             }
-            if at >= done {
-                self.tell(&blob.digest, Stage::Extracting);
-                let (blob, diff) = (blob.clone(), diff.clone());
-                let below = parent.take();
-                parent = Some(self.blocking(move |j| j.unpack(&blob, &diff, below)).await?);
-                done = at + 1;
-            }
-            self.tell(&blob.digest, Stage::PullComplete);
-        }
-        Ok(())
-    }
-
-    /// Starts the download of every blob that is not here, the lowest first, and a bounded number at once.
-    async fn start_downloads(
-        &self,
-        resolved: &Resolved,
-    ) -> Result<HashMap<Digest, AbortOnDropHandle<Result<(), Error>>>, Error> {
-        let slots = Arc::new(Semaphore::new(self.client.parallel()));
-        let mut coming = HashMap::new();
-        for blob in &resolved.manifest.layers {
-            let digest = blob.digest.clone();
-            if coming.contains_key(&digest) || self.blocking(move |j| j.store.blobs().hold(&digest, &j.lease)).await? {
+            if here && at < done {
                 continue;
             }
-            self.tell(&blob.digest, Stage::PullingLayer);
+            self.tell(&blob.digest, if here { Stage::DownloadComplete } else { Stage::PullingLayer });
             let (this, wanted, slots) = (self.clone(), blob.clone(), slots.clone());
             let task = tokio::spawn(async move {
                 let _slot = slots.acquire_owned().await;
-                this.download(&wanted).await
+                match here {
+                    true => this.blocking(move |j| j.stage(&wanted).map(Some)).await,
+                    false => this.download(&wanted, unpack).await,
+                }
             });
             coming.insert(blob.digest.clone(), AbortOnDropHandle::new(task));
         }
         Ok(coming)
     }
 
-    async fn download(&self, blob: &Descriptor) -> Result<(), Error> {
-        let first = self.download_once(blob).await;
-        let outcome = match first {
+    async fn download(&self, blob: &Descriptor, unpack: bool) -> Result<Option<Staged>, Error> {
+        let staged = match self.download_once(blob, unpack).await {
             // Pieces that do not fit together: a registry that is wrong about ranges. Once more in one go.
-            Err((Error::Store(StoreError::WrongDigest { .. }), true)) => {
-                self.download_once(blob).await.map_err(|(error, _)| error)
-            }
-            other => other.map_err(|(error, _)| error),
+            Err((Error::Store(StoreError::WrongDigest { .. }), true)) => self.download_once(blob, unpack).await,
+            other => other,
         };
-        outcome?;
+        let staged = staged.map_err(|(error, _)| error)?;
         self.tell(&blob.digest, Stage::DownloadComplete);
-        Ok(())
+        Ok(staged)
     }
 
     /// One download; with an error goes whether the bytes came in several pieces.
-    async fn download_once(&self, blob: &Descriptor) -> Result<(), (Error, bool)> {
+    async fn download_once(&self, blob: &Descriptor, unpack: bool) -> Result<Option<Staged>, (Error, bool)> {
         let mut download = Download::new(self.client.clone(), self.endpoints.to_vec(), &self.reference, blob);
-        let (pieces, writer) = self.begin_blob(blob);
+        let (pieces, incoming) = mpsc::channel::<Bytes>(16);
+        let (this, wanted) = (self.clone(), blob.clone());
+        let taker = tokio::task::spawn_blocking(move || this.take(&wanted, unpack, incoming));
         let mut received = 0;
         let failed = loop {
             match download.chunk().await {
                 Ok(Some(chunk)) => {
                     received += chunk.len() as u64;
                     if pieces.send(chunk).await.is_err() {
-                        break None; // the writer has an error to tell
+                        break None; // the taker has an error to tell
                     }
-                    self.tell(&blob.digest, Stage::Downloading { current: received, total: blob.size });
+                    let progress = Progress::of(&blob.digest, Stage::Downloading).amount(received, Some(blob.size));
+                    drop(self.told.send(progress));
                 }
                 Ok(None) => break None,
                 Err(error) => break Some(error),
             }
         };
-        let cut = download.was_cut();
-        if let Some(error) = failed {
-            return Err((error, cut)); // without its last piece the writer drops what it has
-        }
         drop(pieces);
-        match writer.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err((error.into(), cut)),
-            Err(error) => Err((Error::Options(format!("the task that writes a blob failed: {error}")), cut)),
+        let cut = download.was_cut();
+        let taken = taker.await.map_err(|e| (Error::Options(format!("a task of the pull failed: {e}")), cut))?;
+        match failed {
+            Some(error) => Err((error, cut)),
+            None => taken.map_err(|e| (e.into(), cut)),
         }
     }
 
-    /// A thread that writes what is sent to it into a blob, and makes it known if it is what `blob` says.
-    fn begin_blob(&self, blob: &Descriptor) -> (mpsc::Sender<Bytes>, tokio::task::JoinHandle<Result<(), StoreError>>) {
-        let (pieces, mut incoming) = mpsc::channel::<Bytes>(16);
-        let (store, lease, blob) = (self.store.clone(), self.lease.clone(), blob.clone());
-        let writer = tokio::task::spawn_blocking(move || {
-            let failed = |e| StoreError::io(format!("writing blob {}", blob.digest), e);
-            let mut writer = store.blobs().writer_for(&blob.digest, &lease)?;
-            writer.reserve(blob.size)?;
-            while let Some(piece) = incoming.blocking_recv() {
-                writer.write_all(&piece).map_err(failed)?;
-            }
-            if writer.size() < blob.size {
-                return Ok(()); // given up by the sender, which knows why
-            }
-            writer.commit(Some(&blob.digest), Some(blob.size))?;
-            Ok(())
-        });
-        (pieces, writer)
+    /// Writes what comes into a blob and, if asked for, unpacks it in the same pass. The blob is known, and the unpacked
+    /// layer handed out, only when the digest is right.
+    fn take(
+        &self,
+        blob: &Descriptor,
+        unpack: bool,
+        incoming: mpsc::Receiver<Bytes>,
+    ) -> Result<Option<Staged>, StoreError> {
+        let failed = |e| StoreError::io(format!("writing blob {}", blob.digest), e);
+        let mut writer = self.store.blobs().writer_for(&blob.digest, &self.lease)?;
+        writer.reserve(blob.size)?;
+        let mut tee = Tee { incoming, piece: Bytes::new(), writer: &mut writer };
+        let staged = unpack.then(|| self.store.layers().stage(&mut tee, &self.lease));
+        // What the archive reader left, or all of it. That a layer cannot be unpacked may be because its bytes are
+        // wrong: then that is the thing to say.
+        io::copy(&mut tee, &mut io::sink()).map_err(failed)?;
+        writer.commit(Some(&blob.digest), Some(blob.size))?;
+        staged.transpose()
     }
 
-    /// How many of the lowest layers are unpacked already, and their snapshot.
-    fn highest(&self, chains: &[ChainId]) -> Result<(usize, Option<Snapshot>), StoreError> {
-        for (at, chain) in chains.iter().enumerate().rev() {
-            if let Some(found) = self.store.snapshots().by_chain_id(chain, &self.lease)? {
-                return Ok((at + 1, Some(found)));
-            }
-        }
-        Ok((0, None))
+    fn stage(&self, blob: &Descriptor) -> Result<Staged, StoreError> {
+        self.store.layers().stage(self.store.blobs().reader(&blob.digest)?, &self.lease)
     }
 
-    fn unpack(&self, blob: &Descriptor, diff: &DiffId, parent: Option<Snapshot>) -> Result<Snapshot, StoreError> {
-        let mut reader = self.store.blobs().reader(&blob.digest)?;
-        let applied = self.store.layers().apply(&mut reader, parent.as_ref(), &self.lease)?;
-        if applied.diff_id != *diff {
-            return Err(StoreError::WrongDigest {
-                what: format!("layer {}", blob.digest),
-                expected: diff.0.clone(),
-                found: applied.diff_id.0,
-            });
+    fn stack(
+        &self,
+        blob: &Descriptor,
+        staged: Option<Staged>,
+        diff: &DiffId,
+        chain: &ChainId,
+        parent: Option<Snapshot>,
+    ) -> Result<Snapshot, StoreError> {
+        if let Some(made_meanwhile) = self.store.snapshots().by_chain_id(chain, &self.lease)? {
+            return Ok(made_meanwhile);
         }
-        Ok(applied.snapshot)
+        let staged = match staged {
+            Some(staged) => staged,
+            None => self.stage(blob)?, // the same layer for the second time
+        };
+        staged.expect(diff)?;
+        self.store.layers().stack(staged, parent.as_ref())
     }
 
     /// Makes the image known, with all that can be said about where its parts came from.
@@ -296,22 +372,56 @@ impl Journey {
                 writer.commit(Some(digest), Some(bytes.len() as u64))?;
             }
         }
-        for (blob, diff) in resolved.manifest.layers.iter().zip(&resolved.config.rootfs.diff_ids) {
-            ledger::remember_layer(&self.store, diff, blob, "")?;
-        }
-        let mut blobs: Vec<Digest> = resolved.manifest.layers.iter().map(|l| l.digest.clone()).collect();
-        blobs.push(config.clone());
-        ledger::remember_origins(&self.store, &blobs, self.reference.registry(), self.reference.repository())?;
+        self.remember(resolved)?;
         let image = NewImage { target: resolved.target.descriptor.clone(), config: config.clone(), names };
         self.store.images().put(&image, &self.lease)
     }
+
+    /// Writes down what the layers' blobs are and where they can be had.
+    fn remember(&self, resolved: &Resolved) -> Result<(), StoreError> {
+        for (blob, diff) in resolved.manifest.layers.iter().zip(&resolved.config.rootfs.diff_ids) {
+            if blob.digest != diff.0 {
+                self.store.layers().note_blob(diff, blob, "")?;
+            }
+        }
+        let mut blobs: Vec<Digest> = resolved.manifest.layers.iter().map(|l| l.digest.clone()).collect();
+        blobs.push(resolved.manifest.config.digest.clone());
+        ledger::remember_origins(&self.store, &blobs, self.reference.registry(), self.reference.repository())
+    }
 }
 
-fn next_chain(below: &mut Option<ChainId>, diff: &DiffId) -> Option<ChainId> {
-    let chain = match below.as_ref() {
+type Coming = AbortOnDropHandle<Result<Option<Staged>, Error>>;
+
+fn next_chain(below: Option<ChainId>, diff: &DiffId) -> ChainId {
+    match below {
         Some(below) => below.then(diff),
         None => ChainId(diff.0.clone()),
-    };
-    *below = Some(chain.clone());
-    Some(chain)
+    }
+}
+
+/// Reads what comes and writes it into a blob on the way.
+struct Tee<'a> {
+    incoming: mpsc::Receiver<Bytes>,
+    piece: Bytes,
+    writer: &'a mut BlobWriter,
+}
+
+impl Read for Tee<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if out.is_empty() {
+            return Ok(0);
+        }
+        while self.piece.is_empty() {
+            match self.incoming.blocking_recv() {
+                Some(piece) => {
+                    self.writer.write_all(&piece)?;
+                    self.piece = piece;
+                }
+                None => return Ok(0),
+            }
+        }
+        let len = self.piece.len().min(out.len());
+        out[..len].copy_from_slice(&self.piece.split_to(len));
+        Ok(len)
+    }
 }
