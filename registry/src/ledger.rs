@@ -35,9 +35,15 @@ pub(crate) fn compressed_blobs(store: &Store, layer: &DiffId) -> Result<Vec<Laye
 }
 
 /// Repositories of `registry`, other than `repository`, where the blob was seen, so that it can be mounted from there.
-pub(crate) fn origins(store: &Store, blob: &Digest, registry: &str, repository: &str) -> Result<Vec<String>, StoreError> {
+pub(crate) fn origins(
+    store: &Store,
+    blob: &Digest,
+    registry: &str,
+    repository: &str,
+) -> Result<Vec<String>, StoreError> {
     store.db().read(|tx| {
-        let sql = "SELECT repository FROM blob_origins WHERE digest = ?1 AND registry = ?2 AND repository <> ?3 ORDER BY 1";
+        let sql =
+            "SELECT repository FROM blob_origins WHERE digest = ?1 AND registry = ?2 AND repository <> ?3 ORDER BY 1";
         let mut query = tx.prepare_cached(sql)?;
         let rows = query.query_map((blob.to_string(), registry, repository), |r| r.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)

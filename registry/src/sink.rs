@@ -16,11 +16,11 @@ use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, StatusCode};
 use tokio::sync::mpsc;
 
+use crate::Error;
 use crate::client::{Client, content_digest, failure};
 use crate::ledger::{self, OWN_GZIP};
 use crate::source::{Progress, ProgressSink, Stage, forward};
 use crate::upload::{Content, Destination, Uploaded};
-use crate::Error;
 
 /// An image that was pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +94,8 @@ impl Push {
         let pushed = self.put_manifest(reference, &kind, bytes).await?;
         let mut blobs: Vec<Digest> = layers.into_iter().map(|l| l.digest).collect();
         blobs.push(manifest.config.digest);
-        self.blocking(move |p| ledger::remember_origins(&p.store, &blobs, &p.registry, &p.destination.repository)).await?;
+        self.blocking(move |p| ledger::remember_origins(&p.store, &blobs, &p.registry, &p.destination.repository))
+            .await?;
         Ok(pushed)
     }
 
@@ -155,9 +156,8 @@ impl Push {
     /// Tries what needs no new bytes; false when nothing worked because the bytes are not here.
     async fn mount_or_send(&self, form: &Descriptor, here: bool, diff: &DiffId) -> Result<bool, Error> {
         let digest = form.digest.clone();
-        let origins = self
-            .blocking(move |p| ledger::origins(&p.store, &digest, &p.registry, &p.destination.repository))
-            .await?;
+        let origins =
+            self.blocking(move |p| ledger::origins(&p.store, &digest, &p.registry, &p.destination.repository)).await?;
         let from = origins.first().map(String::as_str);
         if !here {
             let Some(from) = from else { return Ok(false) };
@@ -201,8 +201,7 @@ impl Push {
             Err(Error::Status { status, .. }) if no_streams(&status) => {
                 let id = diff.clone();
                 let how = Compression::Gzip;
-                let blob =
-                    self.blocking(move |p| p.store.layers().compress(&id, how, DEFAULT_LEVEL, &p.lease)).await?;
+                let blob = self.blocking(move |p| p.store.layers().compress(&id, how, DEFAULT_LEVEL, &p.lease)).await?;
                 self.destination.put(&self.stored(&blob), None, &progress).await?
             }
             sent => sent?,
@@ -247,7 +246,8 @@ impl Push {
         let destination = &self.destination;
         let path = format!("{}/manifests/{name}", destination.repository);
         let mut ask = destination.access.ask(Method::PUT, &path)?;
-        let kind = HeaderValue::from_str(kind.as_str()).map_err(|_| Error::Options("a media type is no header".into()))?;
+        let kind =
+            HeaderValue::from_str(kind.as_str()).map_err(|_| Error::Options("a media type is no header".into()))?;
         ask.headers.insert(CONTENT_TYPE, kind);
         ask.body = bytes.into();
         let size = ask.body.len() as u64;

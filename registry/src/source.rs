@@ -53,7 +53,9 @@ pub enum Stage {
     /// The registry has it.
     LayerAlreadyExists,
     /// The registry took it from another of its repositories.
-    Mounted { from: String },
+    Mounted {
+        from: String,
+    },
 }
 
 impl Progress {

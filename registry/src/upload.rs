@@ -16,10 +16,10 @@ use reqwest::{Method, Response, StatusCode};
 use tokio::sync::mpsc;
 use url::Url;
 
+use crate::Error;
 use crate::auth::Scope;
 use crate::client::{Access, Client, content_digest, failure, header};
 use crate::transport::{Ask, busy};
-use crate::Error;
 
 /// Writes all bytes of a blob, each time it is called.
 pub(crate) type Produce = Arc<dyn Fn(&mut dyn Write) -> io::Result<()> + Send + Sync>;
@@ -36,8 +36,13 @@ pub(crate) struct Content {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Uploaded {
     /// The registry took it over from another of its repositories.
-    Mounted { from: String },
-    Sent { digest: Digest, size: u64 },
+    Mounted {
+        from: String,
+    },
+    Sent {
+        digest: Digest,
+        size: u64,
+    },
 }
 
 /// Where blobs go.
@@ -315,11 +320,7 @@ fn with_digest(mut place: Url, digest: &Digest) -> Url {
 }
 
 /// Tells `progress` about `pulse` while `sending` goes on.
-async fn watched<T>(
-    sending: impl Future<Output = T>,
-    pulse: &AtomicU64,
-    progress: &(dyn Fn(u64) + Send + Sync),
-) -> T {
+async fn watched<T>(sending: impl Future<Output = T>, pulse: &AtomicU64, progress: &(dyn Fn(u64) + Send + Sync)) -> T {
     let mut sending = std::pin::pin!(sending);
     let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
     loop {
