@@ -1,1 +1,73 @@
-fn main() {}
+//! The `rbuild` program: decodes the command line, calls the engine, shows what happens.
+//!
+//! Nothing here is a library and nothing here does the work: a command turns its arguments into a request,
+//! lends the engine what the user has (files, environment, terminal), and encodes events and errors.
+//! There is no daemon behind it.
+
+mod app;
+mod args;
+mod commands;
+mod diagnostics;
+mod error;
+mod format;
+mod progress;
+mod settings;
+mod terminal;
+mod units;
+
+use std::process::ExitCode;
+
+use app::App;
+use args::{Globals, Parsed};
+use error::CliError;
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(code) => code,
+        Err(error) => {
+            let text = error.render();
+            if !text.is_empty() {
+                let mut err = std::io::stderr().lock();
+                // Nobody to tell it to: the exit code still says it.
+                drop(std::io::Write::write_all(&mut err, text.as_bytes()));
+            }
+            error.exit_code()
+        }
+    }
+}
+
+fn start() -> Result<ExitCode, CliError> {
+    match args::parse(std::env::args_os().collect())? {
+        Parsed::Print(text) => {
+            std::io::Write::write_all(&mut std::io::stdout().lock(), text.as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Parsed::Run(cli) => {
+            log_to_stderr(&cli.globals);
+            let app = App::new(&cli.globals)?;
+            runtime()?.block_on(cli.command.run(&app))
+        }
+    }
+}
+
+/// Two workers are enough: they only wait, and blocking work has its own threads, started when first needed.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::new(format!("starting threads: {e}")))
+}
+
+fn log_to_stderr(globals: &Globals) {
+    use tracing::level_filters::LevelFilter;
+    let level = match globals.log_level.as_deref() {
+        _ if globals.debug => LevelFilter::DEBUG,
+        Some("trace") => LevelFilter::TRACE,
+        Some("debug") => LevelFilter::DEBUG,
+        Some("info") => LevelFilter::INFO,
+        Some("error" | "fatal") => LevelFilter::ERROR,
+        _ => LevelFilter::WARN,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
+}

@@ -1,1 +1,3 @@
-//! placeholder
+//! Namespaces, sandboxes and networks: the only crate with `unsafe`.
+
+pub mod network;

@@ -1,0 +1,413 @@
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use rbuild_oci::{Platform, Reference};
+
+use crate::app::App;
+use crate::args::key_value;
+use crate::error::CliError;
+use crate::progress::Mode;
+
+/// Build an image from a Dockerfile
+///
+/// The argument is the directory of the build's files, or '-' for a Dockerfile on standard input without files.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Directory with the build's files, or '-'
+    #[arg(value_name = "PATH | -", required = true)]
+    context: String,
+    /// Name of the result, with or without a tag; may be repeated
+    #[arg(short, long = "tag", value_name = "NAME")]
+    tags: Vec<String>,
+    /// The Dockerfile (default: PATH/Dockerfile); '-' reads it from standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<String>,
+    /// Stage to build (default: the last one)
+    #[arg(long, value_name = "STAGE")]
+    target: Option<String>,
+    /// Value for an ARG; a bare name takes it from the environment
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    build_args: Vec<std::ffi::OsString>,
+    /// Label for the result
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    labels: Vec<std::ffi::OsString>,
+    /// Run every step again
+    #[arg(long)]
+    no_cache: bool,
+    /// Ask the registry for the base images even if they are here
+    #[arg(long)]
+    pull: bool,
+    /// Write the id of the image to a file
+    #[arg(long, value_name = "FILE")]
+    iidfile: Option<PathBuf>,
+    /// Print nothing but the id of the image
+    #[arg(short, long)]
+    quiet: bool,
+    /// How to show progress: auto, tty, plain, rawjson, quiet or none (default: $BUILDKIT_PROGRESS, else auto)
+    #[arg(long, value_name = "MODE")]
+    progress: Option<String>,
+    /// Network of the RUN steps: default, none or host
+    #[arg(long, value_name = "MODE", default_value = "default")]
+    network: String,
+    /// How many steps may run at once (default: the number of processors)
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<std::num::NonZeroUsize>,
+    /// Platform to build for
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Vec<String>,
+    #[command(flatten)]
+    legacy: Legacy,
+    #[command(flatten)]
+    refused: Refused,
+}
+
+/// Options that scripts still pass to docker and that change nothing: what they ask for is what rbuild does.
+#[derive(Debug, clap::Args)]
+struct Legacy {
+    #[arg(long, hide = true)]
+    rm: bool,
+    #[arg(long, hide = true)]
+    force_rm: bool,
+    #[arg(long, hide = true)]
+    compress: bool,
+    #[arg(long, hide = true)]
+    disable_content_trust: bool,
+    #[arg(long, hide = true)]
+    load: bool,
+    #[arg(long, hide = true, value_parser = ["", "default"])]
+    isolation: Option<String>,
+    #[arg(long, hide = true, value_parser = ["false", "0", "disabled=true", "disabled"])]
+    provenance: Option<String>,
+    #[arg(long, hide = true, value_parser = ["false", "0", "disabled=true", "disabled"])]
+    sbom: Option<String>,
+}
+
+/// Options of docker and buildx that rbuild knows and does not have yet. They are refused by name: a build that
+/// quietly went without its secret or its export would be worse.
+#[derive(Debug, Default)]
+struct Refused(Vec<&'static str>);
+
+/// Name, short name, whether a value follows.
+const REFUSED: &[(&str, Option<char>, bool)] = &[
+    ("add-host", None, true),
+    ("allow", None, true),
+    ("annotation", None, true),
+    ("attest", None, true),
+    ("build-context", None, true),
+    ("builder", None, true),
+    ("cache-from", None, true),
+    ("cache-to", None, true),
+    ("call", None, true),
+    ("cap-add", None, true),
+    ("cap-drop", None, true),
+    ("cgroup-parent", None, true),
+    ("check", None, false),
+    ("cpu-period", None, true),
+    ("cpu-quota", None, true),
+    ("cpu-shares", Some('c'), true),
+    ("cpuset-cpus", None, true),
+    ("cpuset-mems", None, true),
+    ("device", None, true),
+    ("memory", Some('m'), true),
+    ("memory-swap", None, true),
+    ("metadata-file", None, true),
+    ("no-cache-filter", None, true),
+    ("output", Some('o'), true),
+    ("policy", None, true),
+    ("push", None, false),
+    ("resource", None, true),
+    ("secret", None, true),
+    ("security-opt", None, true),
+    ("shm-size", None, true),
+    ("squash", None, false),
+    ("ssh", None, true),
+    ("ulimit", None, true),
+];
+
+impl clap::Args for Refused {
+    fn augment_args(mut command: clap::Command) -> clap::Command {
+        for &(name, short, takes_value) in REFUSED {
+            let arg = clap::Arg::new(name).long(name).short(short).hide(true);
+            // A value may also be absent (`--ssh`), and several may be given: none of it is looked at.
+            command = command.arg(match takes_value {
+                true => arg.action(clap::ArgAction::Append).num_args(0..=1),
+                false => arg.action(clap::ArgAction::SetTrue),
+            });
+        }
+        command
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Refused {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let given = |name: &str, takes_value: bool| {
+            let typed = matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
+            typed && (takes_value || matches.get_flag(name))
+        };
+        Ok(Self(
+            REFUSED
+                .iter()
+                .filter(|(name, _, takes_value)| given(name, *takes_value))
+                .map(|(name, _, _)| *name)
+                .collect(),
+        ))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
+    let (request, mode) = prepare(&args, app).map_err(|e| e.with_prefix("ERROR"))?;
+    drop((request, mode));
+    Err(CliError::new("the engine is not part of this program yet"))
+}
+
+/// The request, from validated arguments; nothing is built yet.
+fn prepare(args: &Args, app: &App) -> Result<(Request, Mode), CliError> {
+    if let Some(name) = args.refused.0.first() {
+        return Err(CliError::new(format!("--{name} is not supported yet")));
+    }
+    let mode = Mode::choose(args.quiet, args.progress.as_deref(), &app.settings)?;
+    let request = Request {
+        tags: args.tags.iter().map(|t| tag(t)).collect::<Result<_, _>>()?,
+        build_args: build_args(&args.build_args, |name| app.settings.variable(name).map(str::to_owned)),
+        labels: args.labels.iter().map(|l| key_value(l)).map(|(k, v)| (k, v.unwrap_or_default())).collect(),
+        platform: platform(&args.platform)?,
+        source: source(args)?,
+    };
+    Ok((request, mode))
+}
+
+/// Everything the engine needs to know, from outside the engine.
+struct Request {
+    tags: Vec<Reference>,
+    build_args: BTreeMap<String, String>,
+    labels: Vec<(String, String)>,
+    platform: Option<Platform>,
+    source: Source,
+}
+
+/// Where the Dockerfile and the files come from.
+#[derive(Debug)]
+struct Source {
+    /// `None`: an empty context.
+    context: Option<PathBuf>,
+    /// `None`: the usual names in the context. A path is relative to the working directory.
+    dockerfile: Option<PathBuf>,
+    /// The Dockerfile itself, when it came through standard input.
+    text: Option<Vec<u8>>,
+}
+
+fn tag(text: &str) -> Result<Reference, CliError> {
+    let refuse = |why: &dyn std::fmt::Display| {
+        CliError::new(format!("invalid tag \"{}\": {why}", crate::terminal::clean_line(text)))
+    };
+    let reference = Reference::parse(text).map_err(|e| refuse(&e))?;
+    if reference.digest().is_some() {
+        return Err(refuse(&"a name with a digest cannot be given to a result"));
+    }
+    Ok(reference)
+}
+
+/// A bare name takes its value from the environment; when it is not there, the argument stays unset.
+fn build_args(given: &[std::ffi::OsString], environment: impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
+    given
+        .iter()
+        .map(|arg| key_value(arg))
+        .filter_map(|(name, value)| Some((name.clone(), value.or_else(|| environment(&name))?)))
+        .collect()
+}
+
+fn platform(given: &[String]) -> Result<Option<Platform>, CliError> {
+    let mut names = given.iter().flat_map(|list| list.split(',')).map(str::trim).filter(|name| !name.is_empty());
+    let first = names.next();
+    if names.next().is_some() {
+        return Err(CliError::new("building for several platforms at once is not supported yet"));
+    }
+    match first {
+        None => Ok(None),
+        Some("local") => Ok(Some(Platform::host())),
+        Some(name) => Platform::parse(name).map(|p| Some(p.normalized())).map_err(|e| CliError::new(e.to_string())),
+    }
+}
+
+fn source(args: &Args) -> Result<Source, CliError> {
+    let unable = |why: String| CliError::new(format!("unable to prepare context: {why}"));
+    let (context, file) = (args.context.as_str(), args.file.as_deref());
+    if context == "-" {
+        if file == Some("-") {
+            return Err(CliError::new("invalid argument: can't use stdin for both build context and dockerfile"));
+        }
+        let text = standard_input()?;
+        if is_archive(&text) {
+            return Err(CliError::new("a tar archive as build context on standard input is not supported yet"));
+        }
+        if let Some(file) = file {
+            return Err(CliError::new(format!("-f {file} needs a build context, and standard input is a Dockerfile")));
+        }
+        return Ok(Source { context: None, dockerfile: None, text: Some(text) });
+    }
+    if let Some(kind) = remote(context) {
+        return Err(CliError::new(format!(
+            "{kind} as build context is not supported yet: {}",
+            crate::terminal::clean_line(context)
+        )));
+    }
+    let shown = crate::terminal::clean_line(context);
+    match std::fs::metadata(context) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(unable(format!("context must be a directory: {shown}"))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(unable(format!("path \"{shown}\" not found")));
+        }
+        Err(e) => return Err(unable(format!("path \"{shown}\": {e}"))),
+    }
+    if let Err(e) = std::fs::read_dir(context) {
+        return Err(unable(format!("path \"{shown}\": {e}")));
+    }
+    let context = Some(PathBuf::from(context));
+    match file {
+        Some("-") => Ok(Source { context, dockerfile: None, text: Some(standard_input()?) }),
+        Some(file) if remote(file).is_some() => {
+            Err(CliError::new(format!("a URL as Dockerfile is not supported yet: {file}")))
+        }
+        Some(file) => Ok(Source { context, dockerfile: Some(PathBuf::from(file)), text: None }),
+        None => Ok(Source { context, dockerfile: None, text: None }),
+    }
+}
+
+/// What kind of remote place a context names, by its form.
+fn remote(context: &str) -> Option<&'static str> {
+    let is = |prefixes: &[&str]| prefixes.iter().any(|p| context.starts_with(p));
+    let path = context.split('#').next().unwrap_or(context);
+    match () {
+        () if is(&["http://", "https://"]) && !path.ends_with(".git") => Some("a URL"),
+        () if is(&["http://", "https://", "git://", "ssh://", "git@"]) => Some("a git repository"),
+        () if is(&["github.com/"]) && !Path::new(context).exists() => Some("a git repository"),
+        () => None,
+    }
+}
+
+/// Read to a bound: a Dockerfile has a few kilobytes.
+fn standard_input() -> Result<Vec<u8>, CliError> {
+    const MOST: u64 = 512 << 20;
+    let mut bytes = Vec::new();
+    let read = std::io::stdin().lock().take(MOST + 1).read_to_end(&mut bytes);
+    let count = read.map_err(|e| CliError::new(format!("reading standard input: {e}")))?;
+    if count as u64 > MOST {
+        return Err(CliError::new("standard input is larger than 512MiB"));
+    }
+    Ok(bytes)
+}
+
+/// Whether these bytes begin a tar archive or one of the compressed forms of one.
+fn is_archive(bytes: &[u8]) -> bool {
+    const MAGIC: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
+    MAGIC.iter().any(|magic| bytes.starts_with(magic)) || bytes.get(257..262) == Some(b"ustar")
+}
+
+/// Puts `text` into a file that is either not there or complete.
+fn write_whole(path: &Path, text: &str) -> Result<(), CliError> {
+    let failed = |e: std::io::Error| CliError::new(format!("writing {}: {e}", path.display()));
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?);
+    name.push(format!(".{}", std::process::id()));
+    let aside = path.with_file_name(name);
+    std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, path)).map_err(|e| {
+        // What is left aside is of no use; the write's own error is the one to tell.
+        drop(std::fs::remove_file(&aside));
+        failed(e)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Parsed, parse};
+    use crate::commands::Command;
+
+    fn args(line: &str) -> Args {
+        let words = std::iter::once("rbuild").chain(line.split_whitespace()).map(Into::into).collect();
+        match parse(words).unwrap() {
+            Parsed::Run(cli) => match cli.command {
+                Command::Build(args) => *args,
+                other => panic!("{other:?}"),
+            },
+            Parsed::Print(text) => panic!("{text}"),
+        }
+    }
+
+    #[test]
+    fn options_not_there_yet_are_named() {
+        for (line, want) in [
+            ("build --secret id=x .", &["secret"][..]),
+            ("build --push -o out .", &["output", "push"]),
+            ("build --check=false .", &[]),
+            ("build -m 1g .", &["memory"]),
+            (
+                "build --rm --force-rm=false --compress=true --load --provenance=false --sbom=false --isolation=default .",
+                &[],
+            ),
+        ] {
+            assert_eq!(args(line).refused.0, want, "{line}");
+        }
+    }
+
+    #[test]
+    fn switches_and_repeats() {
+        let given = args(
+            "build -q=false --no-cache=true --pull -t a -t b:2 --build-arg A=1 --build-arg B --build-arg C= --target x --target y .",
+        );
+        assert_eq!((given.quiet, given.no_cache, given.pull), (false, true, true));
+        assert_eq!(given.tags, ["a", "b:2"]);
+        assert_eq!(given.target.as_deref(), Some("y"));
+        let values = build_args(&given.build_args, |name| (name == "B").then(|| "from-env".into()));
+        let want = [("A", "1"), ("B", "from-env"), ("C", "")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!(values, want.into());
+        assert!(build_args(&["UNSET".into()], |_| None).is_empty());
+    }
+
+    #[test]
+    fn contexts_that_are_none() {
+        for (line, want) in [
+            ("build /no/such/place", "unable to prepare context: path \"/no/such/place\" not found"),
+            ("build /proc/self/exe", "unable to prepare context: context must be a directory: /proc/self/exe"),
+            (
+                "build https://example.com/x.git#main",
+                "a git repository as build context is not supported yet: https://example.com/x.git#main",
+            ),
+            (
+                "build https://example.com/x.tar.gz",
+                "a URL as build context is not supported yet: https://example.com/x.tar.gz",
+            ),
+            ("build -f - -", "invalid argument: can't use stdin for both build context and dockerfile"),
+        ] {
+            assert_eq!(source(&args(line)).unwrap_err().message, want, "{line}");
+        }
+    }
+
+    #[test]
+    fn platforms_and_tags() {
+        assert_eq!(platform(&["linux/amd64".into()]).unwrap().unwrap().to_string(), "linux/amd64");
+        assert!(platform(&["linux/amd64,linux/arm64".into()]).unwrap_err().message.contains("several platforms"));
+        assert!(tag("UPPER").unwrap_err().message.starts_with("invalid tag \"UPPER\": "));
+        assert_eq!(tag("name").unwrap().familiar(), "name:latest");
+    }
+
+    #[test]
+    fn archives_are_known_by_their_first_bytes() {
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        assert!(is_archive(&tar) && is_archive(b"\x1f\x8b\x08") && is_archive(b"BZh9"));
+        assert!(!is_archive(b"FROM scratch\n") && !is_archive(b""));
+    }
+}

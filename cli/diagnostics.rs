@@ -1,0 +1,75 @@
+//! Showing where in a file something is wrong, in BuildKit's form:
+//!
+//! ```text
+//! Dockerfile:4
+//! --------------------
+//!    2 |     RUN echo fine
+//!    3 |     # comment
+//!    4 | >>> RUN exit 42
+//!    5 |     RUN echo never
+//! --------------------
+//! ```
+//!
+//! People and scripts know this form from docker, so it is kept rather than a compiler's; what was expected and
+//! what to do about it follow in lines of their own.
+
+use std::ops::RangeInclusive;
+
+use crate::terminal::clean_line;
+
+/// Lines of context before and behind the marked ones.
+const AROUND: usize = 2;
+/// A marked block longer than this loses its middle: a heredoc of a thousand lines is no excerpt.
+const MOST_MARKED: usize = 20;
+
+/// The excerpt of `text` around the lines `marked` (from 1), with a final newline.
+pub fn excerpt(name: &str, text: &str, marked: RangeInclusive<usize>) -> String {
+    const RULE: &str = "--------------------\n";
+    let lines: Vec<&str> = text.lines().collect();
+    let start = (*marked.start()).clamp(1, lines.len().max(1));
+    let end = (*marked.end()).clamp(start, lines.len().max(start));
+    let mut out = format!("{}:{start}\n{RULE}", clean_line(name));
+    let first = start.saturating_sub(AROUND).max(1);
+    let last = (end + AROUND).min(lines.len());
+    for number in first..=last {
+        let is_marked = (start..=end).contains(&number);
+        let offset = number.saturating_sub(start);
+        if is_marked
+            && end - start >= MOST_MARKED
+            && (MOST_MARKED / 2..=end - start - MOST_MARKED / 2).contains(&offset)
+        {
+            if offset == MOST_MARKED / 2 {
+                out.push_str("     | >>> …\n");
+            }
+            continue;
+        }
+        let mark = if is_marked { ">>>" } else { "   " };
+        let line = lines[number - 1].replace('\t', "    ");
+        out.push_str(format!(" {number:>3} | {mark} {}", clean_line(&line)).trim_end());
+        out.push('\n');
+    }
+    out + RULE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_is_marked_between_its_neighbours() {
+        let text = "FROM busybox\nRUN echo fine\n# comment\nRUN exit 42\nRUN echo never\n\nRUN more\n";
+        let want = "Dockerfile:4\n--------------------\n   2 |     RUN echo fine\n   3 |     # comment\n   4 | >>> RUN exit 42\n   5 |     RUN echo never\n   6 |\n--------------------\n";
+        assert_eq!(excerpt("Dockerfile", text, 4..=4), want);
+    }
+
+    #[test]
+    fn edges_of_the_file() {
+        let want = "D:1\n--------------------\n   1 | >>> FROM \\\n   2 | >>>   x\n--------------------\n";
+        assert_eq!(excerpt("D", "FROM \\\n  x", 1..=2), want);
+        assert_eq!(excerpt("D", "", 9..=9), "D:1\n--------------------\n--------------------\n");
+        let long: String = (1..=100).map(|n| format!("line {n}\n")).collect();
+        let shown = excerpt("D", &long, 10..=90);
+        assert!(shown.contains("…") && shown.contains("line 90") && shown.lines().count() < 35, "{shown}");
+        assert!(!excerpt("D", "RUN \u{1b}[2Jx", 1..=1).contains('\u{1b}'));
+    }
+}

@@ -1,0 +1,137 @@
+//! Sizes, ages and durations in docker's words.
+
+use std::time::{Duration, SystemTime};
+
+/// Decimal size with four significant digits: `0B`, `1.84kB`, `4.26MB`, `1.234GB`.
+pub fn size(bytes: u64) -> String {
+    size_with(bytes, 4)
+}
+
+/// Decimal size with three significant digits, as listings show it.
+pub fn short_size(bytes: u64) -> String {
+    size_with(bytes, 3)
+}
+
+fn size_with(bytes: u64, digits: usize) -> String {
+    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit < UNITS.len() - 1 {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{}{}", significant(value, digits), UNITS[unit])
+}
+
+/// Go's `%.Ng`: N significant digits, trailing zeros dropped.
+fn significant(value: f64, digits: usize) -> String {
+    let whole = if value < 1.0 { 1 } else { value.log10().floor() as usize + 1 };
+    let text = format!("{value:.*}", digits.saturating_sub(whole));
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// How long, in docker's rough words: `Less than a second`, `About a minute`, `3 hours`, `2 weeks`.
+pub fn rough(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (minutes, hours) = (seconds / 60, (seconds as f64 / 3600.0).round() as u64);
+    match () {
+        () if seconds < 1 => "Less than a second".into(),
+        () if seconds == 1 => "1 second".into(),
+        () if seconds < 60 => format!("{seconds} seconds"),
+        () if minutes == 1 => "About a minute".into(),
+        () if minutes < 60 => format!("{minutes} minutes"),
+        () if hours == 1 => "About an hour".into(),
+        () if hours < 48 => format!("{hours} hours"),
+        () if hours < 24 * 7 * 2 => format!("{} days", hours / 24),
+        () if hours < 24 * 30 * 2 => format!("{} weeks", hours / 24 / 7),
+        () if hours < 24 * 365 * 2 => format!("{} months", hours / 24 / 30),
+        () => format!("{} years", hours / 24 / 365),
+    }
+}
+
+/// `3 hours ago`; a time in the future counts as now. The Unix epoch and before, which images without a date
+/// carry, is `N/A`.
+pub fn ago(then: SystemTime, now: SystemTime) -> String {
+    if then <= SystemTime::UNIX_EPOCH {
+        return "N/A".into();
+    }
+    format!("{} ago", rough(now.duration_since(then).unwrap_or_default()))
+}
+
+/// Local-free timestamp of listings: `2024-05-01 12:00:00 +0000 UTC`.
+pub fn timestamp(then: SystemTime) -> String {
+    let t = time::OffsetDateTime::from(then);
+    format!(
+        "{:04}-{:02}-{:02} {:02}:{:02}:{:02} +0000 UTC",
+        t.year(),
+        t.month() as u8,
+        t.day(),
+        t.hour(),
+        t.minute(),
+        t.second()
+    )
+}
+
+/// RFC 3339 in UTC with nanoseconds, trailing zeros dropped: `2024-05-01T12:00:00.5Z`.
+pub fn rfc3339(then: SystemTime) -> String {
+    let t = time::OffsetDateTime::from(then);
+    let mut text = format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
+        t.year(),
+        t.month() as u8,
+        t.day(),
+        t.hour(),
+        t.minute(),
+        t.second()
+    );
+    if t.nanosecond() != 0 {
+        let fraction = format!(".{:09}", t.nanosecond());
+        text.push_str(fraction.trim_end_matches('0'));
+    }
+    text.push('Z');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_docker_digits() {
+        for (bytes, want) in [
+            (0, "0B"),
+            (999, "999B"),
+            (1000, "1kB"),
+            (1840, "1.84kB"),
+            (4_261_550, "4.26MB"),
+            (116_999_999, "117MB"),
+            (1_234_567_890, "1.23GB"),
+        ] {
+            assert_eq!(short_size(bytes), want, "{bytes}");
+        }
+        assert_eq!(size(1_234_567), "1.235MB");
+    }
+
+    #[test]
+    fn ages_are_rough() {
+        for (seconds, want) in [
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (61, "About a minute"),
+            (180, "3 minutes"),
+            (3600, "About an hour"),
+            (7 * 3600, "7 hours"),
+            (3 * 86400, "3 days"),
+            (15 * 86400, "2 weeks"),
+            (100 * 86400, "3 months"),
+            (900 * 86400, "2 years"),
+        ] {
+            assert_eq!(rough(Duration::from_secs(seconds)), want, "{seconds}");
+        }
+        let epoch = SystemTime::UNIX_EPOCH;
+        assert_eq!(ago(epoch, epoch + Duration::from_secs(9)), "N/A");
+        assert_eq!(timestamp(epoch + Duration::from_secs(86_400)), "1970-01-02 00:00:00 +0000 UTC");
+        assert_eq!(rfc3339(epoch + Duration::from_millis(1500)), "1970-01-01T00:00:01.5Z");
+    }
+}

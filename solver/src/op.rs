@@ -1,0 +1,124 @@
+//! What the solver asks of an operation.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use rbuild_graph::Vertex;
+use tokio::sync::watch;
+
+use crate::event::{Events, StepId};
+use crate::key::{CacheKey, ContentHash, KeyPart, KeySpec};
+use crate::record::Usage;
+
+/// Why an operation failed. Shared, since many may wait for one operation.
+pub type OpError = Arc<dyn std::error::Error + Send + Sync>;
+
+/// Makes an operation real: from what a vertex says to what can be run.
+pub type OpFactory<R> = Arc<dyn Fn(&Vertex) -> Result<Arc<dyn RunOp<R>>, OpError> + Send + Sync>;
+
+/// An operation as the solver sees it: how it is cached, and how it runs.
+///
+/// None of the calls may block the thread for more than about a millisecond: long work belongs on a thread made for it
+/// (`spawn_blocking`, a pool). An operation without permit ([`needs_permit`](RunOp::needs_permit)) may be polled
+/// in the middle of the solver's own work.
+pub trait RunOp<R>: Send + Sync {
+    /// What the operation is. Asked once per graph; must not depend on the results of inputs.
+    fn key(&self) -> BoxFuture<'_, Result<KeySpec, OpError>>;
+
+    /// The hash of what the operation selects of input `input`, given that input's result. Asked only of inputs that
+    /// [`key`](RunOp::key) declared `by_content`.
+    fn content(&self, input: usize, value: &R) -> BoxFuture<'_, Result<InputContent, OpError>>;
+
+    /// Does the work. Success means that all outputs exist and stay as they are. Dropping the future cancels; work on
+    /// other threads asks [`RunContext::cancel`].
+    fn run(&self, inputs: Vec<R>, context: RunContext) -> BoxFuture<'_, Result<Ran<R>, OpError>>;
+
+    /// Whether running counts against the number of operations that run at once. Sources that merely name
+    /// something already here say no.
+    fn needs_permit(&self) -> bool {
+        true
+    }
+}
+
+/// The content of one input, as an operation selects it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputContent {
+    pub hash: ContentHash,
+    /// What the hash is made of, for the record only: a hash for each path, say.
+    pub parts: Vec<KeyPart>,
+}
+
+/// What an execution is given besides its inputs.
+#[derive(Clone)]
+pub struct RunContext {
+    /// The step that log lines and progress belong to.
+    pub step: StepId,
+    /// Reaches every build that waits for this execution.
+    pub events: Events,
+    /// The settled key: what the result will be saved under.
+    pub key: CacheKey,
+    pub cancel: Cancel,
+}
+
+/// What an execution gave.
+#[derive(Debug, Clone)]
+pub struct Ran<R> {
+    /// As many as the vertex has outputs.
+    pub outputs: Vec<R>,
+    pub usage: Usage,
+}
+
+impl<R> Ran<R> {
+    /// A single output, nothing measured.
+    pub fn one(output: R) -> Ran<R> {
+        Ran { outputs: vec![output], usage: Usage::default() }
+    }
+}
+
+/// Tells work on other threads that nobody waits for it any more.
+#[derive(Debug, Clone)]
+pub struct Cancel(watch::Receiver<bool>);
+
+impl Cancel {
+    pub fn is_cancelled(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Ends when the execution is cancelled. Never ends when it comes to its own end.
+    pub async fn cancelled(&mut self) {
+        if self.0.wait_for(|cancelled| *cancelled).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// One that nobody cancels, for running an operation by hand.
+    pub fn never() -> Cancel {
+        Cancel(watch::channel(false).1)
+    }
+}
+
+/// The other end of [`Cancel`]: cancels when dropped before [`finish`](CancelOnDrop::finish).
+#[derive(Debug)]
+pub(crate) struct CancelOnDrop {
+    sender: watch::Sender<bool>,
+    finished: bool,
+}
+
+impl CancelOnDrop {
+    pub(crate) fn new() -> (CancelOnDrop, Cancel) {
+        let (sender, receiver) = watch::channel(false);
+        (CancelOnDrop { sender, finished: false }, Cancel(receiver))
+    }
+
+    pub(crate) fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.sender.send_replace(true);
+        }
+    }
+}
