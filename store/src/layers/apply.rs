@@ -316,7 +316,9 @@ impl Unpacked {
         self.implied.remove(path);
         let below = [path, b"/"].concat();
         let gone: Vec<Vec<u8>> = self.implied.range(below.clone()..).take_while(|p| p.starts_with(&below)).cloned().collect();
-        gone.iter().for_each(|path| drop(self.implied.remove(path)));
+        for path in gone {
+            self.implied.remove(&path);
+        }
     }
 
     /// Finishes what depends on the layers below: directories that the layer does not describe look as they do there,

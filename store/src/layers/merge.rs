@@ -5,13 +5,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 use super::apply::describe_dir;
 use super::diff::{entry_of, xattrs};
 use super::read::shown;
-use super::tar::EntryKind;
+use super::tar::{Entry, EntryKind};
 use super::whiteout::{Name, as_path};
 use crate::error::{Context, Result};
 use crate::root::{Kind, Root, Walk};
@@ -22,13 +21,16 @@ pub(crate) fn merge(layer: &Root, tree: &Root) -> Result<()> {
     while let Some(step) = waiting.pop() {
         match step {
             Step::Enter(path) => {
-                let dirs = merge_dir(layer, tree, &path).context(|| format!("merging {}", shown(&path)))?;
-                waiting.push(Step::Describe(path.clone()));
+                let (entry, dirs) = merge_dir(layer, tree, &path).context(|| format!("merging {}", shown(&path)))?;
+                waiting.push(Step::Describe(entry));
                 waiting.extend(dirs.into_iter().map(|name| {
                     Step::Enter(if path.is_empty() { name.into_encoded_bytes() } else { [&path, &b"/"[..], name.as_bytes()].concat() })
                 }));
             }
-            Step::Describe(path) => describe(layer, tree, &path).context(|| format!("merging {}", shown(&path)))?,
+            Step::Describe(entry) => {
+                let dir = tree.open_dir(as_path(&entry.path), Walk::NoLinks);
+                dir.and_then(|dir| describe_dir(&dir, &entry)).context(|| format!("merging {}", shown(&entry.path)))?;
+            }
         }
     }
     Ok(())
@@ -37,12 +39,14 @@ pub(crate) fn merge(layer: &Root, tree: &Root) -> Result<()> {
 enum Step {
     Enter(Vec<u8>),
     /// After what the directory holds, which changes its time.
-    Describe(Vec<u8>),
+    Describe(Entry),
 }
 
-/// Merges what one directory holds; returns the directories in it, made where they lacked.
-fn merge_dir(layer: &Root, tree: &Root, path: &[u8]) -> io::Result<Vec<OsString>> {
+/// Merges what one directory holds; returns what it is to look like, and the directories in it, made where they lacked.
+fn merge_dir(layer: &Root, tree: &Root, path: &[u8]) -> io::Result<(Entry, Vec<OsString>)> {
     let from = layer.open_dir(as_path(path), Walk::NoLinks)?;
+    // Now: moving things out changes its time.
+    let looks = entry_of(path.to_vec(), &from.metadata()?, EntryKind::Directory, xattrs(&from)?);
     let to = tree.open_dir(as_path(path), Walk::NoLinks)?;
     let mut entries: Vec<(OsString, Kind)> = Vec::new();
     for entry in from.entries()? {
@@ -88,11 +92,5 @@ fn merge_dir(layer: &Root, tree: &Root, path: &[u8]) -> io::Result<Vec<OsString>
             from.rename(&name, &to, &name)?;
         }
     }
-    Ok(dirs)
-}
-
-fn describe(layer: &Root, tree: &Root, path: &[u8]) -> io::Result<()> {
-    let from = layer.open_dir(as_path(path), Walk::NoLinks)?;
-    let entry = entry_of(Vec::new(), &from.metadata()?, EntryKind::Directory, xattrs(&from)?);
-    describe_dir(&tree.open_dir(as_path(path), Walk::NoLinks)?, &entry)
+    Ok((looks, dirs))
 }

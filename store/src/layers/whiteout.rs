@@ -84,10 +84,6 @@ impl Lowers {
         Ok(Lowers { roots: paths.into_iter().map(|path| Root::open(path.as_ref())).collect::<io::Result<_>>()? })
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.roots.is_empty()
-    }
-
     /// What they show together in their top directory.
     pub(crate) fn top(&self) -> io::Result<Below> {
         let dirs = self.roots.iter().enumerate().map(|(at, root)| Ok((at, root.top().try_clone()?)));
