@@ -86,8 +86,9 @@ fn layers_come_back_as_they_went() {
     let snapshots = three(&origin);
     let tars: Vec<Vec<u8>> = snapshots.iter().map(|snapshot| origin.tar(snapshot)).collect();
     let list = "find . -mindepth 1 -printf '%P %y %m %U:%G %T@ %s %l %n\\n' | grep -av ' d ' | sort; find . -type d -printf '%P %m %U:%G %T@\\n' | sort; \
-                getcap -r . | sort; find . -type f -exec sha256sum {} + | sort; getfattr -R -m - -d d";
-    let whole = |text: String| text.lines().map(|line| line.split(".5000").next().unwrap().to_owned()).collect::<Vec<_>>();
+                getcap -r . | sort; find . -type f -exec sha256sum {} + | sort; getfattr -hR -m - -d d";
+    let whole =
+        |text: String| text.lines().map(|line| line.split(".5000").next().unwrap().to_owned()).collect::<Vec<_>>();
     for driver in DRIVERS {
         let store = TestStore::new(driver);
         let mut top: Option<Snapshot> = None;
@@ -103,7 +104,9 @@ fn layers_come_back_as_they_went() {
         }
         let (there, here) = (origin.show(&snapshots[2], list), store.show(&top.unwrap(), list));
         // Sub-second times do not travel.
-        let fraction = |line: &str| line.split_whitespace().map(|w| w.strip_suffix("0000000000").unwrap_or(w)).collect::<Vec<_>>().join(" ");
+        let fraction = |line: &str| {
+            line.split_whitespace().map(|w| w.strip_suffix("0000000000").unwrap_or(w)).collect::<Vec<_>>().join(" ")
+        };
         let (there, here): (Vec<_>, Vec<_>) =
             (whole(there).iter().map(|l| fraction(l)).collect(), whole(here).iter().map(|l| fraction(l)).collect());
         for (a, b) in there.iter().zip(&here) {
@@ -127,7 +130,11 @@ fn gnu_tar_reads_what_we_write() {
     std::fs::create_dir(&out).unwrap();
     let (ok, output) = run("tar", &["--xattrs", "--xattrs-include=*", "-xpf", "-", "-C", out.to_str().unwrap()], &tar);
     assert!(ok, "{output}");
-    let (_, attribute) = run("getfattr", &["--absolute-names", "--only-values", "-n", "user.note", out.join("d/attr").to_str().unwrap()], b"");
+    let (_, attribute) = run(
+        "getfattr",
+        &["--absolute-names", "--only-values", "-n", "user.note", out.join("d/attr").to_str().unwrap()],
+        b"",
+    );
     assert_eq!(attribute, "a=b\nc");
     let (_, cap) = run("getcap", &[out.join("d/suid").to_str().unwrap()], b"");
     assert!(cap.contains("cap_net_raw"), "{cap}");
@@ -182,7 +189,8 @@ fn a_step_that_changes_nothing_is_the_empty_tar() {
 fn parents_a_layer_does_not_name_look_as_below() {
     for driver in DRIVERS {
         let store = TestStore::new(driver);
-        let base = store.change(None, "mkdir -m 1777 tmp; chown 3:4 tmp; setfattr -n user.a -v b tmp; t tmp .; chmod 711 .");
+        let base =
+            store.change(None, "mkdir -m 1777 tmp; chown 3:4 tmp; setfattr -n user.a -v b tmp; t tmp .; chmod 711 .");
         let layer = fixture::tar(&[fixture::file("tmp/sub/file", "x")]);
         let top = store.apply(&layer, Some(&base)).unwrap();
         let shown = store.show(&top, "stat -c '%a %u:%g %Y' . tmp tmp/sub; getfattr --only-values -n user.a tmp");

@@ -93,7 +93,9 @@ impl Unpacker<'_> {
             (Name::Opaque, Marks::Overlay) => return self.opaque(entry, parent),
             (Name::Gone(_) | Name::Opaque, Marks::Files) => return self.mark_file(entry, parent, name),
             (Name::Invalid, Marks::Overlay | Marks::Files) => return Err(invalid(entry, "it is no valid whiteout")),
-            (_, Marks::Refused) => return Err(invalid(entry, "names that start with .wh. mean removed files in a layer")),
+            (_, Marks::Refused) => {
+                return Err(invalid(entry, "names that start with .wh. mean removed files in a layer"));
+            }
         }
         let name = OsStr::from_bytes(name);
         if matches!(entry.kind, EntryKind::CharDevice { major: 0, minor: 0 }) {
@@ -157,7 +159,9 @@ impl Unpacker<'_> {
                 self.unpacked.foreign_links.push(link);
                 return Ok(());
             }
-            Err(error) => return Err(blocked(entry, "its link target", error).unwrap_or_else(|e| StoreError::io(what(), e))),
+            Err(error) => {
+                return Err(blocked(entry, "its link target", error).unwrap_or_else(|e| StoreError::io(what(), e)));
+            }
         };
         match metadata.kind {
             Kind::Dir => return Err(invalid(entry, "it is a hard link to a directory")),
@@ -315,7 +319,8 @@ impl Unpacked {
     fn forget(&mut self, path: &[u8]) {
         self.implied.remove(path);
         let below = [path, b"/"].concat();
-        let gone: Vec<Vec<u8>> = self.implied.range(below.clone()..).take_while(|p| p.starts_with(&below)).cloned().collect();
+        let gone: Vec<Vec<u8>> =
+            self.implied.range(below.clone()..).take_while(|p| p.starts_with(&below)).cloned().collect();
         for path in gone {
             self.implied.remove(&path);
         }
@@ -338,12 +343,25 @@ impl Unpacked {
             // description looks best as it was.
             match lowers.at(as_path(path)).context(what)?.uppermost() {
                 Some(before) => {
-                    let entry = entry_of(path.clone(), &before.metadata().context(what)?, EntryKind::Directory, xattrs(before).context(what)?);
+                    let entry = entry_of(
+                        path.clone(),
+                        &before.metadata().context(what)?,
+                        EntryKind::Directory,
+                        xattrs(before).context(what)?,
+                    );
                     describe_dir(&dir, &entry).context(what)?;
                 }
                 None => {
                     let (mode, xattrs) = (0o755, Xattrs::new());
-                    let entry = Entry { path: path.clone(), kind: EntryKind::Directory, mode, uid: 0, gid: 0, mtime: IMPLIED_TIME, xattrs };
+                    let entry = Entry {
+                        path: path.clone(),
+                        kind: EntryKind::Directory,
+                        mode,
+                        uid: 0,
+                        gid: 0,
+                        mtime: IMPLIED_TIME,
+                        xattrs,
+                    };
                     describe_dir(&dir, &entry).context(what)?;
                 }
             }
@@ -360,7 +378,9 @@ fn hide_all(root: &Root, lowers: &Lowers) -> Result<()> {
     for name in lowers.top().context(what)?.names().context(what)? {
         match top.open_dir(&name) {
             Ok(dir) => whiteout::set_opaque(&dir).context(what)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => whiteout::make_whiteout(top, &name).context(what)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                whiteout::make_whiteout(top, &name).context(what)?
+            }
             Err(_) => {} // something else of this name hides what is below
         }
     }

@@ -174,7 +174,14 @@ pub struct ParallelGzip<W: Write> {
 
 impl<W: Write> ParallelGzip<W> {
     fn new(out: W, level: u32) -> ParallelGzip<W> {
-        ParallelGzip { out, level, full: Vec::new(), current: Vec::new(), batch: 2 * rayon::current_num_threads().max(1), any: false }
+        ParallelGzip {
+            out,
+            level,
+            full: Vec::new(),
+            current: Vec::new(),
+            batch: 2 * rayon::current_num_threads().max(1),
+            any: false,
+        }
     }
 
     fn finish(mut self) -> io::Result<W> {

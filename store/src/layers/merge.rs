@@ -24,7 +24,11 @@ pub(crate) fn merge(layer: &Root, tree: &Root) -> Result<()> {
                 let (entry, dirs) = merge_dir(layer, tree, &path).context(|| format!("merging {}", shown(&path)))?;
                 waiting.push(Step::Describe(entry));
                 waiting.extend(dirs.into_iter().map(|name| {
-                    Step::Enter(if path.is_empty() { name.into_encoded_bytes() } else { [&path, &b"/"[..], name.as_bytes()].concat() })
+                    Step::Enter(if path.is_empty() {
+                        name.into_encoded_bytes()
+                    } else {
+                        [&path, &b"/"[..], name.as_bytes()].concat()
+                    })
                 }));
             }
             Step::Describe(entry) => {

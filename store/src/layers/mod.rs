@@ -190,7 +190,13 @@ impl Layers {
             tx.prepare_cached(
                 "INSERT OR IGNORE INTO layer_blobs (diff_id, digest, media_type, size, options) VALUES (?, ?, ?, ?, ?)",
             )?
-            .execute((diff_id.0.to_string(), layer.digest.to_string(), layer.media_type.as_str(), size, options))?;
+            .execute((
+                diff_id.0.to_string(),
+                layer.digest.to_string(),
+                layer.media_type.as_str(),
+                size,
+                options,
+            ))?;
             Ok(())
         })
     }
@@ -198,8 +204,8 @@ impl Layers {
     /// Blobs that were this layer at some time, and the options they were made with.
     fn known_blobs(&self, diff_id: &DiffId) -> Result<Vec<(Digest, String)>> {
         let rows: Vec<(String, String)> = self.store.db().read(|tx| {
-            let mut query =
-                tx.prepare_cached("SELECT digest, options FROM layer_blobs WHERE diff_id = ? ORDER BY options, digest")?;
+            let mut query = tx
+                .prepare_cached("SELECT digest, options FROM layer_blobs WHERE diff_id = ? ORDER BY options, digest")?;
             let rows = query.query_map([diff_id.0.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))?;
             Ok(rows.collect::<Result<_, _>>()?)
         })?;
@@ -251,7 +257,8 @@ impl Layers {
         for (at, (layer, diff_id)) in missing.iter().enumerate() {
             let next = staged.next().ok_or_else(|| StoreError::invalid("image", "a layer was not unpacked"))?;
             let chain = ChainId::of(&diff_ids[..=done + at]);
-            let made_meanwhile = chain.map(|chain| self.store.snapshots().by_chain_id(&chain, lease)).transpose()?.flatten();
+            let made_meanwhile =
+                chain.map(|chain| self.store.snapshots().by_chain_id(&chain, lease)).transpose()?.flatten();
             top = Some(match made_meanwhile {
                 Some(snapshot) => snapshot,
                 None => self.stack(next, top.as_ref())?,

@@ -129,7 +129,8 @@ pub(super) fn gnu_name(bytes: &[u8]) -> Result<Vec<u8>, String> {
 
 /// Offsets and lengths in turn, separated by commas (form 0.1).
 fn parse_map(value: &[u8]) -> Result<Vec<(u64, u64)>, String> {
-    let numbers: Vec<u64> = value.split(|b| *b == b',').map(|n| decimal(b"GNU.sparse.map", n)).collect::<Result<_, _>>()?;
+    let numbers: Vec<u64> =
+        value.split(|b| *b == b',').map(|n| decimal(b"GNU.sparse.map", n)).collect::<Result<_, _>>()?;
     if numbers.len() % 2 != 0 {
         return Err("its sparse map ends with an offset".into());
     }

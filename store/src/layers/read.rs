@@ -163,7 +163,10 @@ impl<R: Read> Reader<R> {
             signed += i64::from(byte as i8);
         }
         if said != Some(plain) && said != Some(signed) {
-            return Err(StoreError::invalid("tar archive", "the checksum of a header is wrong: it is damaged or no tar archive"));
+            return Err(StoreError::invalid(
+                "tar archive",
+                "the checksum of a header is wrong: it is damaged or no tar archive",
+            ));
         }
         Ok(Some(header))
     }
@@ -195,13 +198,22 @@ impl<R: Read> Reader<R> {
         let shown = shown(&raw);
         let bad = |reason: String| invalid(&shown, reason);
         let path = clean(&raw).map_err(bad)?;
-        let link = extensions.link.take().or(extensions.gnu_link.take()).unwrap_or_else(|| until_nul(&header.as_old().linkname));
+        let link = extensions
+            .link
+            .take()
+            .or(extensions.gnu_link.take())
+            .unwrap_or_else(|| until_nul(&header.as_old().linkname));
         let stored = match extensions.size {
             Some(size) => size,
             None => stored_size(header).map_err(bad)?,
         };
         let flag = header.as_old().linkflag[0];
-        self.body = Body { name: shown.clone(), stored, padding: stored.next_multiple_of(BLOCK as u64) - stored, ..Body::default() };
+        self.body = Body {
+            name: shown.clone(),
+            stored,
+            padding: stored.next_multiple_of(BLOCK as u64) - stored,
+            ..Body::default()
+        };
         let kind = match flag {
             0 if raw.ends_with(b"/") && stored == 0 => EntryKind::Directory,
             0 | b'0' | b'7' if raw.ends_with(b"/") => return Err(bad("a file's name ends with a slash".into())),
@@ -212,12 +224,18 @@ impl<R: Read> Reader<R> {
                 EntryKind::File { size }
             }
             b'1'..=b'6' if stored != 0 => return Err(bad("it has a body, but its type has none".into())),
-            b'1' => EntryKind::HardLink { target: clean(&link).map_err(|reason| bad(format!("its link target: {reason}")))? },
+            b'1' => EntryKind::HardLink {
+                target: clean(&link).map_err(|reason| bad(format!("its link target: {reason}")))?,
+            },
             b'2' if link.is_empty() => return Err(bad("its link target is empty".into())),
             b'2' => EntryKind::Symlink { target: link },
             b'3' | b'4' => {
                 let (major, minor) = device(header).map_err(bad)?;
-                if flag == b'3' { EntryKind::CharDevice { major, minor } } else { EntryKind::BlockDevice { major, minor } }
+                if flag == b'3' {
+                    EntryKind::CharDevice { major, minor }
+                } else {
+                    EntryKind::BlockDevice { major, minor }
+                }
             }
             b'5' => EntryKind::Directory,
             b'6' => EntryKind::Fifo,
@@ -244,7 +262,13 @@ impl<R: Read> Reader<R> {
     }
 
     /// Size and pieces of a regular file, sparse or not.
-    fn content(&mut self, header: &Header, flag: u8, sparse: &pax::SparseRecords, stored: u64) -> Result<(u64, Vec<(u64, u64)>)> {
+    fn content(
+        &mut self,
+        header: &Header,
+        flag: u8,
+        sparse: &pax::SparseRecords,
+        stored: u64,
+    ) -> Result<(u64, Vec<(u64, u64)>)> {
         let shown = self.body.name.clone();
         let bad = |reason: &str| invalid(&shown, reason.to_owned());
         let version = (sparse.major, sparse.minor);
@@ -474,7 +498,11 @@ pub(crate) fn clean(raw: &[u8]) -> std::result::Result<Vec<u8>, String> {
             b"" | b"." => continue,
             b".." => return Err("a name with .. in it is not allowed".into()),
             _ if component.len() > limits::COMPONENT => {
-                return Err(format!("a component of {} bytes is over the limit of {} bytes", component.len(), limits::COMPONENT));
+                return Err(format!(
+                    "a component of {} bytes is over the limit of {} bytes",
+                    component.len(),
+                    limits::COMPONENT
+                ));
             }
             _ => {}
         }
@@ -512,7 +540,8 @@ fn device(header: &Header) -> std::result::Result<(u32, u32), String> {
         (_, Some(gnu)) => (&gnu.dev_major, &gnu.dev_minor),
         _ => return Err("old tar has no device nodes".into()),
     };
-    let part = |field: &[u8]| unsigned(field).and_then(|n| u32::try_from(n).ok()).ok_or("its device number is no number");
+    let part =
+        |field: &[u8]| unsigned(field).and_then(|n| u32::try_from(n).ok()).ok_or("its device number is no number");
     let (major, minor) = (part(major)?, part(minor)?);
     if major >= 1 << 12 || minor >= 1 << 20 {
         return Err(format!("there is no device {major}:{minor}"));

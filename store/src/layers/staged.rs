@@ -65,9 +65,7 @@ impl Staged {
         let mut size = 0;
         // Decompression and hashing on one thread, files on the other.
         let unpacked = pipe::scoped(
-            |out| {
-                copy_hashed(plain, out, &mut hash, &mut size).map_err(|e| super::from_io("reading the archive", e))
-            },
+            |out| copy_hashed(plain, out, &mut hash, &mut size).map_err(|e| super::from_io("reading the archive", e)),
             |input| apply::unpack(&mut Reader::new(input), &root, marks),
         )?;
         Ok(Staged { diff_id: DiffId(hash.finish()), size, codec, unpacked, place })

@@ -141,7 +141,10 @@ impl<W: Write> Writer<W> {
 
     fn end_body(&mut self) -> io::Result<()> {
         if self.owed != 0 {
-            return Err(io::Error::other(format!("the content is {} bytes shorter than the size in its header", self.owed)));
+            return Err(io::Error::other(format!(
+                "the content is {} bytes shorter than the size in its header",
+                self.owed
+            )));
         }
         let padding = std::mem::take(&mut self.padding);
         self.put(&[0; BLOCK][..padding])
@@ -293,7 +296,15 @@ mod tests {
     use super::*;
 
     fn entry(path: &str, kind: EntryKind) -> Entry {
-        Entry { path: path.into(), kind, mode: 0o644, uid: 0, gid: 0, mtime: Timestamp::new(1, 0), xattrs: Xattrs::new() }
+        Entry {
+            path: path.into(),
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::new(1, 0),
+            xattrs: Xattrs::new(),
+        }
     }
 
     fn write(entries: &[(Entry, &[u8])]) -> Vec<u8> {

@@ -168,7 +168,9 @@ fn list(path: &[u8], dir: &Dir, below: &Below, full: bool) -> Result<Vec<Item>> 
         }
         if Name::of(entry.name.as_bytes()) != Name::Plain {
             let name = shown(&join(path, entry.name.as_bytes())?);
-            return Err(StoreError::Unsupported(format!("{name} in a layer: names that start with .wh. mean removed files there")));
+            return Err(StoreError::Unsupported(format!(
+                "{name} in a layer: names that start with .wh. mean removed files there"
+            )));
         }
         nodes.insert(entry.name);
     }
@@ -217,7 +219,11 @@ fn removed(
 fn join(path: &[u8], name: &[u8]) -> Result<Vec<u8>> {
     let joined = if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };
     let limit = |what: &str, limit: usize| {
-        Err(StoreError::Limit { what: format!("{what} {} in a layer", shown(&joined)), limit: limit as u64, unit: "bytes" })
+        Err(StoreError::Limit {
+            what: format!("{what} {} in a layer", shown(&joined)),
+            limit: limit as u64,
+            unit: "bytes",
+        })
     };
     match () {
         () if joined.len() >= limits::PATH => limit("the path", limits::PATH),
