@@ -1,7 +1,7 @@
 //! What every command is given: settings, printers and, when it asks, the engine.
 
 use std::cell::OnceCell;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use rbuild_engine::{Engine, EngineOptions};
 use crate::args::Globals;
 use crate::error::CliError;
 use crate::settings::Settings;
+use crate::terminal::{clean, tell};
 
 /// The bundles of certificates that distributions keep, the first that is there.
 const BUNDLES: [&str; 3] =
@@ -70,15 +71,19 @@ impl App {
         })
     }
 
-    /// Writes to standard output, as it is.
+    /// Writes text to standard output; a terminal gets it without control characters.
     ///
     /// # Errors
     /// The reader went away, or the disk behind a redirection is full.
     pub fn print(&self, text: &str) -> Result<(), CliError> {
-        self.write_out(text.as_bytes())
+        if std::io::stdout().is_terminal() {
+            self.write_out(clean(text).as_bytes())
+        } else {
+            self.write_out(text.as_bytes())
+        }
     }
 
-    /// Writes bytes to standard output.
+    /// Writes bytes to standard output, as they are.
     ///
     /// # Errors
     /// As [`App::print`].
@@ -89,10 +94,9 @@ impl App {
         Ok(())
     }
 
-    /// Writes a line to standard error. That nobody reads it is no reason to fail.
+    /// Writes a line to standard error.
     pub fn tell(&self, text: &str) {
-        let mut err = std::io::stderr().lock();
-        drop(err.write_all(text.as_bytes()).and_then(|()| err.write_all(b"\n")));
+        tell(&format!("{text}\n"));
     }
 }
 

@@ -36,12 +36,7 @@ fn main() -> ExitCode {
     match start() {
         Ok(code) => code,
         Err(error) => {
-            let text = error.render();
-            if !text.is_empty() {
-                let mut err = std::io::stderr().lock();
-                // Nobody to tell it to: the exit code still says it.
-                drop(std::io::Write::write_all(&mut err, text.as_bytes()));
-            }
+            terminal::tell(&error.render());
             error.exit_code()
         }
     }

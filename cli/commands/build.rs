@@ -198,7 +198,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     match mode {
         Mode::Quiet if args.quiet => app.print(&format!("{}\n", result.image_id))?,
         Mode::Terminal | Mode::Plain if !result.warnings.is_empty() => {
-            app.tell(&diagnostics::warnings(&result.warnings))
+            app.tell(diagnostics::warnings(&result.warnings).trim_end())
         }
         _ => {}
     }
