@@ -1,220 +1,223 @@
-//! Users and groups as an image names them: its own `/etc/passwd` and `/etc/group`, and nothing of the host's.
+//! Who `user[:group]` is in an image.
+//!
+//! Looked up in the image's own `/etc/passwd` and `/etc/group`, which are opened beneath its root, must be regular files
+//! and are read line by line up to a limit; the machine's own users play no part. Digits are an id and never a name.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use rbuild_store::{Root, Walk};
 
-use crate::error::{Error, Result};
+use crate::error::Error;
 
-/// The most that is read of `/etc/passwd` or `/etc/group`, in bytes: a hundred thousand entries fit.
-pub const DATABASE_LIMIT: u64 = 16 << 20;
-/// Longer lines are not entries.
-const LINE_LIMIT: usize = 64 << 10;
-/// The highest id; one more is the kernel's "no id".
-const HIGHEST_ID: u32 = u32::MAX - 1;
+/// Bytes of a user database that are read; what is larger is refused.
+const LIMIT: u64 = 8 << 20;
+/// Groups a process can be in, as the kernel counts them.
+const GROUPS: usize = 65_536;
 
-/// Who a process runs as.
+/// A process's user.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Account {
+pub struct Identity {
     pub uid: u32,
     pub gid: u32,
-    /// Groups beside `gid`; none when the group was named by the caller.
-    pub additional_gids: Vec<u32>,
-    /// The home directory, `/` where the image does not know the user.
+    /// Supplementary groups, ascending; empty when the group was named explicitly.
+    pub groups: Vec<u32>,
+    /// The home directory; `/` for somebody the image does not know.
     pub home: String,
 }
 
-/// Resolves `user`, `uid`, `user:group` and their mixtures in the image at `root`; empty is root.
+/// The identity that `text` (`user`, `uid`, `user:group`, …; empty is root) has in the tree at `root`.
 ///
-/// What is made of digits is an id, never a name. A name the image does not know, and an id that does not fit, are
-/// [`Error::Refused`] with docker's words.
-pub fn resolve(root: &Root, spec: &str) -> Result<Account> {
-    let (user, group) = match spec.split_once(':') {
-        Some((user, group)) => (user, group),
-        None => (spec, ""),
+/// # Errors
+/// In docker's words: a name that is not there, an id out of range; a database that is no regular file or too large.
+pub fn resolve(root: &Root, text: &str) -> Result<Identity, Error> {
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
+        None => (text, None),
     };
     let user = if user.is_empty() { "0" } else { user };
-    let uid = id(user)?;
-    let mut found = None;
-    entries(root, "/etc/passwd", |fields| {
-        let [name, _, entry_uid, entry_gid, _, home, ..] = fields else { return true };
-        let (Ok(entry_uid), Ok(entry_gid)) = (entry_uid.parse::<u32>(), entry_gid.parse::<u32>()) else { return true };
-        if uid.map_or(*name == user, |uid| uid == entry_uid) {
-            found = Some(((*name).to_owned(), entry_uid, entry_gid, (*home).to_owned()));
-        }
-        found.is_none()
+    let wanted = Wanted::parse(user, "user")?;
+    let entry = find(root, "etc/passwd", |fields| {
+        let [name, _, uid, gid, _, home, ..] = fields else { return None };
+        let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
+        wanted.is(name, uid).then(|| Entry { name: (*name).to_owned(), uid, gid, home: (*home).to_owned() })
     })?;
-    let (name, uid, gid, home) = match (found, uid) {
-        (Some((name, uid, gid, home)), _) => (Some(name), uid, gid, home),
-        (None, Some(uid)) => (None, uid, 0, String::new()),
-        (None, None) => {
-            return Err(Error::Refused(format!("unable to find user {user}: no matching entries in passwd file")));
+    let entry = match (entry, &wanted) {
+        (Some(entry), _) => entry,
+        (None, Wanted::Id(uid)) => Entry { name: String::new(), uid: *uid, gid: 0, home: "/".into() },
+        (None, Wanted::Name(name)) => {
+            return Err(Error::Refused(format!("unable to find user {name}: no matching entries in passwd file")));
         }
     };
-    let (gid, additional_gids) = if group.is_empty() {
-        (gid, name.map_or(Ok(Vec::new()), |name| memberships(root, &name))?)
-    } else {
-        (one_group(root, group)?, Vec::new())
-    };
-    let home = if home.is_empty() { "/".to_owned() } else { home };
-    Ok(Account { uid, gid, additional_gids, home })
+    let home = if entry.home.is_empty() { "/".to_owned() } else { entry.home };
+    if let Some(group) = group {
+        return Ok(Identity { uid: entry.uid, gid: group_id(root, group)?, groups: Vec::new(), home });
+    }
+    let groups = memberships(root, &entry.name)?;
+    Ok(Identity { uid: entry.uid, gid: entry.gid, groups, home })
 }
 
-/// Resolves groups given one by one, by name or id.
-pub fn resolve_groups(root: &Root, groups: &[String]) -> Result<Vec<u32>> {
-    groups.iter().map(|group| one_group(root, group)).collect()
-}
-
-fn one_group(root: &Root, group: &str) -> Result<u32> {
-    if let Some(gid) = id(group)? {
+/// The id of a group in the tree at `root`.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn group_id(root: &Root, text: &str) -> Result<u32, Error> {
+    let wanted = Wanted::parse(text, "group")?;
+    if let Wanted::Id(gid) = wanted {
         return Ok(gid);
     }
-    let mut found = None;
-    entries(root, "/etc/group", |fields| {
-        if let [name, _, gid, ..] = fields
-            && *name == group
-        {
-            found = gid.parse().ok().filter(|&gid| gid <= HIGHEST_ID);
-        }
-        found.is_none()
+    let found = find(root, "etc/group", |fields| {
+        let [name, _, gid, ..] = fields else { return None };
+        let gid = gid.parse().ok()?;
+        wanted.is(name, gid).then_some(gid)
     })?;
-    found.ok_or_else(|| Error::Refused(format!("unable to find group {group}: no matching entries in group file")))
+    found.ok_or_else(|| Error::Refused(format!("unable to find group {text}: no matching entries in group file")))
 }
 
-fn memberships(root: &Root, user: &str) -> Result<Vec<u32>> {
-    let mut gids = Vec::new();
-    entries(root, "/etc/group", |fields| {
+struct Entry {
+    name: String,
+    uid: u32,
+    gid: u32,
+    home: String,
+}
+
+/// A name or a number.
+enum Wanted<'a> {
+    Id(u32),
+    Name(&'a str),
+}
+
+impl Wanted<'_> {
+    fn parse<'a>(text: &'a str, what: &str) -> Result<Wanted<'a>, Error> {
+        if text.bytes().all(|b| b.is_ascii_digit()) {
+            // The largest number stands for "leave it alone" in the kernel's calls.
+            let id = text.parse::<u32>().ok().filter(|id| *id < u32::MAX - 1);
+            let out_of_range = || Error::Refused(format!("{what}s specified must be in range 0-4294967293: {text}"));
+            return id.map(Wanted::Id).ok_or_else(out_of_range);
+        }
+        Ok(Wanted::Name(text))
+    }
+
+    fn is(&self, name: &str, id: u32) -> bool {
+        match self {
+            Wanted::Id(wanted) => *wanted == id,
+            Wanted::Name(wanted) => *wanted == name,
+        }
+    }
+}
+
+/// The groups that list `user` as a member.
+fn memberships(root: &Root, user: &str) -> Result<Vec<u32>, Error> {
+    let mut groups = Vec::new();
+    if user.is_empty() {
+        return Ok(groups);
+    }
+    find::<()>(root, "etc/group", |fields| {
         if let [_, _, gid, members, ..] = fields
-            && members.split(',').any(|member| member.trim() == user)
-            && let Ok(gid) = gid.parse::<u32>()
-            && !gids.contains(&gid)
+            && let Ok(gid) = gid.parse()
+            && members.split(',').any(|member| member == user)
+            && groups.len() < GROUPS
         {
-            gids.push(gid);
+            groups.push(gid);
         }
-        true
+        None
     })?;
-    Ok(gids)
+    groups.sort_unstable();
+    groups.dedup();
+    Ok(groups)
 }
 
-/// The number, if it is made of digits alone.
-fn id(text: &str) -> Result<Option<u32>> {
-    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Ok(None);
-    }
-    match text.parse::<u32>() {
-        Ok(id) if id <= HIGHEST_ID && digits.len() == text.len() => Ok(Some(id)),
-        _ => Err(Error::Refused(format!("invalid id {text}: uids and gids must be in range 0-{HIGHEST_ID}"))),
-    }
-}
-
-/// Calls `each` with the fields of every line until it says no. A file that is missing has no lines.
-fn entries(root: &Root, path: &str, mut each: impl FnMut(&[&str]) -> bool) -> Result<()> {
-    let file = match root.open_file(Path::new(path), Walk::InRoot) {
-        Ok(file) => file,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
-        Err(error) => return Err(Error::system(format!("open {path} of the image"), error)),
-    };
-    let reading = |error| Error::system(format!("read {path} of the image"), error);
-    let is_regular = file.metadata().map_err(reading)?.is_file();
-    if !is_regular {
-        return Err(Error::Refused(format!("{path} of the image is not a regular file")));
-    }
-    let mut reader = BufReader::new(file.take(DATABASE_LIMIT + 1));
-    let (mut line, mut total) = (Vec::new(), 0);
+/// The first line of a database that `pick` takes. A database that does not exist has no lines; lines that are not
+/// UTF-8 are nobody's.
+fn find<T>(root: &Root, path: &str, mut pick: impl FnMut(&[&str]) -> Option<T>) -> Result<Option<T>, Error> {
+    let Some(file) = open(root, path)? else { return Ok(None) };
+    let mut lines = BufReader::new(file.take(LIMIT));
+    let mut line = Vec::new();
     loop {
         line.clear();
-        let length = reader.read_until(b'\n', &mut line).map_err(reading)?;
-        total += length as u64;
-        if total > DATABASE_LIMIT {
-            return Err(Error::Refused(format!("{path} of the image is longer than {DATABASE_LIMIT} bytes")));
-        }
-        if length == 0 {
-            return Ok(());
-        }
-        if length > LINE_LIMIT {
-            continue;
+        match lines.read_until(b'\n', &mut line) {
+            Ok(0) => return Ok(None),
+            Ok(_) => {}
+            Err(source) => return Err(Error::System { action: format!("read /{path}"), source }),
         }
         let Ok(text) = std::str::from_utf8(&line) else { continue };
         let text = text.trim();
         if text.is_empty() || text.starts_with('#') {
             continue;
         }
-        if !each(&text.split(':').collect::<Vec<_>>()) {
-            return Ok(());
+        let fields: Vec<&str> = text.split(':').collect();
+        if let Some(found) = pick(&fields) {
+            return Ok(Some(found));
         }
+    }
+}
+
+fn open(root: &Root, path: &str) -> Result<Option<File>, Error> {
+    let refuse = |why: &str| Err(Error::Refused(format!("/{path} of the image {why}")));
+    match root.stat(Path::new(path), Walk::InRoot) {
+        Ok(meta) if meta.kind != rbuild_store::root::Kind::File => return refuse("is not a regular file"),
+        Ok(meta) if meta.size > LIMIT => return refuse("is over the limit of 8 MiB"),
+        Ok(_) => {}
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(source) => return Err(Error::System { action: format!("look at /{path}"), source }),
+    }
+    match root.open_file(Path::new(path), Walk::InRoot) {
+        Ok(file) => Ok(Some(file)),
+        Err(source) => Err(Error::System { action: format!("open /{path}"), source }),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::symlink;
-
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# comment\nbroken\nbad:x:-1:0::/:\n\
-                          www:x:33:33:www:/var/www:\n1000:x:7:7::/x:\nnohome:x:44:45:::\n";
-    const GROUP: &str = "root:x:0:\nmail:x:8:www,other\nwww:x:33:\nstaff:x:50: www\n";
-
-    fn image() -> (tempfile::TempDir, Root) {
+    fn image(passwd: &str, group: &str) -> (tempfile::TempDir, Root) {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("etc")).unwrap();
-        fs::write(dir.path().join("etc/passwd"), PASSWD).unwrap();
-        fs::write(dir.path().join("etc/group"), GROUP).unwrap();
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        std::fs::write(dir.path().join("etc/passwd"), passwd).unwrap();
+        std::fs::write(dir.path().join("etc/group"), group).unwrap();
         let root = Root::open(dir.path()).unwrap();
         (dir, root)
     }
 
     #[test]
-    fn names_and_numbers() {
-        let (_dir, root) = image();
-        let table: &[(&str, u32, u32, &[u32], &str)] = &[
-            ("", 0, 0, &[], "/root"),
-            ("www", 33, 33, &[8, 50], "/var/www"),
-            ("33", 33, 33, &[8, 50], "/var/www"),
-            ("www:mail", 33, 8, &[], "/var/www"),
-            ("1234", 1234, 0, &[], "/"),
-            ("1000", 1000, 0, &[], "/"),
-            ("1234:5678", 1234, 5678, &[], "/"),
-            (":mail", 0, 8, &[], "/root"),
-            ("nohome", 44, 45, &[], "/"),
-            ("4294967294", u32::MAX - 1, 0, &[], "/"),
+    fn names_and_numbers_are_looked_up_in_the_image() {
+        let (_dir, root) = image(
+            "root:x:0:0::/root:/bin/sh\n\nbad line\napp:x:1000:1000::/home/app:/bin/sh\n42:x:7:7::/odd:/bin/sh\n",
+            "root:x:0:\napp:x:1000:\nwheel:x:10:app,root\nvideo:x:5:app\n",
+        );
+        let cases = [
+            ("", (0, 0, vec![10], "/root")),
+            ("app", (1000, 1000, vec![5, 10], "/home/app")),
+            ("1000", (1000, 1000, vec![5, 10], "/home/app")),
+            ("app:wheel", (1000, 10, vec![], "/home/app")),
+            ("app:77", (1000, 77, vec![], "/home/app")),
+            ("5000", (5000, 0, vec![], "/")),
+            ("42", (42, 0, vec![], "/")),
         ];
-        for &(spec, uid, gid, groups, home) in table {
-            let wanted = Account { uid, gid, additional_gids: groups.to_vec(), home: home.to_owned() };
-            assert_eq!(resolve(&root, spec).unwrap(), wanted, "{spec:?}");
+        for (text, (uid, gid, groups, home)) in cases {
+            let want = Identity { uid, gid, groups, home: home.into() };
+            assert_eq!(resolve(&root, text).unwrap(), want, "{text:?}");
         }
-        assert_eq!(resolve_groups(&root, &["mail".to_owned(), "999".to_owned()]).unwrap(), [8, 999]);
+        let message = |text| resolve(&root, text).unwrap_err().to_string();
+        assert_eq!(message("nobody"), "unable to find user nobody: no matching entries in passwd file");
+        assert_eq!(message("app:none"), "unable to find group none: no matching entries in group file");
+        for wrapped in ["4294967296", "4294967295", "99999999999999999999"] {
+            assert!(message(wrapped).contains("must be in range"), "{wrapped}");
+        }
     }
 
     #[test]
-    fn what_is_not_there_is_refused_with_dockers_words() {
-        let (_dir, root) = image();
-        let message = |spec: &str| resolve(&root, spec).unwrap_err().to_string();
-        assert_eq!(message("x"), "unable to find user x: no matching entries in passwd file");
-        assert_eq!(message("0:x"), "unable to find group x: no matching entries in group file");
-        for spec in ["4294967295", "4294967296", "99999999999999999999", "-1", "+1", "0:4294967295"] {
-            assert!(message(spec).contains("must be in range"), "{spec}");
-        }
-        assert!(message("bad").starts_with("unable to find user"));
-    }
-
-    #[test]
-    fn only_regular_files_of_the_image_count() {
-        let (dir, root) = image();
-        let passwd = dir.path().join("etc/passwd");
-        fs::remove_file(&passwd).unwrap();
-        assert_eq!(resolve(&root, "7").unwrap().home, "/");
-        symlink("/proc/self/environ", &passwd).unwrap();
-        assert!(resolve(&root, "www").is_err(), "the host's /proc is not in the image");
-        fs::remove_file(&passwd).unwrap();
-        let fifo = rustix::fs::FileType::Fifo;
-        rustix::fs::mknodat(rustix::fs::CWD, &passwd, fifo, rustix::fs::Mode::from_raw_mode(0o600), 0).unwrap();
-        assert!(resolve(&root, "www").is_err(), "and does not hang");
-        fs::remove_file(&passwd).unwrap();
-        fs::File::create(&passwd).unwrap().set_len(1 << 40).unwrap();
-        assert!(resolve(&root, "www").unwrap_err().to_string().contains("longer than"));
+    fn a_database_that_is_no_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("etc/passwd")).unwrap();
+        assert!(resolve(&Root::open(dir.path()).unwrap(), "app").is_err());
+        std::fs::remove_dir(dir.path().join("etc/passwd")).unwrap();
+        std::os::unix::fs::symlink("../../../../etc/passwd", dir.path().join("etc/passwd")).unwrap();
+        let found = resolve(&Root::open(dir.path()).unwrap(), "root");
+        assert!(found.is_err(), "a link led to the machine's own users: {found:?}");
     }
 }
