@@ -16,7 +16,12 @@ pub(crate) fn show(path: &[u8]) -> String {
 pub enum ExecutorError {
     /// A process ended badly. The wording is BuildKit's, since people search for it.
     #[error("process \"{command}\" did not complete successfully: {status}")]
-    Process { command: String, status: ProcessStatus },
+    Process {
+        command: String,
+        status: ProcessStatus,
+        /// The end of what it wrote, both streams.
+        log_tail: Vec<u8>,
+    },
     #[error("{0}")]
     Start(String),
     #[error("failed to calculate checksum of ref {path:?}: not found")]
@@ -72,6 +77,17 @@ pub enum ProcessStatus {
     OutOfMemory,
     /// It could not be executed at all: the status a shell would give, and why.
     NotStarted { code: i32, message: String },
+}
+
+impl ProcessStatus {
+    /// The status a shell would give.
+    pub fn code(&self) -> i32 {
+        match self {
+            ProcessStatus::Code(code) | ProcessStatus::NotStarted { code, .. } => *code,
+            ProcessStatus::Signal(signal) => 128 + signal,
+            ProcessStatus::OutOfMemory => 137,
+        }
+    }
 }
 
 impl fmt::Display for ProcessStatus {

@@ -33,6 +33,8 @@ use crate::{Executor, ExecutorError, Value};
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How often a silent step looks whether somebody gave up on it, in milliseconds.
 const CANCEL_CHECK: i64 = 50;
+/// How much of the end of a step's output a failure keeps, in bytes.
+const TAIL: usize = 16 << 10;
 
 pub(crate) struct ExecRun {
     pub(crate) executor: Arc<Executor>,
@@ -125,7 +127,7 @@ fn run(executor: &Executor, op: &ExecOp, inputs: &[Value], context: &RunContext)
     let scratch = Workspace::new(executor)?;
     let spec = process_spec(executor, op, inputs, &active, &scratch, context)?;
     let running = executor.sandbox.start(spec).map_err(|error| start_error(op, error))?;
-    let exit = follow(executor, running, context)?;
+    let (exit, log_tail) = follow(executor, running, context)?;
     scratch.remove();
     let status = status_of(&exit);
     let ok = match status {
@@ -134,7 +136,7 @@ fn run(executor: &Executor, op: &ExecOp, inputs: &[Value], context: &RunContext)
         _ => false,
     };
     if !ok {
-        return Err(ExecutorError::Process { command: command_line(&op.args), status });
+        return Err(ExecutorError::Process { command: command_line(&op.args), status, log_tail });
     }
     let usage = Usage {
         exit: exit.code,
@@ -366,7 +368,8 @@ fn open_path(path: &std::path::Path) -> Result<OwnedFd, ExecutorError> {
 }
 
 /// Passes on what the process writes until it ends, or nobody waits for it any more.
-fn follow(executor: &Executor, mut running: Running, context: &RunContext) -> Result<Exit, ExecutorError> {
+fn follow(executor: &Executor, mut running: Running, context: &RunContext) -> Result<(Exit, Vec<u8>), ExecutorError> {
+    let mut tail = Vec::new();
     let mut log = executor.logs.open(context);
     let mut open: Vec<(LogStream, OwnedFd)> = Vec::new();
     open.extend(running.stdout.take().map(|fd| (LogStream::Stdout, fd)));
@@ -393,6 +396,7 @@ fn follow(executor: &Executor, mut running: Running, context: &RunContext) -> Re
                 Ok(0) => false,
                 Ok(n) => {
                     log.write(*stream, &buffer[..n]);
+                    keep_tail(&mut tail, &buffer[..n]);
                     context.events.log(context.step, *stream, &buffer[..n]);
                     true
                 }
@@ -400,7 +404,14 @@ fn follow(executor: &Executor, mut running: Running, context: &RunContext) -> Re
             }
         });
     }
-    Ok(running.wait()?)
+    Ok((running.wait()?, tail))
+}
+
+fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
+    tail.extend_from_slice(bytes);
+    if tail.len() > 2 * TAIL {
+        tail.drain(..tail.len() - TAIL);
+    }
 }
 
 fn status_of(exit: &Exit) -> ProcessStatus {
@@ -417,6 +428,7 @@ fn start_error(op: &ExecOp, error: rbuild_runtime::Error) -> ExecutorError {
         Some(failure) => ExecutorError::Process {
             command: command_line(&op.args),
             status: ProcessStatus::NotStarted { code: failure.exit_code(), message: error.to_string() },
+            log_tail: Vec::new(),
         },
         None => ExecutorError::Runtime(error),
     }
