@@ -111,8 +111,22 @@ impl Executor {
     /// The name servers a process gets: the host's, save those that only answer on the host's own loopback.
     pub(crate) fn resolv_conf(&self, network: Network) -> String {
         let host = network == Network::Host || self.settings.default_network == Network::Host;
-        if host { self.settings.resolv_conf.clone() } else { rbuild_runtime::network::resolv_conf(&self.settings.resolv_conf) }
+        if host { self.settings.resolv_conf.clone() } else { without_loopback(&self.settings.resolv_conf) }
     }
+}
+
+/// A server that listens on the host's loopback cannot be reached from another network namespace. When none is left,
+/// a public one is better than nothing (docker's rule).
+fn without_loopback(text: &str) -> String {
+    let is_loopback = |line: &str| {
+        let mut words = line.split_whitespace();
+        words.next() == Some("nameserver") && words.next().is_some_and(|at| at.starts_with("127.") || at == "::1")
+    };
+    let mut kept: String = text.lines().filter(|line| !is_loopback(line)).flat_map(|line| [line, "\n"]).collect();
+    if !kept.lines().any(|line| line.trim_start().starts_with("nameserver")) {
+        kept.push_str("nameserver 8.8.8.8\nnameserver 8.8.4.4\n");
+    }
+    kept
 }
 
 /// Does work that takes a while on a thread made for that.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use oci_spec::runtime::{Spec, UserBuilder};
+use oci_spec::runtime::{LinuxPidsBuilder, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Spec, UserBuilder};
 use rbuild_graph::ops::{ExecOp, ExtraHost, MountKind, Network, Security, Ulimit};
 use rbuild_runtime::{
     CgroupSpec, EtcFiles, Exit, ExtraMount, MountSource, Network as Attach, ProcessSpec, Running, Seccomp, Stdio, Upper,
@@ -229,7 +229,8 @@ fn process_spec(
         Network::Default if executor.settings.default_network == Network::Host => Attach::Host,
         Network::Default => Attach::Namespace(Arc::new(executor.networks.take().map_err(network_error)?.into_fd())),
     };
-    let spec = oci_spec(executor, op, &identity)?;
+    let mut spec = oci_spec(executor, op, &identity)?;
+    tmpfs_mounts(op, &mut spec)?;
     let hostname = op.hostname.as_deref().unwrap_or("buildkitsandbox");
     let etc = EtcFiles {
         hosts: Some(scratch.file("hosts", hosts(executor, op, hostname).as_bytes(), 0o644)?),
@@ -300,15 +301,34 @@ fn oci_spec(executor: &Executor, op: &ExecOp, identity: &users::Identity) -> Res
     let mut spec = default_spec(op.args.clone(), env, &op.cwd, user);
     spec.set_hostname(Some(op.hostname.clone().unwrap_or_else(|| "buildkitsandbox".to_owned())));
     if let Some(bytes) = op.shm_size {
-        rbuild_runtime::set_shm_size(&mut spec, bytes);
+        rbuild_runtime::sandbox::set_shm_size(&mut spec, bytes);
     }
-    if !op.ulimits.is_empty() {
-        rbuild_runtime::set_ulimits(&mut spec, op.ulimits.iter().map(|Ulimit { name, soft, hard }| (name.as_str(), *soft, *hard)))?;
-    }
-    if let Some(pids) = executor.settings.pids_limit {
-        rbuild_runtime::set_pids_limit(&mut spec, pids);
-    }
+    set_limits(&mut spec, &op.ulimits, executor.settings.pids_limit)?;
     Ok(spec)
+}
+
+fn set_limits(spec: &mut Spec, ulimits: &[Ulimit], pids: Option<i64>) -> Result<(), ExecutorError> {
+    let mut limits = Vec::new();
+    for Ulimit { name, soft, hard } in ulimits {
+        let kind = format!("RLIMIT_{}", name.to_ascii_uppercase());
+        let kind: PosixRlimitType = serde_json::from_value(serde_json::Value::String(kind))
+            .map_err(|_| ExecutorError::Invalid(format!("invalid ulimit type: {name}")))?;
+        // -1 is unlimited, which is the largest number here too.
+        let limit = PosixRlimitBuilder::default().typ(kind).soft(*soft as u64).hard(*hard as u64).build();
+        limits.push(limit.map_err(|error| ExecutorError::Invalid(error.to_string()))?);
+    }
+    if let Some(process) = spec.process_mut()
+        && !limits.is_empty()
+    {
+        process.set_rlimits(Some(limits));
+    }
+    if let (Some(pids), Some(linux)) = (pids, spec.linux_mut()) {
+        let mut resources = linux.resources().clone().unwrap_or_default();
+        let limit = LinuxPidsBuilder::default().limit(pids).build();
+        resources.set_pids(Some(limit.map_err(|error| ExecutorError::Invalid(error.to_string()))?));
+        linux.set_resources(Some(resources));
+    }
+    Ok(())
 }
 
 fn hosts(executor: &Executor, op: &ExecOp, hostname: &str) -> String {
@@ -339,17 +359,29 @@ fn extra_mounts(executor: &Executor, op: &ExecOp, inputs: &[Value], scratch: &Wo
                 }
                 bind_source(executor, mount, inputs)?
             }
-            MountKind::Tmpfs { size } => {
-                if let Some(size) = size {
-                    options.push(format!("size={size}"));
-                }
-                MountSource::Tmpfs
-            }
+            // One of the specification's own mounts, see `tmpfs_mounts`.
+            MountKind::Tmpfs { .. } => continue,
             _ => return Err(ExecutorError::Unsupported { what: "this kind of mount".into() }),
         };
         mounts.push(ExtraMount { destination, source, options });
     }
     Ok(mounts)
+}
+
+fn tmpfs_mounts(op: &ExecOp, spec: &mut Spec) -> Result<(), ExecutorError> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &op.mounts {
+        if let MountKind::Tmpfs { size } = &mount.kind {
+            let mut options: Vec<String> = ["nosuid", "nodev", "mode=1777"].map(str::to_owned).to_vec();
+            options.extend(size.map(|size| format!("size={size}")));
+            let destination = PathBuf::from(std::ffi::OsStr::from_bytes(&mount.target));
+            let tmpfs = MountBuilder::default().destination(destination).typ("tmpfs").source("tmpfs").options(options);
+            mounts.push(tmpfs.build().map_err(|error| ExecutorError::Invalid(error.to_string()))?);
+        }
+    }
+    spec.set_mounts(Some(mounts));
+    Ok(())
 }
 
 fn bind_source(executor: &Executor, mount: &rbuild_graph::ops::Mount, inputs: &[Value]) -> Result<MountSource, ExecutorError> {
@@ -424,13 +456,13 @@ fn status_of(exit: &Exit) -> ProcessStatus {
 }
 
 fn start_error(op: &ExecOp, error: rbuild_runtime::Error) -> ExecutorError {
-    match error.exec_failure() {
-        Some(failure) => ExecutorError::Process {
+    match &error {
+        rbuild_runtime::Error::Exec(failure) => ExecutorError::Process {
             command: command_line(&op.args),
-            status: ProcessStatus::NotStarted { code: failure.exit_code(), message: error.to_string() },
+            status: ProcessStatus::NotStarted { code: failure.exit_code.into(), message: failure.message.clone() },
             log_tail: Vec::new(),
         },
-        None => ExecutorError::Runtime(error),
+        _ => ExecutorError::Runtime(error),
     }
 }
 

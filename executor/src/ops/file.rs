@@ -262,7 +262,7 @@ fn apply(
     let mut selections = selections.into_iter().chain(std::iter::repeat_with(|| None));
     for action in &op.actions {
         let selected = selections.next().flatten();
-        let names = Names { executor, inputs, writer: &writer };
+        let names = Names { executor, inputs, base };
         match action {
             FileAction::Copy(action) => {
                 let owner = names.owner(&action.owner)?;
@@ -357,7 +357,7 @@ fn mkdir(writer: &mut TreeWriter, action: &Mkdir, (uid, gid): (u32, u32)) -> Res
 struct Names<'a> {
     executor: &'a Executor,
     inputs: &'a [Value],
-    writer: &'a TreeWriter,
+    base: &'a Value,
 }
 
 impl Names<'_> {
@@ -379,19 +379,9 @@ impl Names<'_> {
         };
         let (user, group) = (word(&owner.user), word(&owner.group));
         let text = if group.is_empty() { user } else { format!("{user}:{group}") };
-        let found = match owner.names_from {
-            Some(input) => {
-                let source = Source::open(self.executor, &self.inputs[input])?;
-                rbuild_runtime::users::resolve(&Root::from_fd(source.fd).map_err(io)?, &text)?
-            }
-            None => {
-                let read = |path: &[u8]| {
-                    let path = self.writer.resolve(path, true).ok()?.path;
-                    self.writer.open_existing(&path).ok()
-                };
-                rbuild_runtime::users::resolve_in(read(b"etc/passwd"), read(b"etc/group"), &text)?
-            }
-        };
+        let tree = owner.names_from.map_or(self.base, |input| &self.inputs[input]);
+        let root = Root::from_fd(Source::open(self.executor, tree)?.fd).map_err(io)?;
+        let found = rbuild_runtime::users::resolve(&root, &text)?;
         Ok(Some((found.uid, found.gid)))
     }
 }
