@@ -146,7 +146,7 @@ impl Unpacker<'_> {
         self.writer.clear(&dir, &name)?;
         self.writer.mark_changed();
         match &entry.kind {
-            EntryKind::File { .. } => self.file(&dir, &name, &look, &attributes, reader, bad),
+            EntryKind::File { size } => self.file(&dir, &name, (&look, *size, &attributes), reader, bad),
             EntryKind::HardLink { target } => self.hard_link(&dir, &name, target),
             EntryKind::Symlink { target } => {
                 let target = CString::new(target.clone()).map_err(|_| fail(Errno::INVAL))?;
@@ -179,8 +179,7 @@ impl Unpacker<'_> {
         &mut self,
         dir: &UpperDir,
         name: &CString,
-        look: &Look,
-        attributes: &Xattrs,
+        (look, size, attributes): (&Look, u64, &Xattrs),
         reader: &mut Reader<R>,
         bad: impl Fn(StoreError) -> ExecutorError,
     ) -> Result<(), ExecutorError> {
@@ -198,8 +197,8 @@ impl Unpacker<'_> {
             }
             end = at;
         }
-        if reader.size() > end {
-            rustix::fs::ftruncate(&fd, reader.size()).map_err(fail)?;
+        if size > end {
+            rustix::fs::ftruncate(&fd, size).map_err(fail)?;
         }
         crate::files::writer::apply_look(&fd, look, false).map_err(fail)?;
         for (attribute, value) in attributes {
