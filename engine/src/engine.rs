@@ -3,19 +3,13 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use rbuild_executor::Value;
 use rbuild_registry::{Client, ClientOptions};
 use rbuild_runtime::network::{BridgeOptions, Pool};
 use rbuild_runtime::{NativeSandbox, Sandbox, SandboxOptions};
-use rbuild_solver::Solver;
-use rbuild_store::{Driver, Lease, Store, StoreOptions};
+use rbuild_store::{Driver, Store, StoreOptions};
 
 use crate::error::{Error, Kind};
-use crate::stored::ValueCodec;
 
-/// Operations that run at the same time unless the caller says otherwise. Steps mostly wait (for a network, a disk, a
-/// `sleep`), and a step that computes is the scheduler's business; so this only bounds memory and descriptors.
-const JOBS: usize = 64;
 /// Network namespaces made ahead while a build runs.
 const READY_NAMESPACES: usize = 2;
 
@@ -43,7 +37,6 @@ pub struct Engine {
 struct Parts {
     store: Store,
     options: EngineOptions,
-    solver: OnceLock<(Solver<Value>, Lease)>,
     sandbox: OnceLock<Arc<dyn Sandbox>>,
     registry: OnceLock<Client>,
     networks: Pool,
@@ -58,14 +51,7 @@ impl Engine {
     pub fn open(options: EngineOptions) -> Result<Engine, Error> {
         let store = Store::open(StoreOptions { driver: options.driver, ..StoreOptions::new(options.root.clone()) })?;
         let networks = Pool::new(options.bridge.clone(), READY_NAMESPACES);
-        let parts = Parts {
-            store,
-            options,
-            solver: OnceLock::new(),
-            sandbox: OnceLock::new(),
-            registry: OnceLock::new(),
-            networks,
-        };
+        let parts = Parts { store, options, sandbox: OnceLock::new(), registry: OnceLock::new(), networks };
         Ok(Engine { parts: Arc::new(parts) })
     }
 
@@ -90,14 +76,18 @@ impl Engine {
     }
 
     /// What runs processes.
-    pub fn sandbox(&self) -> Arc<dyn Sandbox> {
-        let make = || -> Arc<dyn Sandbox> {
-            Arc::new(NativeSandbox::new(SandboxOptions {
-                helper: self.parts.options.helper.clone(),
-                state_dir: self.parts.store.root().join("sandbox"),
-            }))
-        };
-        self.parts.sandbox.get_or_init(make).clone()
+    ///
+    /// # Errors
+    /// The helper program cannot be reached.
+    pub fn sandbox(&self) -> Result<Arc<dyn Sandbox>, Error> {
+        if let Some(sandbox) = self.parts.sandbox.get() {
+            return Ok(sandbox.clone());
+        }
+        let made = NativeSandbox::new(SandboxOptions {
+            helper: self.parts.options.helper.clone(),
+            state_dir: self.parts.store.root().join("sandbox"),
+        })?;
+        Ok(self.parts.sandbox.get_or_init(|| Arc::new(made)).clone())
     }
 
     /// The address of this machine as containers on the default bridge see it.
@@ -108,25 +98,6 @@ impl Engine {
     /// Network namespaces on the default bridge.
     pub fn networks(&self) -> &Pool {
         &self.parts.networks
-    }
-
-    /// The solver that all builds of this process share, and the lease its claims are made under.
-    pub(crate) fn solver(&self, jobs: Option<usize>) -> Result<Solver<Value>, Error> {
-        if let Some(jobs) = jobs {
-            return self.new_solver(jobs).map(|(solver, _)| solver);
-        }
-        if let Some((solver, _)) = self.parts.solver.get() {
-            return Ok(solver.clone());
-        }
-        let made = self.new_solver(JOBS)?;
-        Ok(self.parts.solver.get_or_init(|| made).0.clone())
-    }
-
-    fn new_solver(&self, jobs: usize) -> Result<(Solver<Value>, Lease), Error> {
-        let store = &self.parts.store;
-        let lease = store.lease("cache")?;
-        let cache = rbuild_cache::LocalCache::new(store, lease.clone(), ValueCodec::new(store.clone(), lease.clone()));
-        Ok((Solver::new(Arc::new(cache), jobs), lease))
     }
 }
 
@@ -145,5 +116,19 @@ impl From<rbuild_store::StoreError> for Error {
 impl From<rbuild_registry::Error> for Error {
     fn from(error: rbuild_registry::Error) -> Error {
         Error::new(Kind::Unavailable, error.to_string())
+    }
+}
+
+impl From<rbuild_runtime::Error> for Error {
+    fn from(error: rbuild_runtime::Error) -> Error {
+        use rbuild_runtime::Error as R;
+        let kind = match &error {
+            R::Exec(failure) if failure.exit_code == 127 => Kind::CommandNotFound,
+            R::Exec(_) => Kind::NotExecutable,
+            R::Refused(_) => Kind::Invalid,
+            R::Unsupported(_) => Kind::Unsupported,
+            _ => Kind::Internal,
+        };
+        Error::new(kind, error.to_string())
     }
 }

@@ -76,7 +76,10 @@ pub enum ProcessStatus {
     /// Killed because it used more memory than it may.
     OutOfMemory,
     /// It could not be executed at all: the status a shell would give, and why.
-    NotStarted { code: i32, message: String },
+    NotStarted {
+        code: i32,
+        message: String,
+    },
 }
 
 impl ProcessStatus {
@@ -96,7 +99,9 @@ impl fmt::Display for ProcessStatus {
             ProcessStatus::Code(code) => write!(f, "exit code: {code}"),
             ProcessStatus::Signal(signal) => write!(f, "exit code: {}", 128 + signal),
             ProcessStatus::NotStarted { code, message } => write!(f, "{message}, exit code: {code}"),
-            ProcessStatus::OutOfMemory => write!(f, "cannot allocate memory: killed by the memory limit, exit code: 137"),
+            ProcessStatus::OutOfMemory => {
+                write!(f, "cannot allocate memory: killed by the memory limit, exit code: 137")
+            }
         }
     }
 }

@@ -15,8 +15,8 @@ mod value;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rbuild_graph::ops::{FileOp, Network, Op, SourceOp};
 use rbuild_graph::Vertex;
+use rbuild_graph::ops::{FileOp, Network, Op, SourceOp};
 use rbuild_runtime::Sandbox;
 use rbuild_runtime::network::Pool;
 use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
@@ -78,7 +78,9 @@ impl Executor {
             Err(Arc::new(ExecutorError::Unsupported { what: what.to_owned() }))
         };
         match op {
-            Op::Source(SourceOp::Image(source)) => Ok(Arc::new(ops::source::ImageRun { executor, source: source.clone() })),
+            Op::Source(SourceOp::Image(source)) => {
+                Ok(Arc::new(ops::source::ImageRun { executor, source: source.clone() }))
+            }
             Op::Source(SourceOp::Context(source)) => {
                 Ok(Arc::new(ops::source::ContextRun { executor, source: source.clone() }))
             }

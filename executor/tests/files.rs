@@ -43,8 +43,15 @@ fn ignoring(patterns: &[&str]) -> Arc<dyn PathFilter> {
 
 fn find(root: &Path, sources: &[&str], hidden: Option<&Arc<dyn PathFilter>>) -> Result<Vec<Selected>, ExecutorError> {
     let sources: Vec<Vec<u8>> = sources.iter().map(|s| s.as_bytes().to_vec()).collect();
-    let query =
-        Query { sources: &sources, wildcards: true, deep: false, allow_empty: true, follow_links: true, hidden, exclude: None };
+    let query = Query {
+        sources: &sources,
+        wildcards: true,
+        deep: false,
+        allow_empty: true,
+        follow_links: true,
+        hidden,
+        exclude: None,
+    };
     select(open(root).as_fd(), &query)
 }
 

@@ -56,7 +56,8 @@ pub fn copy(
     selected: &[Selected],
     rules: &CopyRules,
 ) -> Result<(), ExecutorError> {
-    let mut copier = Copier { writer, root, rules, links: HashMap::new(), jobs: Vec::new(), clone: AtomicBool::new(true) };
+    let mut copier =
+        Copier { writer, root, rules, links: HashMap::new(), jobs: Vec::new(), clone: AtomicBool::new(true) };
     let several = selected.len() > 1;
     for one in selected {
         copier.selected(one, several)?;
@@ -280,7 +281,10 @@ fn special(
         Kind::Socket => return Ok(()),
         Kind::Fifo => Some(FileType::Fifo),
         Kind::CharDevice if meta.rdev == 0 => {
-            return Err(ExecutorError::Invalid(format!("/{} is an overlay whiteout and cannot be copied", crate::error::show(path))));
+            return Err(ExecutorError::Invalid(format!(
+                "/{} is an overlay whiteout and cannot be copied",
+                crate::error::show(path)
+            )));
         }
         Kind::CharDevice => Some(FileType::CharacterDevice),
         Kind::BlockDevice => Some(FileType::BlockDevice),

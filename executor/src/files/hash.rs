@@ -62,9 +62,7 @@ fn hard_links(tree: &Tree) -> HashMap<(u64, u64), Vec<u8>> {
     let mut first = HashMap::new();
     for dir in &tree.dirs {
         for entry in dir.entries.iter().filter(|entry| entry.meta.nlink > 1) {
-            first
-                .entry((entry.meta.dev, entry.meta.ino))
-                .or_insert_with(|| join(&dir.path, entry.name.to_bytes()));
+            first.entry((entry.meta.dev, entry.meta.ino)).or_insert_with(|| join(&dir.path, entry.name.to_bytes()));
         }
     }
     first
@@ -85,7 +83,8 @@ fn directory(
     let one = |item: &Entry| {
         let own = join(&dir.path, item.name.to_bytes());
         let full = join(&tree.path, &own);
-        let link = first_names.get(&(item.meta.dev, item.meta.ino)).filter(|first| **first != own && item.meta.nlink > 1);
+        let link =
+            first_names.get(&(item.meta.dev, item.meta.ino)).filter(|first| **first != own && item.meta.nlink > 1);
         entry(fd.as_fd(), &full, item, link.map(Vec::as_slice)).map(|hash| PathHash { path: full, hash })
     };
     let hashes: Vec<PathHash> = if dir.entries.len() > 16 {
@@ -97,7 +96,12 @@ fn directory(
     Ok(found)
 }
 
-fn entry(dir: BorrowedFd<'_>, path: &[u8], entry: &Entry, link_to: Option<&[u8]>) -> Result<ContentHash, ExecutorError> {
+fn entry(
+    dir: BorrowedFd<'_>,
+    path: &[u8],
+    entry: &Entry,
+    link_to: Option<&[u8]>,
+) -> Result<ContentHash, ExecutorError> {
     let fail = |errno: Errno| ExecutorError::read(path, errno);
     let meta = &entry.meta;
     if let Some(first) = link_to {

@@ -180,9 +180,7 @@ fn expand(root: BorrowedFd<'_>, components: &[Component], query: &Query<'_>) -> 
         }
         paths = next;
     }
-    let exists = |path: &Vec<u8>| {
-        matches!(resolve(root, path, query.follow_links), Ok(Some(resolved)) if !is_hidden(root, &resolved, query))
-    };
+    let exists = |path: &Vec<u8>| matches!(resolve(root, path, query.follow_links), Ok(Some(resolved)) if !is_hidden(root, &resolved, query));
     paths.retain(exists);
     paths.sort();
     paths.dedup();

@@ -70,7 +70,13 @@ pub fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix:
     let name = if path.is_empty() { c".".to_owned() } else { CString::new(path).map_err(|_| Errno::INVAL)? };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..64 {
-        match rustix::fs::openat2(root, name.as_c_str(), flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), resolve) {
+        match rustix::fs::openat2(
+            root,
+            name.as_c_str(),
+            flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+            Mode::empty(),
+            resolve,
+        ) {
             Err(Errno::AGAIN) => {}
             done => return done,
         }

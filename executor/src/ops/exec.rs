@@ -16,12 +16,10 @@ use futures::future::BoxFuture;
 use oci_spec::runtime::{LinuxPidsBuilder, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Spec, UserBuilder};
 use rbuild_graph::ops::{ExecOp, ExtraHost, MountKind, Network, Security, Ulimit};
 use rbuild_runtime::{
-    CgroupSpec, EtcFiles, Exit, ExtraMount, MountSource, Network as Attach, ProcessSpec, Running, Seccomp, Stdio, Upper,
-    default_spec, mount_detached, users,
+    CgroupSpec, EtcFiles, Exit, ExtraMount, MountSource, Network as Attach, ProcessSpec, Running, Seccomp, Stdio,
+    Upper, default_spec, mount_detached, users,
 };
-use rbuild_solver::{
-    InputContent, InputKey, KeyPart, KeySpec, LogStream, OpError, Ran, RunContext, RunOp, Usage,
-};
+use rbuild_solver::{InputContent, InputKey, KeyPart, KeySpec, LogStream, OpError, Ran, RunContext, RunOp, Usage};
 use rbuild_store::{Active, Mounts, Root};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -138,12 +136,7 @@ fn run(executor: &Executor, op: &ExecOp, inputs: &[Value], context: &RunContext)
     if !ok {
         return Err(ExecutorError::Process { command: command_line(&op.args), status, log_tail });
     }
-    let usage = Usage {
-        exit: exit.code,
-        peak_memory: exit.peak_memory,
-        cpu: Some(exit.cpu),
-        ..Usage::default()
-    };
+    let usage = Usage { exit: exit.code, peak_memory: exit.peak_memory, cpu: Some(exit.cpu), ..Usage::default() };
     let snapshot = executor.store.snapshots().commit(active)?;
     let outputs = vec![Value::Snapshot(snapshot); op.outputs() as usize];
     Ok(Ran { outputs, usage })
@@ -157,7 +150,8 @@ fn refuse_unsupported(executor: &Executor, op: &ExecOp) -> Result<(), ExecutorEr
     }
     if op.network == Network::Host && !executor.settings.allow_host_network {
         return Err(ExecutorError::Invalid(
-            "network.host is not allowed: RUN --network=host needs the caller's --network=host or --allow network.host".into(),
+            "network.host is not allowed: RUN --network=host needs the caller's --network=host or --allow network.host"
+                .into(),
         ));
     }
     if !op.devices.is_empty() {
@@ -341,7 +335,12 @@ fn hosts(executor: &Executor, op: &ExecOp, hostname: &str) -> String {
     text
 }
 
-fn extra_mounts(executor: &Executor, op: &ExecOp, inputs: &[Value], scratch: &Workspace) -> Result<Vec<ExtraMount>, ExecutorError> {
+fn extra_mounts(
+    executor: &Executor,
+    op: &ExecOp,
+    inputs: &[Value],
+    scratch: &Workspace,
+) -> Result<Vec<ExtraMount>, ExecutorError> {
     use std::os::unix::ffi::OsStrExt;
     let mut mounts = Vec::new();
     for (n, mount) in op.mounts.iter().enumerate().filter(|(_, mount)| mount.target != b"/") {
@@ -384,12 +383,20 @@ fn tmpfs_mounts(op: &ExecOp, spec: &mut Spec) -> Result<(), ExecutorError> {
     Ok(())
 }
 
-fn bind_source(executor: &Executor, mount: &rbuild_graph::ops::Mount, inputs: &[Value]) -> Result<MountSource, ExecutorError> {
+fn bind_source(
+    executor: &Executor,
+    mount: &rbuild_graph::ops::Mount,
+    inputs: &[Value],
+) -> Result<MountSource, ExecutorError> {
     use std::os::unix::ffi::OsStrExt;
     let path = PathBuf::from(std::ffi::OsStr::from_bytes(mount.selector.as_deref().unwrap_or_default()));
     match mount.input.map(|input| &inputs[input]) {
-        Some(Value::Snapshot(snapshot)) => Ok(MountSource::Layers { mounts: executor.store.snapshots().view(snapshot.id())?, path }),
-        Some(Value::Context(_)) => Err(ExecutorError::Unsupported { what: "RUN --mount=type=bind from the build context".into() }),
+        Some(Value::Snapshot(snapshot)) => {
+            Ok(MountSource::Layers { mounts: executor.store.snapshots().view(snapshot.id())?, path })
+        }
+        Some(Value::Context(_)) => {
+            Err(ExecutorError::Unsupported { what: "RUN --mount=type=bind from the build context".into() })
+        }
         _ => Err(ExecutorError::Unsupported { what: "RUN --mount=type=bind from scratch".into() }),
     }
 }

@@ -103,7 +103,11 @@ impl RunOp<Value> for FileRun {
                         // What a match is called at the destination counts, so it leads its tree.
                         all.push((one.path.clone(), ContentHash::of(&one.name)));
                         let hashes = hash::tree(source.fd.as_fd(), &one.tree)?;
-                        all.extend(hashes.into_iter().map(|found| (relative(&found.path, &one.tree.path, &one.path), found.hash)));
+                        all.extend(
+                            hashes
+                                .into_iter()
+                                .map(|found| (relative(&found.path, &one.tree.path, &one.path), found.hash)),
+                        );
                     }
                     selections.push((n, selected));
                 }
@@ -239,7 +243,8 @@ fn exclude_filter(patterns: &[String]) -> Result<Option<Arc<dyn PathFilter>>, Ex
     if patterns.is_empty() {
         return Ok(None);
     }
-    let patterns = Patterns::new(patterns.iter().map(String::as_str)).map_err(|error| ExecutorError::Invalid(error.to_string()))?;
+    let patterns = Patterns::new(patterns.iter().map(String::as_str))
+        .map_err(|error| ExecutorError::Invalid(error.to_string()))?;
     Ok(Some(Arc::new(Excluded(patterns))))
 }
 

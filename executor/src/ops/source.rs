@@ -27,8 +27,10 @@ impl RunOp<Value> for ImageRun {
             let pinned = self.executor.images.pin(&self.source).await.map_err(fail)?;
             let platform = KeyPart::text("platform", self.source.platform.to_string());
             let chain = pinned.chain.map_or_else(|| "scratch".to_owned(), |chain| chain.to_string());
-            let mut spec = KeySpec::new(vec![KeyPart::text("op", "image"), KeyPart::digest("chain", chain), platform.clone()]);
-            spec.aliases = vec![vec![KeyPart::text("op", "image"), KeyPart::digest("manifest", pinned.manifest), platform]];
+            let mut spec =
+                KeySpec::new(vec![KeyPart::text("op", "image"), KeyPart::digest("chain", chain), platform.clone()]);
+            spec.aliases =
+                vec![vec![KeyPart::text("op", "image"), KeyPart::digest("manifest", pinned.manifest), platform]];
             Ok(spec)
         }
         .boxed()
@@ -40,7 +42,8 @@ impl RunOp<Value> for ImageRun {
 
     fn run(&self, _inputs: Vec<Value>, context: RunContext) -> BoxFuture<'_, Result<Ran<Value>, OpError>> {
         async move {
-            let unpacked = self.executor.images.unpack(&self.source, &self.executor.lease, &context).await.map_err(fail)?;
+            let unpacked =
+                self.executor.images.unpack(&self.source, &self.executor.lease, &context).await.map_err(fail)?;
             Ok(Ran::one(unpacked.map_or(Value::Scratch, Value::Snapshot)))
         }
         .boxed()

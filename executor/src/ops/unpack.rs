@@ -42,7 +42,10 @@ pub(crate) fn copy_or_unpack(
         match open_archive(root, one)? {
             Some(file) => unpack(writer, file, &one.path, rules, owner)?,
             None if required => {
-                return Err(ExecutorError::Invalid(format!("/{} is no tar archive and cannot be unpacked", show(&one.path))));
+                return Err(ExecutorError::Invalid(format!(
+                    "/{} is no tar archive and cannot be unpacked",
+                    show(&one.path)
+                )));
             }
             None => plain.push(one.clone()),
         }
@@ -80,7 +83,8 @@ fn looks_like_tar(file: File) -> bool {
     }
     let stored = &block[148..156];
     let text: String = stored.iter().map(|b| *b as char).filter(|c| c.is_digit(8)).collect();
-    let sum: u32 = block.iter().enumerate().map(|(at, b)| if (148..156).contains(&at) { 32 } else { u32::from(*b) }).sum();
+    let sum: u32 =
+        block.iter().enumerate().map(|(at, b)| if (148..156).contains(&at) { 32 } else { u32::from(*b) }).sum();
     u32::from_str_radix(&text, 8).is_ok_and(|stored| stored == sum)
 }
 
@@ -96,7 +100,8 @@ fn unpack(
     let implied = Look { mode: 0o755, uid, gid, mtime: (rules.timestamp.unwrap_or(rules.implied_time), 0) };
     let top = writer.resolve(&rules.dest, true).map_err(|errno| ExecutorError::write(&rules.dest, errno))?.path;
     writer.make_dirs(&top, &implied)?;
-    let stream = Decompressed::new(file).map_err(|error| ExecutorError::Invalid(format!("/{}: {error}", show(shown))))?;
+    let stream =
+        Decompressed::new(file).map_err(|error| ExecutorError::Invalid(format!("/{}: {error}", show(shown))))?;
     let mut reader = Reader::new(stream);
     let mut unpacker = Unpacker { writer, top, implied, owner };
     while let Some(entry) = reader.next().map_err(bad)? {
@@ -156,7 +161,10 @@ impl Unpacker<'_> {
             EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } => {
                 let block = matches!(entry.kind, EntryKind::BlockDevice { .. });
                 if !block && (*major, *minor) == (0, 0) {
-                    return Err(ExecutorError::Invalid(format!("/{} is an overlay whiteout and cannot be unpacked", show(&path))));
+                    return Err(ExecutorError::Invalid(format!(
+                        "/{} is an overlay whiteout and cannot be unpacked",
+                        show(&path)
+                    )));
                 }
                 let kind = if block { FileType::BlockDevice } else { FileType::CharacterDevice };
                 node(&dir, &name, kind, rustix::fs::makedev(*major, *minor), &look).map_err(fail)

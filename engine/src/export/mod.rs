@@ -1,3 +1,0 @@
-//! Turns results into something outside of the solver.
-
-pub(crate) mod image;
