@@ -362,7 +362,7 @@ fn exists(tx: &Transaction<'_>, target: &Target) -> Result<()> {
     })
 }
 
-fn random() -> Result<u64> {
+pub(crate) fn random() -> Result<u64> {
     let mut bytes = [0u8; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .context(|| "asking for random bytes".to_owned())?;
