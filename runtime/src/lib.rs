@@ -10,6 +10,7 @@
 mod error;
 pub mod network;
 pub mod sandbox;
+pub mod users;
 
 pub use error::{Error, ExecFailure, Result};
 pub use sandbox::{
