@@ -1,1 +1,35 @@
-//! placeholder
+//! A client for container registries (distribution specification 1.1).
+//!
+//! What: names to manifests and blobs over HTTP, both ways, and the two whole journeys `pull` (registry to store) and
+//! `push` (store to registry). Why apart from the store: a program that only keeps images needs no TLS stack.
+//!
+//! * [`Client`] is the entry; it holds connections, tokens and what was learnt about hosts.
+//! * [`mirrors`] turns a reference into the places to ask, in order.
+//! * [`auth`] answers challenges. A credential is shown to the origin it was stored for and to nobody else.
+//! * [`transport`] sends one request: redirects, retries and bounds live there and nowhere else.
+//! * [`download`] is a blob's body that survives cuts.
+//! * [`memory`] is a strict registry in memory, on loopback, for tests of this crate and of its users.
+//!
+//! The crate reads no environment and no files: certificates, proxies, mirrors and credentials come in
+//! [`ClientOptions`].
+
+pub mod auth;
+mod client;
+mod download;
+mod error;
+pub mod memory;
+pub mod mirrors;
+mod source;
+mod text;
+mod tls;
+mod transport;
+
+pub use auth::{CredentialSource, Credentials, anonymous};
+pub use client::{Client, ClientOptions, Fetched, Resolved};
+pub use download::BlobStream;
+pub use error::Error;
+pub use mirrors::Mirrors;
+pub use source::choose;
+pub use text::clean;
+pub use tls::Roots;
+pub use transport::{Proxies, Retry};

@@ -71,6 +71,9 @@ pub struct Copy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mkfile {
     pub path: Vec<u8>,
+    /// When `path` turns out to be a directory, the file is made in it under this name (a heredoc's) instead.
+    #[serde(default)]
+    pub name_in_dir: Option<Vec<u8>>,
     pub content: Vec<u8>,
     pub mode: u32,
     pub owner: Option<ChangeOwner>,

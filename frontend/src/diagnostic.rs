@@ -1,0 +1,133 @@
+//! What is wrong with a file, where, and what to do about it.
+//!
+//! A diagnostic is a value, not an error: parsing goes on after one, so that all mistakes of a file come in one run.
+//! Messages have BuildKit's wording where it has one, because people search for it. Rendering is the caller's.
+
+use rbuild_graph::Span;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    Warning,
+    /// Nothing can be built.
+    Error,
+}
+
+/// One thing to say about a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    pub severity: Severity,
+    /// One line without full stop.
+    pub message: String,
+    /// `None` when it is about the whole build, say a target that does not exist.
+    pub span: Option<Span>,
+    /// What was expected at the span, a few words to stand beside the excerpt.
+    pub label: Option<String>,
+    /// What to try, one sentence each.
+    pub hints: Vec<String>,
+    /// The lint rule it comes from, by BuildKit's name.
+    pub rule: Option<&'static str>,
+    /// A page that explains it.
+    pub url: Option<&'static str>,
+}
+
+impl Diagnostic {
+    pub fn error(message: impl Into<String>) -> Diagnostic {
+        Diagnostic::new(Severity::Error, message.into())
+    }
+
+    pub fn warning(message: impl Into<String>) -> Diagnostic {
+        Diagnostic::new(Severity::Warning, message.into())
+    }
+
+    fn new(severity: Severity, message: String) -> Diagnostic {
+        Diagnostic { severity, message, span: None, label: None, hints: Vec::new(), rule: None, url: None }
+    }
+
+    pub fn at(mut self, span: Span) -> Diagnostic {
+        self.span = Some(span);
+        self
+    }
+
+    pub fn expected(mut self, label: impl Into<String>) -> Diagnostic {
+        self.label = Some(label.into());
+        self
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Diagnostic {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Appends BuildKit's `(did you mean x?)` when one of the options is near to what was written.
+    pub fn suggest<'a>(mut self, written: &str, options: impl IntoIterator<Item = &'a str>) -> Diagnostic {
+        if let Some(near) = nearest(written, options) {
+            self.message.push_str(&format!(" (did you mean {near}?)"));
+        }
+        self
+    }
+
+    pub(crate) fn rule(mut self, rule: &'static str, url: &'static str) -> Diagnostic {
+        self.rule = Some(rule);
+        self.url = Some(url);
+        self
+    }
+
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+}
+
+/// The longest word that is compared; distance is quadratic, and nobody mistypes a word of a hundred letters.
+const LONGEST_COMPARED: usize = 100;
+
+/// The option within two edits of what was written; none when one is equal, for then the mistake is another.
+pub fn nearest<'a>(written: &str, options: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let mut best = None;
+    let mut least = 3;
+    for option in options {
+        if option == written {
+            return None;
+        }
+        let distance = distance(written, option, least);
+        if distance < least {
+            (best, least) = (Some(option), distance);
+        }
+    }
+    best
+}
+
+/// Edits (insert, delete, replace) from one word to another; `enough` when there are at least that many.
+fn distance(from: &str, to: &str, enough: usize) -> usize {
+    if from.len().abs_diff(to.len()) > 4 * enough || from.len().max(to.len()) > LONGEST_COMPARED {
+        return enough;
+    }
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in to.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[to.len()].min(enough)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_is_found_within_two_edits() {
+        let names = ["RUN", "FROM", "COPY", "CMD"];
+        assert_eq!(nearest("RUNN", names), Some("RUN"));
+        assert_eq!(nearest("FORM", names), Some("FROM"));
+        assert_eq!(nearest("CPOY", names), Some("COPY"));
+        assert_eq!(nearest("RUN", names), None, "equal words are no suggestion");
+        assert_eq!(nearest("ELEPHANT", names), None);
+        assert_eq!(nearest(&"x".repeat(1 << 20), names), None);
+    }
+}
