@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 use rbuild_store::Mounts;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +45,8 @@ pub struct ContainerSpec {
     pub hosts: Option<PathBuf>,
     pub hostname: Option<PathBuf>,
     pub resolv_conf: Option<PathBuf>,
-    pub binds: Vec<BindMount>,
+    /// Mounted in this order, after what `spec` names.
+    pub mounts: Vec<InsideMount>,
     /// Size of the terminal, if it has one.
     pub terminal: Option<(u16, u16)>,
     pub stdin: Input,
@@ -62,10 +64,11 @@ pub enum ContainerNetwork {
     Attached(Option<Endpoint>),
 }
 
-/// A path of the host's, or of a volume, at a place inside.
+/// Something at a place inside.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct BindMount {
-    pub source: PathBuf,
+pub struct InsideMount {
+    /// A path of the host's, or of a volume; `None` is memory.
+    pub source: Option<PathBuf>,
     pub destination: PathBuf,
     pub options: Vec<String>,
 }
@@ -134,7 +137,7 @@ impl ContainerSpec {
                 hostname: self.hostname.clone(),
                 resolv_conf: self.resolv_conf.clone(),
             },
-            mounts: self.binds.iter().map(BindMount::open).collect::<Result<_>>()?,
+            mounts: self.mounts.iter().map(InsideMount::open).collect::<Result<_>>()?,
             stdio,
             cgroup: self.cgroup(),
             seccomp: self.seccomp.clone().into(),
@@ -142,15 +145,15 @@ impl ContainerSpec {
     }
 }
 
-impl BindMount {
+impl InsideMount {
     fn open(&self) -> Result<ExtraMount> {
-        let source = rustix::fs::open(&self.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| Error::system(format!("mount {}", self.source.display()), e))?;
-        Ok(ExtraMount {
-            destination: self.destination.clone(),
-            source: MountSource::Opened(source),
-            options: self.options.clone(),
-        })
+        let source = match &self.source {
+            Some(source) => rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                .map(MountSource::Opened)
+                .map_err(|e| Error::system(format!("mount {}", source.display()), e))?,
+            None => MountSource::Tmpfs,
+        };
+        Ok(ExtraMount { destination: self.destination.clone(), source, options: self.options.clone() })
     }
 }
 
@@ -229,7 +232,7 @@ impl State {
     }
 
     /// Replaces the state as a whole. Not flushed: after a power cut no container runs, whatever this file says.
-    pub(crate) fn write(&self, directory: &Path) -> io::Result<()> {
+    pub fn write(&self, directory: &Path) -> io::Result<()> {
         let aside = directory.join("state.json.new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
         file.write_all(&serde_json::to_vec(self)?)?;
@@ -340,6 +343,24 @@ impl Attachment {
                 Some(_) => continue,
             }));
         }
+    }
+
+    /// As [`next_event`](Self::next_event), waiting at most so long (`None`: for ever) for it to begin. The outer `None` is
+    /// the time that ran out.
+    pub fn next_within(&mut self, patience: Option<Duration>) -> io::Result<Option<Option<Attached>>> {
+        if let Some(patience) = patience {
+            let timeout = Timespec {
+                tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: patience.subsec_nanos().into(),
+            };
+            let mut poll_for = [PollFd::new(&self.socket, PollFlags::IN)];
+            match poll(&mut poll_for, Some(&timeout)) {
+                Ok(0) => return Ok(None),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.next_event().map(Some)
     }
 
     /// The way in, usable from another thread.

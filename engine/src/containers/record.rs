@@ -37,9 +37,6 @@ pub struct Container {
     pub stdin_once: bool,
     pub mounts: Vec<MountPoint>,
     pub host: HostSettings,
-    /// Whether the user gave the entrypoint, the command (commit keeps what he gave).
-    #[serde(default)]
-    pub on_build: Vec<String>,
 }
 
 /// Something mounted into a container.
@@ -116,16 +113,27 @@ impl Container {
             (true, Some(_), None) => Status::Running,
             (_, None, _) => Status::Created,
             (false, Some(_), None) => {
-                // Its monitor was killed, and everything inside with it.
-                state.pid = 0;
-                state.exit_code = UNKNOWN_EXIT;
-                state.error = "the container's monitor was killed: its exit status is not known".into();
+                unseen_end(&mut state);
                 Status::Exited
             }
             (_, Some(_), Some(_)) => Status::Exited,
         };
         Seen { container: self, status, state }
     }
+
+    /// The state of a container whose monitor is known to be dead: the caller holds its lock.
+    pub(super) fn see_dead(self, directory: &Path) -> Seen {
+        let mut state = State::read(directory);
+        unseen_end(&mut state);
+        Seen { container: self, status: Status::Exited, state }
+    }
+}
+
+/// Its monitor was killed, and everything inside with it.
+fn unseen_end(state: &mut State) {
+    state.pid = 0;
+    state.exit_code = UNKNOWN_EXIT;
+    state.error = "the container's monitor was killed: its exit status is not known".into();
 }
 
 /// The exit code of a container whose end nobody saw.
