@@ -11,9 +11,10 @@
 
 mod diagnostic;
 mod facts;
-pub mod glob;
 pub mod ignore;
 mod options;
+
+pub use rbuild_graph::pattern as glob;
 
 pub use diagnostic::{Diagnostic, Severity, nearest};
 pub use facts::{FactRequest, Facts, ImageFact};

@@ -243,3 +243,64 @@ fn holder(path: &Path) -> Option<u32> {
         (file.rsplit(':').next() == Some(&inode)).then(|| pid.parse().ok()).flatten()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn database() -> (tempfile::TempDir, Db) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db.sqlite");
+        let found = Db::prepare(&path, |tx| {
+            tx.execute("INSERT INTO state VALUES (1, 'id', 'overlay', 'boot', 1, 0)", [])?;
+            Ok(())
+        });
+        assert_eq!(found.unwrap(), 0);
+        assert_eq!(Db::prepare(&path, |_| panic!("it is there")).unwrap(), schema::VERSION);
+        let db = Db::open(&path).unwrap();
+        (dir, db)
+    }
+
+    #[test]
+    fn who_waits_learns_for_whom() {
+        let (_dir, db) = database();
+        assert_eq!(holder(&db.path), None);
+        let held = db.write(Durability::Cache, |_| Ok(holder(&db.path))).unwrap();
+        assert_eq!(held, Some(std::process::id()));
+    }
+
+    #[test]
+    fn a_change_is_whole_or_nothing() {
+        let (_dir, db) = database();
+        let count = || db.read(|tx| Ok(tx.query_row("SELECT count(*) FROM claims", [], |row| row.get::<_, i64>(0))?));
+        let failed = db.write(Durability::Named, |tx| {
+            tx.execute("INSERT INTO claims VALUES ('k', 'l')", [])?;
+            Err::<(), _>(StoreError::NoSnapshot("x".into()))
+        });
+        assert!(matches!(failed, Err(StoreError::NoSnapshot(_))));
+        assert_eq!(count().unwrap(), 0);
+        db.write(Durability::Named, |tx| Ok(tx.execute("INSERT INTO claims VALUES ('k', 'l')", [])?)).unwrap();
+        assert_eq!(count().unwrap(), 1);
+        // Readers see the last whole state while a change is under way.
+        let seen = db.write(Durability::Cache, |tx| {
+            tx.execute("DELETE FROM claims", [])?;
+            count()
+        });
+        assert_eq!((seen.unwrap(), count().unwrap()), (1, 0));
+    }
+
+    #[test]
+    fn a_newer_database_is_left_alone() {
+        let (_dir, db) = database();
+        db.write(Durability::Named, |tx| Ok(tx.pragma_update(None, "user_version", 99)?)).unwrap();
+        let error = Db::prepare(&db.path, |_| Ok(())).unwrap_err();
+        assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error}");
+    }
+
+    #[test]
+    fn times_survive() {
+        for offset in [0i64, 1, -1, 1_700_000_000_123_456_789, -5_000_000_001] {
+            assert_eq!(nanos(time(offset)), offset);
+        }
+    }
+}

@@ -149,13 +149,13 @@ impl Images {
         let config = ImageConfig::parse(&config_bytes)?;
         let chain_id = config.chain_id();
         if !self.is_put(image)? {
-            let blobs = self.parts(image)?;
+            let parts = self.parts(image)?;
             let generation = flush::flush_files(&self.core)?;
             self.core.db.write(Durability::Named, |tx| {
                 if let Some(generation) = generation {
                     flush::clear_marks(tx, generation)?;
                 }
-                self.insert(tx, image, chain_id.as_ref(), &blobs)?;
+                self.insert(tx, image, chain_id.as_ref(), &parts)?;
                 lease.hold_in(tx, &Target::Image(image.target.digest.clone()))
             })?;
             lease.note(&[Target::Image(image.target.digest.clone())]);
@@ -284,16 +284,21 @@ impl Images {
         })
     }
 
-    /// The blobs that `image` consists of, as far as they are in the store.
-    fn parts(&self, image: &NewImage) -> Result<BTreeSet<Digest>> {
-        let mut parts = BTreeSet::from([image.config.clone()]);
+    /// What `image` consists of.
+    fn parts(&self, image: &NewImage) -> Result<Parts> {
+        let mut blobs = BTreeSet::from([image.config.clone()]);
+        let mut layers = None;
         let mut queue = vec![(image.target.clone(), 0)];
         while let Some((descriptor, depth)) = queue.pop() {
-            parts.insert(descriptor.digest.clone());
+            blobs.insert(descriptor.digest.clone());
             match self.document(&descriptor)? {
                 Document::Manifest(manifest) => {
-                    parts.insert(manifest.config.digest);
-                    parts.extend(manifest.layers.into_iter().map(|layer| layer.digest));
+                    let own: Vec<Digest> = manifest.layers.into_iter().map(|layer| layer.digest).collect();
+                    blobs.extend(own.iter().cloned());
+                    if manifest.config.digest == image.config {
+                        layers = Some(own);
+                    }
+                    blobs.insert(manifest.config.digest);
                 }
                 Document::Index(_) if depth >= limits::INDEX_DEPTH => {
                     let what = format!("index {}", descriptor.digest);
@@ -302,30 +307,26 @@ impl Images {
                 Document::Index(index) => {
                     for child in index.manifests {
                         let known = child.media_type.is_manifest() || child.media_type.is_index();
-                        if known && !parts.contains(&child.digest) && self.blobs.has(&child.digest)? {
+                        if known && !blobs.contains(&child.digest) && self.blobs.has(&child.digest)? {
                             queue.push((child, depth + 1));
                         }
                     }
                 }
             }
         }
-        Ok(parts)
+        let what = || format!("image {}", image.target.digest);
+        let layers = layers
+            .ok_or_else(|| StoreError::invalid(what(), format!("it has no manifest with config {}", image.config)))?;
+        Ok(Parts { blobs, layers })
     }
 
-    fn insert(
-        &self,
-        tx: &Transaction<'_>,
-        image: &NewImage,
-        chain_id: Option<&ChainId>,
-        blobs: &BTreeSet<Digest>,
-    ) -> Result<()> {
+    fn insert(&self, tx: &Transaction<'_>, image: &NewImage, chain_id: Option<&ChainId>, parts: &Parts) -> Result<()> {
         let target = image.target.digest.to_string();
         for digest in [&image.target.digest, &image.config] {
-            if !tx.prepare_cached("SELECT 1 FROM blobs WHERE digest = ?")?.exists([digest.to_string()])? {
+            if !has_blob(tx, digest)? {
                 return Err(StoreError::NoBlob(digest.clone()));
             }
         }
-        let now = nanos(SystemTime::now());
         tx.prepare_cached(
             "INSERT INTO images (target, media_type, size, image_id, config_digest, chain_id, created)
              VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6)
@@ -337,15 +338,16 @@ impl Images {
             i64::try_from(image.target.size).unwrap_or(i64::MAX),
             image.config.to_string(),
             chain_id.map(|chain| chain.0.to_string()),
-            now
+            nanos(SystemTime::now())
         ])?;
         let owner = format!("image:{target}");
-        for digest in blobs {
+        for digest in &parts.blobs {
             tx.prepare_cached(
                 "INSERT OR IGNORE INTO refs (owner, target) SELECT ?1, 'blob:' || digest FROM blobs WHERE digest = ?2",
             )?
             .execute([&owner, &digest.to_string()])?;
         }
+        keep_layers(tx, &owner, image, chain_id, parts)?;
         for name in &image.names {
             set_name(tx, name, &image.target.digest)?;
         }
@@ -363,6 +365,14 @@ impl Images {
             chain_id: row.chain_id,
         })
     }
+}
+
+/// What an image consists of.
+struct Parts {
+    /// Manifests, configs and layers of all its platforms, as far as they are blobs in the store.
+    blobs: BTreeSet<Digest>,
+    /// The layers of the manifest whose config was named.
+    layers: Vec<Digest>,
 }
 
 struct ImageRow {
@@ -415,6 +425,42 @@ fn set_name(tx: &Transaction<'_>, name: &Reference, target: &Digest) -> Result<(
          ON CONFLICT (name) DO UPDATE SET target = ?2, updated = ?3",
     )?
     .execute(params![name.canonical(), target.to_string(), nanos(SystemTime::now())])?;
+    Ok(())
+}
+
+fn has_blob(tx: &Transaction<'_>, digest: &Digest) -> Result<bool> {
+    Ok(tx.prepare_cached("SELECT 1 FROM blobs WHERE digest = ?")?.exists([digest.to_string()])?)
+}
+
+/// Makes sure that every layer is a blob or a snapshot. Snapshots that are the image's very stack are found by its chain
+/// id; others, in a stack that holds more than the image does, are kept by references of their own.
+fn keep_layers(
+    tx: &Transaction<'_>,
+    owner: &str,
+    image: &NewImage,
+    chain_id: Option<&ChainId>,
+    parts: &Parts,
+) -> Result<()> {
+    if let Some(chain) = chain_id
+        && tx.prepare_cached("SELECT 1 FROM snapshots WHERE chain_id = ?")?.exists([chain.0.to_string()])?
+    {
+        return Ok(());
+    }
+    for layer in &parts.layers {
+        if has_blob(tx, layer)? {
+            continue;
+        }
+        let kept = tx
+            .prepare_cached(
+                "INSERT OR REPLACE INTO refs (owner, target)
+                 SELECT ?1, 'snapshot:' || id FROM snapshots WHERE diff_id = ?2 ORDER BY length(id), id LIMIT 1",
+            )?
+            .execute([owner, &layer.to_string()])?;
+        if kept == 0 {
+            let what = format!("image {}", image.target.digest);
+            return Err(StoreError::invalid(what, format!("its layer {layer} is not in the store")));
+        }
+    }
     Ok(())
 }
 

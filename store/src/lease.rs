@@ -306,7 +306,8 @@ pub(crate) fn sweep(core: &Core) -> Result<()> {
     for entry in leases.entries().context(what)? {
         let entry = entry.context(what)?;
         let Ok(file) = leases.open_file(&entry.name) else { continue };
-        if !lock::try_lock(file.as_fd(), Lock::Alone)? {
+        if !lock::try_lock(file.as_fd(), Lock::Alone)? || rustix::fs::fstat(&file).context(what)?.st_nlink == 0 {
+            // Alive; or another sweeper was quicker.
             continue;
         }
         let Some(id) = entry.name.to_str() else { continue };

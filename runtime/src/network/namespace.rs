@@ -54,10 +54,7 @@ impl Namespace {
         on_thread(move || {
             let (fd, mut inside) = enter_new()?;
             let endpoint = attach(&mut host, &mut inside, fd.as_fd(), &bridge, address)?;
-            Ok(Self {
-                fd,
-                endpoint: Some(endpoint),
-            })
+            Ok(Self { fd, endpoint: Some(endpoint) })
         })
     }
 
@@ -100,12 +97,9 @@ fn enter_new() -> Result<(OwnedFd, Socket), Error> {
     #[allow(unsafe_code)]
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
         .map_err(|e| Error::kernel("make a network namespace", e))?;
-    let fd = File::open("/proc/thread-self/ns/net")
-        .map_err(|e| Error::kernel("open the network namespace", e))?
-        .into();
+    let fd = File::open("/proc/thread-self/ns/net").map_err(|e| Error::kernel("open the network namespace", e))?.into();
     let mut inside = link::open().map_err(|e| Error::kernel("open a netlink socket", e))?;
-    link::configure(&mut inside, LOOPBACK, None)
-        .map_err(|e| Error::kernel("set loopback up", e))?;
+    link::configure(&mut inside, LOOPBACK, None).map_err(|e| Error::kernel("set loopback up", e))?;
     Ok((fd, inside))
 }
 
@@ -118,12 +112,9 @@ fn attach(
 ) -> Result<Endpoint, Error> {
     let (address, host_interface) = claim(host, namespace, bridge, wanted)?;
     let failed = |e: io::Error| Error::kernel(format!("set up {INNER}"), e);
-    let inner = link::find(inside, INNER)
-        .map_err(failed)?
-        .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let inner = link::find(inside, INNER).map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let prefix = bridge.subnet.prefix();
-    link::address_and_route(inside, inner.index, address, prefix, Some(bridge.gateway))
-        .map_err(failed)?;
+    link::address_and_route(inside, inner.index, address, prefix, Some(bridge.gateway)).map_err(failed)?;
     Ok(Endpoint {
         bridge: bridge.name.clone(),
         address,
