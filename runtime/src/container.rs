@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{LinuxSeccomp, MountBuilder, Process, Spec};
 use rbuild_store::Mounts;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
@@ -45,7 +45,7 @@ pub struct ContainerSpec {
     pub hosts: Option<PathBuf>,
     pub hostname: Option<PathBuf>,
     pub resolv_conf: Option<PathBuf>,
-    /// Mounted in this order, after what `spec` names.
+    /// Mounted after what `spec` names: memory first, the others in this order.
     pub mounts: Vec<InsideMount>,
     /// Size of the terminal, if it has one.
     pub terminal: Option<(u16, u16)>,
@@ -125,9 +125,21 @@ impl ContainerSpec {
             (None, Input::Closed) => Stdio::Output,
             (None, _) => Stdio::Pipes,
         };
+        let mut spec = self.spec.clone();
+        let mut mounts = spec.mounts().clone().unwrap_or_default();
+        for mount in self.mounts.iter().filter(|mount| mount.source.is_none()) {
+            let tmpfs = MountBuilder::default()
+                .destination(&mount.destination)
+                .typ("tmpfs")
+                .source("tmpfs")
+                .options(mount.options.clone())
+                .build();
+            mounts.push(tmpfs.map_err(|e| Error::Refused(e.to_string()))?);
+        }
+        spec.set_mounts(Some(mounts));
         Ok(ProcessSpec {
             id: self.id.clone(),
-            spec: self.spec.clone(),
+            spec,
             rootfs: self.rootfs.clone(),
             upper: if self.volatile { Upper::Volatile } else { Upper::Durable },
             stub_dir: self.stub_dir.clone(),
@@ -137,7 +149,7 @@ impl ContainerSpec {
                 hostname: self.hostname.clone(),
                 resolv_conf: self.resolv_conf.clone(),
             },
-            mounts: self.mounts.iter().map(InsideMount::open).collect::<Result<_>>()?,
+            mounts: self.mounts.iter().filter_map(|m| m.open().transpose()).collect::<Result<_>>()?,
             stdio,
             cgroup: self.cgroup(),
             seccomp: self.seccomp.clone().into(),
@@ -146,14 +158,15 @@ impl ContainerSpec {
 }
 
 impl InsideMount {
-    fn open(&self) -> Result<ExtraMount> {
-        let source = match &self.source {
-            Some(source) => rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                .map(MountSource::Opened)
-                .map_err(|e| Error::system(format!("mount {}", source.display()), e))?,
-            None => MountSource::Tmpfs,
-        };
-        Ok(ExtraMount { destination: self.destination.clone(), source, options: self.options.clone() })
+    fn open(&self) -> Result<Option<ExtraMount>> {
+        let Some(source) = &self.source else { return Ok(None) };
+        let fd = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| Error::system(format!("mount {}", source.display()), e))?;
+        Ok(Some(ExtraMount {
+            destination: self.destination.clone(),
+            source: MountSource::Opened(fd),
+            options: self.options.clone(),
+        }))
     }
 }
 

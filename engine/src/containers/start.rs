@@ -288,7 +288,7 @@ fn device(
     Ok((node, process::device_rule(kind, Some(number), permissions)?))
 }
 
-fn start_error(failure: StartFailure) -> Error {
+pub(super) fn start_error(failure: StartFailure) -> Error {
     let kind = match failure.exit_code {
         Some(127) => Kind::CommandNotFound,
         Some(_) => Kind::NotExecutable,

@@ -80,7 +80,8 @@ pub fn spawn(start: Start) -> Result<Attachment> {
     let mut fds = vec![start.lock.into_fd()];
     fds.extend(start.namespace.map(Namespace::into_fd));
     let handed = Handed { spec: start.spec, stdin: start.stdin, output: start.output, note: start.note };
-    let sent = serde_json::to_vec(&handed).map_err(io::Error::from).and_then(|bytes| passing::send(&ours, &bytes, &fds));
+    let sent =
+        serde_json::to_vec(&handed).map_err(io::Error::from).and_then(|bytes| passing::send(&ours, &bytes, &fds));
     // A starter that lives longer than the monitor (it is attached) takes its exit status, so that no zombie stays.
     let reaper = thread::Builder::new().name("monitor".into()).spawn(move || child.wait());
     sent.map_err(|e| Error::system("talk to the monitor", e))?;

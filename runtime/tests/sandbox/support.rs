@@ -35,9 +35,10 @@ impl Image {
             fs::create_dir_all(path.join(name)).unwrap();
         }
         fs::copy("/bin/busybox", path.join("lower/bin/busybox")).unwrap();
-        for name in "sh cat ls id env true false sleep mount mkdir touch kill ps readlink hostname stat echo test mknod head \
+        for name in
+            "sh cat ls id env true false sleep mount mkdir touch kill ps readlink hostname stat echo test mknod head \
                      wc grep sed ip stty tty dd tr unshare awk chroot"
-            .split_whitespace()
+                .split_whitespace()
         {
             symlink("busybox", path.join("lower/bin").join(name)).unwrap();
         }
