@@ -14,6 +14,7 @@ pub mod monitor;
 pub mod network;
 mod passing;
 pub mod sandbox;
+pub mod users;
 
 pub use error::{Error, ExecFailure, Result};
 pub use sandbox::{
