@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use crate::error::{Result, StoreError};
+use crate::error::{Context, Result, StoreError};
 use crate::schema;
 
 /// After this long a waiting writer says for whom it waits, and again each time it has passed.
@@ -44,6 +44,7 @@ pub struct Db {
     idle: Mutex<Vec<Connection>>,
     writing: Mutex<()>,
     read_only: bool,
+    copy: Option<TemporaryCopy>,
 }
 
 impl Db {
@@ -55,9 +56,19 @@ impl Db {
         Ok(db)
     }
 
-    /// Opens the database at `path` for reading only; nothing is written beside it.
-    pub(crate) fn open_read_only(path: &Path) -> Db {
-        Db::new(path, true)
+    /// Opens the database at `path` for reading only. Where SQLite cannot keep its shared memory beside it, on a read-only
+    /// file system, a copy with its WAL is read instead, in memory where there is a place for that: opening the file as
+    /// immutable would ignore the WAL and show the past.
+    pub(crate) fn open_read_only(path: &Path) -> Result<Db> {
+        let db = Db::new(path, true);
+        if db.read(|_| Ok(())).is_ok() {
+            return Ok(db);
+        }
+        let copy = TemporaryCopy::of(path)?;
+        let mut db = Db::new(&copy.dir.join("db.sqlite"), true);
+        db.copy = Some(copy);
+        db.read(|_| Ok(()))?;
+        Ok(db)
     }
 
     /// Makes or migrates the database. The caller holds the store's version lock alone.
@@ -123,7 +134,7 @@ impl Db {
     }
 
     fn new(path: &Path, read_only: bool) -> Db {
-        Db { path: path.to_path_buf(), idle: Mutex::default(), writing: Mutex::default(), read_only }
+        Db { path: path.to_path_buf(), idle: Mutex::default(), writing: Mutex::default(), read_only, copy: None }
     }
 
     fn root(&self) -> PathBuf {
@@ -148,9 +159,8 @@ impl Db {
         if !self.read_only {
             // Else each command, being the last to close, would write back the WAL and sync.
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-            connection.execute_batch(&format!(
-                "PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};"
-            ))?;
+            let settings = format!("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};");
+            patiently(&self.path, || Ok(connection.execute_batch(&settings)?))?;
         }
         Ok(connection)
     }
@@ -159,6 +169,48 @@ impl Db {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE && connection.is_autocommit() {
             idle.push(connection);
+        }
+    }
+}
+
+/// A database copied to where it can be opened; it goes with this value.
+#[derive(Debug)]
+struct TemporaryCopy {
+    dir: PathBuf,
+}
+
+impl TemporaryCopy {
+    fn of(path: &Path) -> Result<TemporaryCopy> {
+        use std::os::unix::fs::DirBuilderExt;
+        let what = || format!("copying {path:?} to read it");
+        let name = format!("rbuild-{}-{:016x}", std::process::id(), crate::lease::random()?);
+        let places = ["/dev/shm", "/run", "/tmp"].map(|place| Path::new(place).join(&name));
+        let mut made = Err(std::io::ErrorKind::NotFound.into());
+        for dir in places {
+            made = std::fs::DirBuilder::new().mode(0o700).create(&dir).map(|()| dir);
+            if made.is_ok() {
+                break;
+            }
+        }
+        let copy = TemporaryCopy { dir: made.context(what)? };
+        let wal = |path: &Path| {
+            let mut path = path.as_os_str().to_owned();
+            path.push("-wal");
+            PathBuf::from(path)
+        };
+        let target = copy.dir.join("db.sqlite");
+        std::fs::copy(path, &target).context(what)?;
+        if wal(path).exists() {
+            std::fs::copy(wal(path), wal(&target)).context(what)?;
+        }
+        Ok(copy)
+    }
+}
+
+impl Drop for TemporaryCopy {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            tracing::debug!("removing {:?}: {error}", self.dir);
         }
     }
 }

@@ -86,6 +86,7 @@ pub(crate) fn clear_marks(tx: &Transaction<'_>, generation: i64) -> Result<()> {
 
 /// Drops the rows whose files a reboot may have lost, then sweeps those files.
 pub(crate) fn drop_lost(core: &Arc<Core>, boot: &str) -> Result<()> {
+    core.make_room();
     let mine = core.db.write(Durability::Named, |tx| {
         let known: String = tx.query_row("SELECT boot FROM state", [], |row| row.get(0))?;
         if known == boot {
