@@ -16,6 +16,7 @@ use rbuild_store::{ImageRecord, Store};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::engine::Engine;
 use crate::error::{Error, Kind};
 
 pub use filter::ImageFilter;
@@ -57,6 +58,16 @@ pub struct HistoryStep {
     /// Bytes of the files of its layer.
     pub size: u64,
     pub tags: Vec<Reference>,
+}
+
+impl Engine {
+    /// Its images.
+    ///
+    /// # Errors
+    /// The options make no client for registries.
+    pub fn images(&self) -> Result<Images, Error> {
+        Ok(Images::new(self.store().clone(), self.registry()?.clone()))
+    }
 }
 
 impl Images {
