@@ -5,11 +5,13 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rbuild_engine::registry::{ClientOptions, Credentials, Mirrors, Proxies, Roots};
+use rbuild_engine::images::Images;
+use rbuild_engine::registry::{ClientOptions, Mirrors, Proxies, Roots};
 use rbuild_engine::runtime::network::BridgeOptions;
 use rbuild_engine::{Engine, EngineOptions};
 
 use crate::args::Globals;
+use crate::credentials::CredentialStore;
 use crate::error::CliError;
 use crate::settings::Settings;
 use crate::terminal::{clean, tell};
@@ -43,15 +45,30 @@ impl App {
         Ok(self.engine.get_or_init(|| engine))
     }
 
+    /// The images of the engine.
+    ///
+    /// # Errors
+    /// As [`App::engine`].
+    pub fn images(&self) -> Result<Images, CliError> {
+        Ok(self.engine()?.images()?)
+    }
+
+    /// Where the user's credentials for registries lie.
+    pub fn credentials(&self) -> CredentialStore {
+        let fallback = self.settings.non_empty("REGISTRY_AUTH_FILE").map(PathBuf::from);
+        CredentialStore::new(self.settings.docker_config.clone(), fallback)
+    }
+
     fn engine_options(&self) -> Result<EngineOptions, CliError> {
         let config = self.settings.daemon_config()?;
         let driver = self.settings.storage_driver.clone().or(config.storage_driver);
         let driver = driver.map(|name| name.parse()).transpose().map_err(|e| CliError::new(format!("{e}")))?;
         let mirrors = Mirrors::new(&config.registry_mirrors, &config.insecure_registries);
+        let credentials = self.credentials();
         let variable = |name: &str| self.settings.either_case(name).map(str::to_owned);
         let registry = ClientOptions {
             mirrors: mirrors.map_err(|e| CliError::new(e.to_string()))?,
-            credentials: Arc::new(credentials),
+            credentials: Arc::new(move |host| credentials.get(host)),
             roots: roots(self.settings.certificates())?,
             proxies: Proxies {
                 http: variable("HTTP_PROXY"),
@@ -107,16 +124,4 @@ fn roots(named: Option<PathBuf>) -> Result<Roots, CliError> {
         return read.map(Roots::Pem).map_err(|e| CliError::new(format!("SSL_CERT_FILE {}: {e}", path.display())));
     }
     Ok(BUNDLES.iter().find_map(|path| std::fs::read(path).ok()).map_or(Roots::BuiltIn, Roots::Pem))
-}
-
-/// What docker's configuration knows about a registry: its own entries, and the helper programs it names.
-fn credentials(host: &str) -> Result<Credentials, String> {
-    use docker_credential::{CredentialRetrievalError as E, DockerCredential};
-    let key = if host == "docker.io" { "https://index.docker.io/v1/" } else { host };
-    match docker_credential::get_credential(key) {
-        Ok(DockerCredential::UsernamePassword(username, password)) => Ok(Credentials::Password { username, password }),
-        Ok(DockerCredential::IdentityToken(token)) => Ok(Credentials::IdentityToken(token)),
-        Err(E::NoCredentialConfigured | E::ConfigNotFound) => Ok(Credentials::Anonymous),
-        Err(error) => Err(error.to_string()),
-    }
 }
