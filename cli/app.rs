@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rbuild_engine::images::Images;
-use rbuild_engine::registry::{ClientOptions, Mirrors, Proxies, Roots};
+use rbuild_engine::registry::{Client, ClientOptions, Mirrors, Proxies, Roots};
 use rbuild_engine::runtime::network::BridgeOptions;
 use rbuild_engine::{Engine, EngineOptions};
 
 use crate::args::Globals;
 use crate::credentials::CredentialStore;
 use crate::error::CliError;
-use crate::settings::Settings;
+use crate::settings::{DaemonConfig, Settings};
 use crate::terminal::{clean, tell};
 
 /// The bundles of certificates that distributions keep, the first that is there.
@@ -53,22 +53,43 @@ impl App {
         Ok(self.engine()?.images()?)
     }
 
-    /// Where the user's credentials for registries lie.
+    fn engine_options(&self) -> Result<EngineOptions, CliError> {
+        let config = self.settings.daemon_config()?;
+        let driver = self.settings.storage_driver.clone().or(config.storage_driver.clone());
+        let driver = driver.map(|name| name.parse()).transpose().map_err(|e| CliError::new(format!("{e}")))?;
+        Ok(EngineOptions {
+            root: self.settings.root.clone(),
+            driver,
+            helper: PathBuf::from("/proc/self/exe"),
+            // A host without the file has no resolver, and neither have its containers.
+            resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            registry: self.client_options(&config)?,
+            bridge: BridgeOptions::default(),
+        })
+    }
+
+    /// A client for registries that needs no state directory.
+    ///
+    /// # Errors
+    /// The settings make no client.
+    pub fn registry_client(&self) -> Result<Client, CliError> {
+        let options = self.client_options(&self.settings.daemon_config()?)?;
+        Client::new(options).map_err(|e| CliError::new(e.to_string()))
+    }
+
+    /// Docker's credentials, or podman's where docker has none.
     pub fn credentials(&self) -> CredentialStore {
         let fallback = self.settings.non_empty("REGISTRY_AUTH_FILE").map(PathBuf::from);
         CredentialStore::new(self.settings.docker_config.clone(), fallback)
     }
 
-    fn engine_options(&self) -> Result<EngineOptions, CliError> {
-        let config = self.settings.daemon_config()?;
-        let driver = self.settings.storage_driver.clone().or(config.storage_driver);
-        let driver = driver.map(|name| name.parse()).transpose().map_err(|e| CliError::new(format!("{e}")))?;
+    fn client_options(&self, config: &DaemonConfig) -> Result<ClientOptions, CliError> {
         let mirrors = Mirrors::new(&config.registry_mirrors, &config.insecure_registries);
-        let credentials = self.credentials();
         let variable = |name: &str| self.settings.either_case(name).map(str::to_owned);
-        let registry = ClientOptions {
+        let credentials = self.credentials();
+        Ok(ClientOptions {
             mirrors: mirrors.map_err(|e| CliError::new(e.to_string()))?,
-            credentials: Arc::new(move |host| credentials.get(host)),
+            credentials: Arc::new(move |host: &str| credentials.get(host)),
             roots: roots(self.settings.certificates())?,
             proxies: Proxies {
                 http: variable("HTTP_PROXY"),
@@ -76,15 +97,6 @@ impl App {
                 no_proxy: variable("NO_PROXY").unwrap_or_default(),
             },
             ..ClientOptions::default()
-        };
-        Ok(EngineOptions {
-            root: self.settings.root.clone(),
-            driver,
-            helper: PathBuf::from("/proc/self/exe"),
-            // A host without the file has no resolver, and neither have its containers.
-            resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-            registry,
-            bridge: BridgeOptions::default(),
         })
     }
 

@@ -35,8 +35,8 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let registry = registry_name(args.server.as_deref().unwrap_or("docker.io")).to_owned();
     let (username, password) = ask(&args, app, &registry)?;
     let given = Credentials::Password { username: username.clone(), password: password.clone() };
-    let client = app.engine()?.registry()?;
-    let identity = client.log_in(&registry, &given).await.map_err(rbuild_engine::Error::from)?;
+    let client = app.registry_client()?;
+    let identity = client.log_in(&registry, &given).await.map_err(|e| CliError::new(e.to_string()))?;
     let secret = identity.map_or(Secret::Password(password), Secret::IdentityToken);
     match app.credentials().put(&registry, &username, &secret).map_err(CliError::new)? {
         Kept::InFile(path) => app.tell(&format!(

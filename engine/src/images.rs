@@ -4,6 +4,7 @@
 //! it was built, and as it came back from a registry with compressed layers); whoever lists or removes it means all of
 //! them. [`Images`] is where these two views meet. Listings print nothing: rows, in docker's order, are for the faces.
 
+mod archives;
 mod filter;
 mod remove;
 mod sizes;
@@ -19,6 +20,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::engine::Engine;
 use crate::error::{Error, Kind};
 
+pub use archives::{ImportRequest, Loaded};
 pub use filter::ImageFilter;
 pub use rbuild_store::Removed;
 pub use remove::Pruned;
@@ -73,6 +75,11 @@ impl Engine {
 impl Images {
     pub fn new(store: Store, registry: Client) -> Images {
         Images { store, registry }
+    }
+
+    /// The name of the driver that keeps their file trees.
+    pub fn driver(&self) -> String {
+        self.store.driver().to_string()
     }
 
     /// The images that `filter` lets through, the newest here first.
