@@ -10,6 +10,9 @@ mod ladder;
 mod launch;
 mod op;
 mod record;
+mod settle;
+mod show;
+mod solve;
 mod solver;
 
 pub use cache::{Cache, CacheError, Claim, ClaimGuard, Entry, Keep, MemoryCache};

@@ -147,8 +147,10 @@ pub(crate) struct Site<R> {
     /// What this build ran itself. The only place where results that are not durable are found again, and what keeps a
     /// vertex that ignores the cache from running once for each graph.
     /// With the execution, so that whoever is about to start the same finds it, however late.
-    done: Mutex<HashMap<CacheKey, (Outputs<R>, Arc<Execution<R>>)>>,
+    done: Mutex<HashMap<CacheKey, Done<R>>>,
 }
+
+type Done<R> = (Outputs<R>, Arc<Execution<R>>);
 
 impl<R: Clone> Site<R> {
     pub(crate) fn done(&self, key: CacheKey) -> Option<Outputs<R>> {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use crate::error::{Result, StoreError};
+use crate::error::{Context, Result, StoreError};
 use crate::schema;
 
 /// After this long a waiting writer says for whom it waits, and again each time it has passed.
@@ -44,6 +44,7 @@ pub struct Db {
     idle: Mutex<Vec<Connection>>,
     writing: Mutex<()>,
     read_only: bool,
+    copy: Option<TemporaryCopy>,
 }
 
 impl Db {
@@ -55,9 +56,19 @@ impl Db {
         Ok(db)
     }
 
-    /// Opens the database at `path` for reading only; nothing is written beside it.
-    pub(crate) fn open_read_only(path: &Path) -> Db {
-        Db::new(path, true)
+    /// Opens the database at `path` for reading only. Where SQLite cannot keep its shared memory beside it, on a read-only
+    /// file system, a copy with its WAL is read instead, in memory where there is a place for that: opening the file as
+    /// immutable would ignore the WAL and show the past.
+    pub(crate) fn open_read_only(path: &Path) -> Result<Db> {
+        let db = Db::new(path, true);
+        if db.read(|_| Ok(())).is_ok() {
+            return Ok(db);
+        }
+        let copy = TemporaryCopy::of(path)?;
+        let mut db = Db::new(&copy.dir.join("db.sqlite"), true);
+        db.copy = Some(copy);
+        db.read(|_| Ok(()))?;
+        Ok(db)
     }
 
     /// Makes or migrates the database. The caller holds the store's version lock alone.
@@ -123,7 +134,7 @@ impl Db {
     }
 
     fn new(path: &Path, read_only: bool) -> Db {
-        Db { path: path.to_path_buf(), idle: Mutex::default(), writing: Mutex::default(), read_only }
+        Db { path: path.to_path_buf(), idle: Mutex::default(), writing: Mutex::default(), read_only, copy: None }
     }
 
     fn root(&self) -> PathBuf {
@@ -148,9 +159,8 @@ impl Db {
         if !self.read_only {
             // Else each command, being the last to close, would write back the WAL and sync.
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-            connection.execute_batch(&format!(
-                "PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};"
-            ))?;
+            let settings = format!("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};");
+            patiently(&self.path, || Ok(connection.execute_batch(&settings)?))?;
         }
         Ok(connection)
     }
@@ -159,6 +169,48 @@ impl Db {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE && connection.is_autocommit() {
             idle.push(connection);
+        }
+    }
+}
+
+/// A database copied to where it can be opened; it goes with this value.
+#[derive(Debug)]
+struct TemporaryCopy {
+    dir: PathBuf,
+}
+
+impl TemporaryCopy {
+    fn of(path: &Path) -> Result<TemporaryCopy> {
+        use std::os::unix::fs::DirBuilderExt;
+        let what = || format!("copying {path:?} to read it");
+        let name = format!("rbuild-{}-{:016x}", std::process::id(), crate::lease::random()?);
+        let places = ["/dev/shm", "/run", "/tmp"].map(|place| Path::new(place).join(&name));
+        let mut made = Err(std::io::ErrorKind::NotFound.into());
+        for dir in places {
+            made = std::fs::DirBuilder::new().mode(0o700).create(&dir).map(|()| dir);
+            if made.is_ok() {
+                break;
+            }
+        }
+        let copy = TemporaryCopy { dir: made.context(what)? };
+        let wal = |path: &Path| {
+            let mut path = path.as_os_str().to_owned();
+            path.push("-wal");
+            PathBuf::from(path)
+        };
+        let target = copy.dir.join("db.sqlite");
+        std::fs::copy(path, &target).context(what)?;
+        if wal(path).exists() {
+            std::fs::copy(wal(path), wal(&target)).context(what)?;
+        }
+        Ok(copy)
+    }
+}
+
+impl Drop for TemporaryCopy {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            tracing::debug!("removing {:?}: {error}", self.dir);
         }
     }
 }
@@ -242,4 +294,65 @@ fn holder(path: &Path) -> Option<u32> {
         let [_, "POSIX", _, "WRITE", pid, file, ..] = words[..] else { return None };
         (file.rsplit(':').next() == Some(&inode)).then(|| pid.parse().ok()).flatten()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn database() -> (tempfile::TempDir, Db) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db.sqlite");
+        let found = Db::prepare(&path, |tx| {
+            tx.execute("INSERT INTO state VALUES (1, 'id', 'overlay', 'boot', 1, 0)", [])?;
+            Ok(())
+        });
+        assert_eq!(found.unwrap(), 0);
+        assert_eq!(Db::prepare(&path, |_| panic!("it is there")).unwrap(), schema::VERSION);
+        let db = Db::open(&path).unwrap();
+        (dir, db)
+    }
+
+    #[test]
+    fn who_waits_learns_for_whom() {
+        let (_dir, db) = database();
+        assert_eq!(holder(&db.path), None);
+        let held = db.write(Durability::Cache, |_| Ok(holder(&db.path))).unwrap();
+        assert_eq!(held, Some(std::process::id()));
+    }
+
+    #[test]
+    fn a_change_is_whole_or_nothing() {
+        let (_dir, db) = database();
+        let count = || db.read(|tx| Ok(tx.query_row("SELECT count(*) FROM claims", [], |row| row.get::<_, i64>(0))?));
+        let failed = db.write(Durability::Named, |tx| {
+            tx.execute("INSERT INTO claims VALUES ('k', 'l')", [])?;
+            Err::<(), _>(StoreError::NoSnapshot("x".into()))
+        });
+        assert!(matches!(failed, Err(StoreError::NoSnapshot(_))));
+        assert_eq!(count().unwrap(), 0);
+        db.write(Durability::Named, |tx| Ok(tx.execute("INSERT INTO claims VALUES ('k', 'l')", [])?)).unwrap();
+        assert_eq!(count().unwrap(), 1);
+        // Readers see the last whole state while a change is under way.
+        let seen = db.write(Durability::Cache, |tx| {
+            tx.execute("DELETE FROM claims", [])?;
+            count()
+        });
+        assert_eq!((seen.unwrap(), count().unwrap()), (1, 0));
+    }
+
+    #[test]
+    fn a_newer_database_is_left_alone() {
+        let (_dir, db) = database();
+        db.write(Durability::Named, |tx| Ok(tx.pragma_update(None, "user_version", 99)?)).unwrap();
+        let error = Db::prepare(&db.path, |_| Ok(())).unwrap_err();
+        assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error}");
+    }
+
+    #[test]
+    fn times_survive() {
+        for offset in [0i64, 1, -1, 1_700_000_000_123_456_789, -5_000_000_001] {
+            assert_eq!(nanos(time(offset)), offset);
+        }
+    }
 }

@@ -57,18 +57,23 @@ pub(crate) fn flush_files(core: &Core) -> Result<Option<i64>> {
         let snapshots = column(tx, "SELECT id FROM snapshots WHERE volatile IS NOT NULL LIMIT ?", few)?;
         Ok((generation, blobs, snapshots))
     })?;
-    match few_files(core, &blobs, &snapshots)? {
-        Some(files) => {
-            for file in files {
-                sync_one(core, &file)?;
-            }
-        }
-        None => {
-            let fd = core.dir.readable().context(|| format!("opening {:?}", core.path))?;
-            rustix::fs::syncfs(fd).context(|| format!("flushing store {:?}", core.path))?;
-        }
+    if let Err(error) = sync(core, &blobs, &snapshots) {
+        // The kernel may have marked the pages clean, so trying again would prove nothing.
+        core.db.write(Durability::Named, |tx| drop_marked(tx, Some(generation)))?;
+        return Err(error);
     }
     Ok(Some(generation))
+}
+
+/// Brings blobs and snapshots to the disk, or everything where they are many.
+fn sync(core: &Core, blobs: &[String], snapshots: &[String]) -> Result<()> {
+    match few_files(core, blobs, snapshots)? {
+        Some(files) => files.iter().try_for_each(|file| sync_one(core, file)),
+        None => {
+            let fd = core.dir.readable().context(|| format!("opening {:?}", core.path))?;
+            rustix::fs::syncfs(fd).context(|| format!("flushing store {:?}", core.path))
+        }
+    }
 }
 
 /// The second half of [`flush`].
@@ -81,27 +86,35 @@ pub(crate) fn clear_marks(tx: &Transaction<'_>, generation: i64) -> Result<()> {
 
 /// Drops the rows whose files a reboot may have lost, then sweeps those files.
 pub(crate) fn drop_lost(core: &Arc<Core>, boot: &str) -> Result<()> {
+    core.make_room();
     let mine = core.db.write(Durability::Named, |tx| {
         let known: String = tx.query_row("SELECT boot FROM state", [], |row| row.get(0))?;
         if known == boot {
             return Ok(false);
         }
-        for table in MARKED {
-            let dropped = tx.execute(&format!("DELETE FROM {table} WHERE volatile IS NOT NULL"), [])?;
-            if dropped > 0 {
-                tracing::info!("dropped {dropped} rows of {table} that were not yet on disk when the machine stopped");
-            }
-        }
-        tx.execute(
-            "DELETE FROM refs WHERE owner LIKE 'record:%' AND substr(owner, 8) NOT IN (SELECT key FROM records)",
-            [],
-        )?;
+        drop_marked(tx, None)?;
         tx.execute("UPDATE state SET boot = ?", [boot])?;
         Ok(true)
     })?;
     if mine {
         collect::sweep_strays(core)?;
     }
+    Ok(())
+}
+
+/// Drops the rows marked with `generation` or an older one, or all that are marked, and what cache records kept.
+fn drop_marked(tx: &Transaction<'_>, generation: Option<i64>) -> Result<()> {
+    for table in MARKED {
+        let newest = generation.unwrap_or(i64::MAX);
+        let dropped = tx.execute(&format!("DELETE FROM {table} WHERE volatile <= ?"), [newest])?;
+        if dropped > 0 {
+            tracing::info!("dropped {dropped} rows of {table} that never reached the disk");
+        }
+    }
+    tx.execute(
+        "DELETE FROM refs WHERE owner LIKE 'record:%' AND substr(owner, 8) NOT IN (SELECT key FROM records)",
+        [],
+    )?;
     Ok(())
 }
 

@@ -306,12 +306,17 @@ pub(crate) fn sweep(core: &Core) -> Result<()> {
     for entry in leases.entries().context(what)? {
         let entry = entry.context(what)?;
         let Ok(file) = leases.open_file(&entry.name) else { continue };
-        if !lock::try_lock(file.as_fd(), Lock::Alone)? {
+        if !lock::try_lock(file.as_fd(), Lock::Alone)? || rustix::fs::fstat(&file).context(what)?.st_nlink == 0 {
+            // Alive; or another sweeper was quicker.
             continue;
         }
         let Some(id) = entry.name.to_str() else { continue };
         tracing::debug!("sweeping dead lease {id}");
-        release(core, id, true, true)?;
+        match release(core, id, true, true) {
+            // Then it stays dead for a while: listing and removing must work on a full disk.
+            Err(error) if error.is_full() => tracing::warn!("sweeping dead lease {id}: {error}"),
+            swept => swept?,
+        }
     }
     Ok(())
 }
@@ -361,7 +366,7 @@ fn exists(tx: &Transaction<'_>, target: &Target) -> Result<()> {
     })
 }
 
-fn random() -> Result<u64> {
+pub(crate) fn random() -> Result<u64> {
     let mut bytes = [0u8; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .context(|| "asking for random bytes".to_owned())?;

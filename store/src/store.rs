@@ -75,11 +75,14 @@ pub(crate) struct Core {
 impl Store {
     /// Opens a store, making it if it is not there, and recovers what dead processes and lost boots left. Many
     /// processes may do this at once.
-    pub fn open(options: StoreOptions) -> Result<Store> {
+    ///
+    /// A store on a read-only file system is opened as if [`StoreOptions::read_only`] were set.
+    pub fn open(mut options: StoreOptions) -> Result<Store> {
+        options.read_only |= is_on_read_only(&options.root);
         let (path, dir) = open_root(&options)?;
         let version = open_version(&options, &path, &dir)?;
         let database = path.join("db.sqlite");
-        let db = if options.read_only { Db::open_read_only(&database) } else { Db::open(&database)? };
+        let db = if options.read_only { Db::open_read_only(&database)? } else { Db::open(&database)? };
         let (id, made_with, boot) = db.read(|tx| {
             let row = tx.query_row("SELECT store, driver, boot FROM state", [], |row| {
                 Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?))
@@ -111,6 +114,11 @@ impl Store {
     /// Its random id of 16 hex digits, after which kernel objects are named.
     pub fn id(&self) -> &str {
         &self.inner.core.id
+    }
+
+    /// Whether nothing can be changed in it.
+    pub fn is_read_only(&self) -> bool {
+        self.inner.core.read_only
     }
 
     pub fn driver(&self) -> Driver {
@@ -194,6 +202,11 @@ impl Core {
     pub(crate) fn restore_reserve(&self) {
         reserve(&self.dir);
     }
+}
+
+/// Whether the directory is there and nobody can write to its file system.
+fn is_on_read_only(root: &Path) -> bool {
+    rustix::fs::statvfs(root).is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
 /// The directory and its canonical path, checked to be ours alone.

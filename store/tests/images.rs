@@ -160,7 +160,7 @@ fn an_image_whose_layers_lack_is_refused() {
     let setup = setup();
     let lease = setup.store.lease("test").unwrap();
     let layer = Descriptor::new(MediaType::oci_layer(rbuild_oci::Compression::None), Digest::sha256_of(b"gone"), 4);
-    let (target, config) = setup.manifest("x", &[layer.clone()], &lease);
+    let (target, config) = setup.manifest("x", std::slice::from_ref(&layer), &lease);
     let put = |target: &Descriptor, config: Digest| {
         setup.store.images().put(&NewImage { target: target.clone(), config, names: vec![name("app")] }, &lease)
     };

@@ -265,3 +265,48 @@ fn blobs_are_what_was_verified() {
     let missing = Target::Blob(wrong);
     assert!(matches!(lease.hold(&missing), Err(StoreError::NoBlob(_))));
 }
+
+/// Reliability R17. The child is this test binary again, in a mount namespace where the store is read-only.
+#[test]
+fn a_read_only_store_can_be_read() {
+    const NAME: &str = "RBUILD_TEST_READ_ONLY";
+    if let Some(root) = std::env::var_os(NAME) {
+        let store = open(Path::new(&root));
+        assert!(store.is_read_only());
+        assert_eq!(store.blobs().read(&Digest::sha256_of(b"content"), 100).unwrap(), b"content");
+        assert_eq!(store.images().list().unwrap().len(), 0);
+        assert!(matches!(store.lease("test"), Err(StoreError::ReadOnly { .. })));
+        assert!(matches!(store.db().write(Durability::Cache, |_| Ok(())), Err(StoreError::ReadOnly { .. })));
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let lease = store.lease("test").unwrap();
+    store.blobs().put_bytes(b"content", &lease).unwrap();
+    let before = copies();
+    for with_shared_memory in [true, false] {
+        if !with_shared_memory {
+            fs::remove_file(dir.path().join("db.sqlite-shm")).unwrap();
+        }
+        let script = "mount --bind \"$1\" \"$1\" && mount -o remount,ro,bind \"$1\" && exec \"$2\" --exact \
+                      a_read_only_store_can_be_read";
+        let status = std::process::Command::new("unshare")
+            .args(["--mount", "sh", "-c", script, "sh"])
+            .args([dir.path(), &std::env::current_exe().unwrap()])
+            .env(NAME, dir.path())
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success(), "with shared memory: {with_shared_memory}");
+    }
+    assert_eq!(copies(), before);
+}
+
+fn copies() -> usize {
+    let ours =
+        |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().to_string_lossy().starts_with("rbuild-");
+    fs::read_dir("/dev/shm").unwrap().map(ours).filter(|ours| *ours).count()
+}

@@ -272,7 +272,7 @@ fn chains_are_known_by_their_layers(driver: Driver) {
     snapshots.set_layer(middle.id(), &b, 2).unwrap();
     assert_eq!(find(&[a.clone(), b.clone()]), None);
     snapshots.set_layer(base.id(), &a, 1).unwrap();
-    assert_eq!(find(&[a.clone()]).as_ref(), Some(base.id()));
+    assert_eq!(find(std::slice::from_ref(&a)).as_ref(), Some(base.id()));
     assert_eq!(find(&[a.clone(), b.clone()]).as_ref(), Some(middle.id()));
     assert_eq!(find(&[a.clone(), b.clone(), c.clone()]).as_ref(), Some(top.id()));
     assert_eq!(find(&[b.clone(), c]), None);

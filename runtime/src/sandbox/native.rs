@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio as ChildStdio};
 use std::sync::OnceLock;
 
-use oci_spec::runtime::{LinuxSeccomp, Process};
+use oci_spec::runtime::Process;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tracing::debug;
 
@@ -53,8 +53,7 @@ impl NativeSandbox {
     pub fn new(options: SandboxOptions) -> Result<Self> {
         let anchor = options.state_dir.join("anchor");
         let empty = options.state_dir.join("empty");
-        let filters = options.state_dir.join("bpf");
-        for directory in [&anchor, &empty, &filters] {
+        for directory in [&anchor, &empty] {
             fs::create_dir_all(directory)
                 .map_err(|error| Error::system(format!("create {}", directory.display()), error))?;
         }
@@ -66,7 +65,7 @@ impl NativeSandbox {
             empty,
             sealed: OnceLock::new(),
             hierarchies: Hierarchies::detect()?,
-            filters: seccomp::Cache::new(filters),
+            filters: seccomp::Cache::default(),
         })
     }
 
@@ -114,7 +113,7 @@ impl NativeSandbox {
         match seccomp {
             Seccomp::Unconfined => Ok(Vec::new()),
             Seccomp::Default => self.filters.default_profile(&capabilities),
-            Seccomp::Profile(profile) => Ok(compile(profile)?),
+            Seccomp::Profile(profile) => seccomp::compile(profile),
         }
     }
 
@@ -217,10 +216,6 @@ impl Sandbox for NativeSandbox {
         };
         self.run(&Request::Enter(Box::new(enter)), &fds.0, streams, None)
     }
-}
-
-fn compile(profile: &LinuxSeccomp) -> Result<Vec<u64>> {
-    seccomp::compile(profile)
 }
 
 /// `<parent>/<id>`, relative to the root of a hierarchy.

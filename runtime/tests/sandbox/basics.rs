@@ -7,7 +7,7 @@ use rbuild_runtime::{Error, Sandbox};
 use crate::Test;
 use crate::support::{Image, run, sandbox, tree};
 
-pub const TESTS: &[Test] = &[
+pub(crate) const TESTS: &[Test] = &[
     ("exit_codes", exit_codes),
     ("output_env_and_pid", output_env_and_pid),
     ("exec_errors", exec_errors),
@@ -74,6 +74,6 @@ fn latency() {
 }
 
 /// When the test of a killed starter executes this program again.
-pub fn starter_to_be_killed() -> Option<ExitCode> {
+pub(crate) fn starter_to_be_killed() -> Option<ExitCode> {
     None
 }

@@ -14,7 +14,7 @@ use rbuild_runtime::{
 };
 use rbuild_store::Mounts;
 
-pub fn sandbox() -> &'static NativeSandbox {
+pub(crate) fn sandbox() -> &'static NativeSandbox {
     static SANDBOX: OnceLock<NativeSandbox> = OnceLock::new();
     SANDBOX.get_or_init(|| {
         let state_dir = std::env::temp_dir().join(format!("rbuild-sandbox-test-{}", std::process::id()));
@@ -23,21 +23,22 @@ pub fn sandbox() -> &'static NativeSandbox {
 }
 
 /// An image in a temporary directory: `lower`, `upper`, `work`, `stubs`.
-pub struct Image {
-    pub dir: tempfile::TempDir,
+pub(crate) struct Image {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Image {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path();
         for name in ["lower/bin", "lower/etc", "lower/tmp", "upper", "work", "stubs"] {
             fs::create_dir_all(path.join(name)).unwrap();
         }
         fs::copy("/bin/busybox", path.join("lower/bin/busybox")).unwrap();
-        for name in "sh cat ls id env true false sleep mount mkdir touch kill ps readlink hostname stat echo test mknod head \
+        for name in
+            "sh cat ls id env true false sleep mount mkdir touch kill ps readlink hostname stat echo test mknod head \
                      wc grep sed ip stty tty dd tr unshare awk chroot"
-            .split_whitespace()
+                .split_whitespace()
         {
             symlink("busybox", path.join("lower/bin").join(name)).unwrap();
         }
@@ -45,11 +46,11 @@ impl Image {
         Image { dir }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn mounts(&self) -> Mounts {
+    pub(crate) fn mounts(&self) -> Mounts {
         Mounts::Overlay {
             lowers: vec![self.path("lower")],
             upper: Some(self.path("upper")),
@@ -58,7 +59,7 @@ impl Image {
     }
 
     /// Runs `script` with the default confinement.
-    pub fn spec(&self, args: &[&str]) -> ProcessSpec {
+    pub(crate) fn spec(&self, args: &[&str]) -> ProcessSpec {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let id = format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let args = args.iter().map(|&arg| arg.to_owned()).collect();
@@ -79,24 +80,24 @@ impl Image {
         }
     }
 
-    pub fn sh(&self, script: &str) -> Output {
+    pub(crate) fn sh(&self, script: &str) -> Output {
         run(self.spec(&["/bin/sh", "-c", script])).unwrap()
     }
 }
 
 #[derive(Debug)]
-pub struct Output {
-    pub stdout: String,
-    pub stderr: String,
-    pub exit: Exit,
+pub(crate) struct Output {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) exit: Exit,
 }
 
-pub fn run(spec: ProcessSpec) -> Result<Output> {
+pub(crate) fn run(spec: ProcessSpec) -> Result<Output> {
     let mut running = sandbox().start(spec)?;
     Ok(finish(&mut running))
 }
 
-pub fn finish(running: &mut Running) -> Output {
+pub(crate) fn finish(running: &mut Running) -> Output {
     let read = |fd: Option<std::os::fd::OwnedFd>| {
         std::thread::spawn(move || {
             let mut text = String::new();
@@ -111,11 +112,11 @@ pub fn finish(running: &mut Running) -> Output {
     Output { stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap(), exit }
 }
 
-pub fn edit(spec: &mut ProcessSpec, change: impl FnOnce(&mut Spec)) {
+pub(crate) fn edit(spec: &mut ProcessSpec, change: impl FnOnce(&mut Spec)) {
     change(&mut spec.spec);
 }
 
-pub fn tree(root: &Path) -> Vec<String> {
+pub(crate) fn tree(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut todo = vec![root.to_owned()];
     while let Some(directory) = todo.pop() {

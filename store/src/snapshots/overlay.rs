@@ -41,8 +41,7 @@ impl Overlay {
         dir.mkdir(OsStr::new("work"), 0o700).context(what)?;
         let fs = dir.mkdir(OsStr::new("fs"), 0o755).context(what)?;
         if let Some(parent) = parent {
-            let above =
-                Root::open(&rows::fs_path(&self.core, parent)).context(|| format!("opening snapshot {parent}"))?;
+            let above = rows::open_fs(&self.core, parent)?;
             copy_root_attributes(above.top(), &fs).context(what)?;
         }
         Ok(())
@@ -111,14 +110,15 @@ impl Snapshotter for Overlay {
 pub fn probe(path: &Path, dir: &Dir) -> Result<Driver> {
     let what = || format!("trying overlay in {path:?}");
     let ingest = dir.open_dir(OsStr::new("ingest")).context(what)?;
-    let name = format!("probe-{}", std::process::id());
-    ingest.remove_all(OsStr::new(&name)).context(what)?;
-    let probe = ingest.mkdir(OsStr::new(&name), 0o700).context(what)?;
+    let name = OsStr::new("probe");
+    // The caller has the store alone: what is there was left by one that died here.
+    ingest.remove_all(name).context(what)?;
+    let probe = ingest.mkdir(name, 0o700).context(what)?;
     for part in ["lower", "upper", "work"] {
         probe.mkdir(OsStr::new(part), 0o700).context(what)?;
     }
-    let outcome = try_mount(&path.join("ingest").join(&name));
-    ingest.remove_all(OsStr::new(&name)).context(what)?;
+    let outcome = try_mount(&path.join("ingest").join(name));
+    ingest.remove_all(name).context(what)?;
     Ok(match outcome {
         Ok(()) => Driver::Overlay,
         Err(error) => {
