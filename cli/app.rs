@@ -1,9 +1,8 @@
 //! What every command is given: settings, printers and, when it asks, the engine.
 
-use std::cell::OnceCell;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rbuild_engine::images::Images;
 use rbuild_engine::registry::{Client, ClientOptions, Mirrors, Proxies, Roots};
@@ -23,14 +22,14 @@ const BUNDLES: [&str; 3] =
 /// One invocation of the program.
 pub struct App {
     pub settings: Settings,
-    engine: OnceCell<Engine>,
+    engine: OnceLock<Engine>,
 }
 
 impl App {
     /// # Errors
     /// No place for the state directory.
     pub fn new(globals: &Globals) -> Result<Self, CliError> {
-        Ok(Self { settings: Settings::from_environment(globals)?, engine: OnceCell::new() })
+        Ok(Self { settings: Settings::from_environment(globals)?, engine: OnceLock::new() })
     }
 
     /// The engine on the state directory, opened when the first caller asks.

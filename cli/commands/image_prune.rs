@@ -26,7 +26,8 @@ pub struct Args {
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let filter = ImageFilter::parse(&args.filter)?;
-    let what = if args.all { "all images without at least one container associated to them" } else { "all dangling images" };
+    let what =
+        if args.all { "all images without at least one container associated to them" } else { "all dangling images" };
     if !args.force && !confirmed(app, what)? {
         return DONE;
     }

@@ -35,7 +35,9 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         None => Platform::host(),
     };
     if args.source.starts_with("http://") || args.source.starts_with("https://") {
-        return Err(CliError::new("importing from a URL is not supported yet").with_hint("download it and import the file"));
+        return Err(
+            CliError::new("importing from a URL is not supported yet").with_hint("download it and import the file")
+        );
     }
     let request = ImportRequest {
         name: args.name.as_deref().map(reference).transpose()?,

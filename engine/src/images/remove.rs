@@ -121,7 +121,8 @@ impl Images {
         if let Some(user) = users.iter().find(|u| u.running) {
             return conflict("cannot be forced", format!("image is being used by running container {}", user.short_id));
         }
-        let mut repositories: Vec<Reference> = image.tags.iter().chain(&image.digests).map(Reference::without_tag).collect();
+        let mut repositories: Vec<Reference> =
+            image.tags.iter().chain(&image.digests).map(Reference::without_tag).collect();
         repositories.sort_by_key(Reference::canonical);
         repositories.dedup();
         if !force && (image.tags.len() > 1 || repositories.len() > 1) {
