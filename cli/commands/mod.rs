@@ -7,6 +7,8 @@ mod build;
 mod builder;
 mod completion;
 mod image;
+mod login;
+mod logout;
 mod version;
 
 use std::process::ExitCode;
@@ -44,6 +46,8 @@ commands! {
         Builder(builder),
         Completion(completion),
         Image(image),
+        Login(login),
+        Logout(logout),
         Version(version),
     }
 }
