@@ -319,8 +319,7 @@ impl TreeWriter {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&dir.fd, name.as_c_str(), flags, Mode::from_raw_mode(0o600)).map_err(fail)?;
         let mut file = File::from(fd);
-        std::io::copy(content, &mut file)
-            .map_err(|error| fail(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        std::io::copy(content, &mut file).map_err(|error| fail(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
         apply_look(&OwnedFd::from(file), look, true).map_err(fail)?;
         self.changed = true;
         Ok(())

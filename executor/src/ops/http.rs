@@ -50,7 +50,10 @@ impl HttpRun {
     }
 
     async fn download(&self, context: Option<&RunContext>) -> Result<Fetched, ExecutorError> {
-        let bad = |error: rbuild_registry::Error| ExecutorError::Web { url: self.source.url.clone(), message: error.to_string() };
+        let bad = |error: rbuild_registry::Error| ExecutorError::Web {
+            url: self.source.url.clone(),
+            message: error.to_string(),
+        };
         let store = &self.executor.store;
         let mut file = self.executor.web.open_web(&self.source.url).await.map_err(bad)?;
         let total = file.size();
@@ -61,7 +64,9 @@ impl HttpRun {
         let mut received = 0;
         while let Some(bytes) = file.chunk().await.map_err(bad)? {
             // A write of one network chunk to the page cache is short; the store's disk is not waited for.
-            writer.write_all(&bytes).map_err(|error| ExecutorError::Start(format!("cannot store the download: {error}")))?;
+            writer
+                .write_all(&bytes)
+                .map_err(|error| ExecutorError::Start(format!("cannot store the download: {error}")))?;
             received += bytes.len() as u64;
             if let Some(context) = context {
                 report(context, &self.source.url, received, total, false);
@@ -129,12 +134,8 @@ fn snapshot(executor: &Executor, source: &HttpSource, fetched: &Fetched) -> Resu
     let active = executor.store.snapshots().prepare(&executor.lease, None)?;
     let mut writer = TreeWriter::new(active.upper(), None)?;
     let mut blob = executor.store.blobs().open(&fetched.digest)?;
-    let look = Look {
-        mode: source.mode.unwrap_or(0o600),
-        uid: source.uid,
-        gid: source.gid,
-        mtime: (fetched.modified, 0),
-    };
+    let look =
+        Look { mode: source.mode.unwrap_or(0o600), uid: source.uid, gid: source.gid, mtime: (fetched.modified, 0) };
     writer.stream_file(source.filename.as_bytes(), &mut blob, &look)?;
     writer.finish()?;
     Ok(Value::Snapshot(executor.store.snapshots().commit(active)?))
