@@ -107,13 +107,7 @@ impl Layers {
     /// # Errors
     /// [`StoreError::NoBlob`] when there is neither.
     pub fn open(&self, layer: &Descriptor) -> Result<Box<dyn Read + Send>> {
-        if self.store.blobs().has(&layer.digest)? {
-            return Ok(Box::new(self.store.blobs().reader(&layer.digest)?));
-        }
-        match self.regenerate(&DiffId(layer.digest.clone()))? {
-            Some(tar) => Ok(tar),
-            None => Err(StoreError::NoBlob(layer.digest.clone())),
-        }
+        self.open_diff(&DiffId(layer.digest.clone()))
     }
 
     /// As [`Layers::open`].
@@ -123,7 +117,16 @@ impl Layers {
 
     /// Whether [`Layers::open`] would find the bytes that this digest names.
     pub fn has(&self, digest: &Digest) -> Result<bool> {
-        Ok(self.store.blobs().has(digest)? || !self.store.snapshots().by_diff_id(&DiffId(digest.clone()))?.is_empty())
+        if self.store.blobs().has(digest)? {
+            return Ok(true);
+        }
+        let diff_id = DiffId(digest.clone());
+        for (blob, _) in self.known_blobs(&diff_id)? {
+            if self.store.blobs().has(&blob)? {
+                return Ok(true);
+            }
+        }
+        Ok(!self.store.snapshots().by_diff_id(&diff_id)?.is_empty())
     }
 
     /// The uncompressed tar of a layer.

@@ -174,7 +174,7 @@ const MAX_OCTAL_11: u64 = 0o77_777_777_777;
 const NAME: usize = 100;
 
 /// What ustar cannot hold of this entry, as PAX records in the order of their keys.
-fn pax_records(entry: &Entry) -> Vec<u8> {
+pub(super) fn pax_records(entry: &Entry) -> Vec<u8> {
     let mut records: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
     let name = name_of(entry);
     if name.len() > NAME || !name.is_ascii() {
@@ -231,7 +231,7 @@ fn name_of(entry: &Entry) -> Vec<u8> {
     }
 }
 
-fn header_of(entry: &Entry) -> Header {
+pub(super) fn header_of(entry: &Entry) -> Header {
     let (kind, size) = match &entry.kind {
         EntryKind::File { size } => (b'0', *size),
         EntryKind::HardLink { .. } => (b'1', 0),
