@@ -8,6 +8,7 @@
 
 mod engine;
 pub mod error;
+pub mod images;
 mod request;
 
 pub use engine::{Engine, EngineOptions};
