@@ -140,7 +140,8 @@ impl From<rbuild_store::StoreError> for Error {
         use rbuild_store::StoreError as S;
         let kind = match &error {
             S::NoImage(_) | S::NoPlatform { .. } => Kind::NotFound,
-            S::Invalid { .. } | S::Limit { .. } => Kind::Invalid,
+            S::ImageInUse { .. } => Kind::Conflict,
+            S::Invalid { .. } | S::Limit { .. } | S::AmbiguousImage(_) => Kind::Invalid,
             _ => Kind::Internal,
         };
         Error::new(kind, error.to_string())
@@ -149,7 +150,15 @@ impl From<rbuild_store::StoreError> for Error {
 
 impl From<rbuild_registry::Error> for Error {
     fn from(error: rbuild_registry::Error) -> Error {
-        Error::new(Kind::Unavailable, error.to_string())
+        use rbuild_registry::Error as R;
+        let kind = match &error {
+            R::PullDenied { .. } | R::NoCredentials { .. } | R::Unauthorized { .. } | R::Denied { .. } => Kind::Denied,
+            R::ManifestNotFound { .. } | R::RepositoryNotFound { .. } | R::NoPlatform { .. } => Kind::NotFound,
+            R::Document { .. } | R::Options(_) | R::Oci(_) => Kind::Invalid,
+            R::Store(_) => Kind::Internal,
+            _ => Kind::Unavailable,
+        };
+        Error::new(kind, error.to_string())
     }
 }
 

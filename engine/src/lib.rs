@@ -14,6 +14,7 @@ mod export;
 mod frontends;
 mod layers;
 mod logs;
+pub mod images;
 mod request;
 mod resolve;
 mod stored;
