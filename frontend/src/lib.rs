@@ -13,8 +13,14 @@ mod diagnostic;
 mod facts;
 pub mod glob;
 pub mod ignore;
+mod instructions;
+mod lower;
 mod options;
+mod stages;
+mod syntax;
 
 pub use diagnostic::{Diagnostic, Severity, nearest};
 pub use facts::{FactRequest, Facts, ImageFact};
+pub use lower::lower;
 pub use options::{BaseImage, HistoryStep, LowerOptions, Lowered, NamedContext, Outcome};
+pub use stages::{Dockerfile, Stage, parse};
