@@ -1,1 +1,26 @@
-//! placeholder
+//! The one thing that faces and embedders call.
+//!
+//! A face (the command line, later BuildKit's gRPC API and Docker's HTTP API) decodes requests, lends a session, encodes
+//! events and errors, and does nothing else. Everything it needs is here or re-exported here.
+//!
+//! The engine is made of explicit parts: it reads no environment, prints nothing and starts no async runtime. Dropping
+//! a future cancels what it does.
+
+mod engine;
+pub mod error;
+pub mod images;
+mod request;
+
+pub use engine::{Engine, EngineOptions};
+pub use error::{Error, FailedStep, Kind, SourceText};
+pub use request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
+
+pub use rbuild_frontend::{Diagnostic, Severity};
+pub use rbuild_graph::Span;
+pub use rbuild_graph::ops::{ExtraHost, Network, Ulimit};
+pub use rbuild_oci as oci;
+pub use rbuild_registry as registry;
+pub use rbuild_runtime as runtime;
+pub use rbuild_runtime::helper_main;
+pub use rbuild_solver::{Event, EventStream, Events, LogStream, Outcome, StepId, StepKind, Unit};
+pub use rbuild_store as store;

@@ -1,1 +1,148 @@
-//! placeholder
+//! Makes the operations of a build graph real.
+//!
+//! For each kind of operation there is one file that says how it is cached and one way to run it. Results are
+//! [`Value`]s, nearly always snapshots in the store; the solver moves them about without knowing what they are.
+//!
+//! No operation resolves an image's name, reads a user's directory it was not lent, or decides what may run with which
+//! powers: that comes in through [`Session`], [`Images`] and [`ExecSettings`], which the engine makes.
+
+mod error;
+pub mod files;
+mod ops;
+mod session;
+mod value;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rbuild_graph::Vertex;
+use rbuild_graph::ops::{FileOp, Network, Op, SourceOp};
+use rbuild_registry::Client;
+use rbuild_runtime::Sandbox;
+use rbuild_runtime::network::Pool;
+use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
+use rbuild_store::{Lease, Store};
+
+pub use error::{ExecutorError, ProcessStatus};
+pub use session::{Images, PinnedImage, Session};
+pub use value::{Context, Value};
+
+/// What makes the operations of one build real.
+pub struct Executor {
+    pub store: Store,
+    /// Keeps what the build makes until it is named.
+    pub lease: Lease,
+    pub sandbox: Arc<dyn Sandbox>,
+    pub networks: Pool,
+    pub session: Arc<dyn Session>,
+    pub images: Arc<dyn Images>,
+    /// What fetches files from the web.
+    pub web: Client,
+    pub logs: Arc<dyn StepLogs>,
+    pub settings: ExecSettings,
+}
+
+/// What the caller of the build decided about its processes.
+#[derive(Debug, Clone)]
+pub struct ExecSettings {
+    /// What `--network=default` means: [`Network::Host`] when the caller said so.
+    pub default_network: Network,
+    /// Whether a Dockerfile may ask for the host's network.
+    pub allow_host_network: bool,
+    /// Processes one step may have at a time.
+    pub pids_limit: Option<i64>,
+    /// The host's `/etc/resolv.conf`.
+    pub resolv_conf: String,
+    /// The address that `host-gateway` stands for.
+    pub host_gateway: String,
+}
+
+/// Keeps what steps write, whole.
+pub trait StepLogs: Send + Sync {
+    /// The log of one execution. Never fails: a log that cannot be kept is not worth a build.
+    fn open(&self, context: &RunContext) -> Box<dyn StepLog>;
+}
+
+/// The log of one execution.
+pub trait StepLog {
+    fn write(&mut self, stream: LogStream, bytes: &[u8]);
+}
+
+impl Executor {
+    /// How the solver gets from vertices to operations.
+    pub fn factory(self: &Arc<Self>) -> OpFactory<Value> {
+        let executor = self.clone();
+        Arc::new(move |vertex: &Vertex| executor.operation(&vertex.op))
+    }
+
+    fn operation(self: &Arc<Self>, op: &Op) -> Result<Arc<dyn RunOp<Value>>, OpError> {
+        let executor = self.clone();
+        let unsupported = |what: &str| -> Result<Arc<dyn RunOp<Value>>, OpError> {
+            Err(Arc::new(ExecutorError::Unsupported { what: what.to_owned() }))
+        };
+        match op {
+            Op::Source(SourceOp::Image(source)) => {
+                Ok(Arc::new(ops::source::ImageRun { executor, source: source.clone() }))
+            }
+            Op::Source(SourceOp::Context(source)) => {
+                Ok(Arc::new(ops::source::ContextRun { executor, source: source.clone() }))
+            }
+            Op::Source(SourceOp::Http(source)) => Ok(Arc::new(ops::http::HttpRun::new(executor, source.clone()))),
+            Op::Source(SourceOp::Git(_)) => unsupported("ADD from a git repository"),
+            Op::Source(_) => unsupported("this kind of source"),
+            Op::Exec(op) => Ok(Arc::new(ops::exec::ExecRun { executor, op: op.clone() })),
+            Op::File(op) => self.file_operation(op),
+            Op::Merge(op) => Ok(Arc::new(ops::merge::MergeRun { executor, op: op.clone() })),
+            Op::Diff(_) => unsupported("taking file trees from each other"),
+            _ => unsupported("this kind of operation"),
+        }
+    }
+
+    fn file_operation(self: &Arc<Self>, op: &FileOp) -> Result<Arc<dyn RunOp<Value>>, OpError> {
+        Ok(Arc::new(ops::file::FileRun::new(self.clone(), op.clone())))
+    }
+
+    /// An open directory with nothing in it: what the empty file tree looks like.
+    pub(crate) fn empty_directory(&self) -> Result<OwnedFd, ExecutorError> {
+        use rustix::fs::{Mode, OFlags};
+        let path = self.lease.ingest_path("empty")?;
+        let make = || -> rustix::io::Result<OwnedFd> {
+            rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))?;
+            rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        };
+        make().map_err(|errno| ExecutorError::Start(format!("cannot make an empty directory: {errno}")))
+    }
+
+    /// The name servers a process gets: the host's, save those that only answer on the host's own loopback.
+    pub(crate) fn resolv_conf(&self, network: Network) -> String {
+        let host = network == Network::Host || self.settings.default_network == Network::Host;
+        if host { self.settings.resolv_conf.clone() } else { without_loopback(&self.settings.resolv_conf) }
+    }
+}
+
+/// A server that listens on the host's loopback cannot be reached from another network namespace. When none is left,
+/// a public one is better than nothing (docker's rule).
+fn without_loopback(text: &str) -> String {
+    let is_loopback = |line: &str| {
+        let mut words = line.split_whitespace();
+        words.next() == Some("nameserver") && words.next().is_some_and(|at| at.starts_with("127.") || at == "::1")
+    };
+    let mut kept: String = text.lines().filter(|line| !is_loopback(line)).flat_map(|line| [line, "\n"]).collect();
+    if !kept.lines().any(|line| line.trim_start().starts_with("nameserver")) {
+        kept.push_str("nameserver 8.8.8.8\nnameserver 8.8.4.4\n");
+    }
+    kept
+}
+
+/// Does work that takes a while on a thread made for that.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ExecutorError> + Send + 'static,
+) -> Result<T, OpError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(|error| Arc::new(error) as OpError),
+        Err(stopped) => match stopped.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Arc::new(ExecutorError::Cancelled("the build was cancelled"))),
+        },
+    }
+}

@@ -2,30 +2,28 @@
 //!
 //! The rules are those of moby's patternmatcher. Patterns are tried in order and the last one that matches decides;
 //! one with `!` brings back. A pattern matches a path when it matches it or one of its parents, so what is below an
-//! excluded directory can be brought back one by one. Matching costs time linear in the path (see [`crate::glob`]).
+//! excluded directory can be brought back one by one. See [`rbuild_graph::pattern`], which matches in linear time.
+
+use std::ops::Deref;
 
 use rbuild_graph::Span;
+use rbuild_graph::pattern::{PatternError, Patterns, clean_path};
 
 use crate::Diagnostic;
-use crate::glob::{BadPattern, Pattern};
 
-/// The patterns of an ignore file.
+/// The patterns of an ignore file. What they match is asked of [`Patterns`], to which this dereferences.
 #[derive(Debug, Clone, Default)]
 pub struct IgnoreFile {
-    rules: Vec<Rule>,
+    patterns: Patterns,
 }
 
-#[derive(Debug, Clone)]
-struct Rule {
-    brings_back: bool,
-    /// As it is passed on: cleaned, `!` in front.
-    text: String,
-    pattern: Pattern,
-}
+impl Deref for IgnoreFile {
+    type Target = Patterns;
 
-/// Which patterns a directory, or one of its parents, matched; from [`IgnoreFile::below`].
-#[derive(Debug, Clone, Default)]
-pub struct Matched(Vec<bool>);
+    fn deref(&self) -> &Patterns {
+        &self.patterns
+    }
+}
 
 impl IgnoreFile {
     /// Reads an ignore file. Lines that are no patterns are reported and left out.
@@ -54,91 +52,19 @@ impl IgnoreFile {
         (file, diagnostics)
     }
 
-    /// From patterns as [`IgnoreFile::patterns`] gives them, or from `--exclude`.
-    ///
-    /// # Errors
-    /// The first one that is no pattern.
-    pub fn from_patterns<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<IgnoreFile, Diagnostic> {
-        let mut file = IgnoreFile::default();
-        for pattern in patterns {
-            file.push(pattern)?;
-        }
-        Ok(file)
-    }
-
     fn push(&mut self, pattern: &str) -> Result<(), Diagnostic> {
-        let trimmed = pattern.trim();
-        if trimmed.is_empty() {
-            return Ok(());
-        }
-        let text = clean_path(trimmed);
-        let (brings_back, path) = match text.strip_prefix('!') {
-            Some(path) => (true, path),
-            None => (false, text.as_str()),
-        };
-        if path.is_empty() {
-            return Err(Diagnostic::error("illegal exclusion pattern: \"!\"").expected("a path behind the !"));
-        }
-        let bad = |BadPattern| {
-            Diagnostic::error(format!("{BadPattern}: {path}"))
-                .hint("a [ needs its ], and a backslash a character behind it")
-        };
-        let pattern = Pattern::ignore(path.as_bytes()).map_err(bad)?;
-        self.rules.push(Rule { brings_back, text: text.clone(), pattern });
-        Ok(())
+        self.patterns.push(pattern).map_err(|error| {
+            let mistake = Diagnostic::error(error.to_string());
+            match error {
+                PatternError::NothingExcluded => mistake.expected("a path behind the !"),
+                PatternError::Syntax(_) => mistake.hint("a [ needs its ], and a backslash a character behind it"),
+            }
+        })
     }
 
     /// The patterns in their order, cleaned, for whoever walks the files.
     pub fn patterns(&self) -> impl Iterator<Item = &str> {
-        self.rules.iter().map(|rule| rule.text.as_str())
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
-    }
-
-    /// Whether a path (relative to the context, without leading slash) does not exist for the build.
-    ///
-    /// A directory below which something may be brought back is not excluded: walk it, and leave it out if nothing
-    /// was found.
-    pub fn excludes(&self, path: &[u8], is_dir: bool) -> bool {
-        let (excluded, _) = self.below(path, &self.parent_of(path));
-        excluded && !(is_dir && self.may_bring_back_below(path))
-    }
-
-    /// Whether the last pattern that matches this path, or one of its parents, excludes it.
-    pub fn matches(&self, path: &[u8]) -> bool {
-        self.below(path, &self.parent_of(path)).0
-    }
-
-    /// As [`IgnoreFile::matches`] for a walk: takes what the parent directory matched ([`Matched::default`] at the
-    /// top) and gives the same for this path, so that each path is matched once and not again for its parents.
-    pub fn below(&self, path: &[u8], parent: &Matched) -> (bool, Matched) {
-        let mut excluded = false;
-        let mut matched = Vec::with_capacity(self.rules.len());
-        for (i, rule) in self.rules.iter().enumerate() {
-            let hit = parent.0.get(i).copied().unwrap_or(false) || rule.pattern.matches(path);
-            matched.push(hit);
-            if hit {
-                excluded = !rule.brings_back;
-            }
-        }
-        (excluded, Matched(matched))
-    }
-
-    /// Whether a pattern with `!` may match something below this directory.
-    pub fn may_bring_back_below(&self, dir: &[u8]) -> bool {
-        let mut prefix = dir.to_vec();
-        prefix.push(b'/');
-        self.rules.iter().any(|rule| rule.brings_back && rule.pattern.may_match_from(&prefix))
-    }
-
-    fn parent_of(&self, path: &[u8]) -> Matched {
-        let mut matched = Matched::default();
-        for (i, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
-            matched = self.below(&path[..i], &matched).1;
-        }
-        matched
+        self.patterns.iter()
     }
 }
 
@@ -157,27 +83,6 @@ fn clean_line(line: &str) -> Option<String> {
         path.remove(0);
     }
     Some(format!("{mark}{path}"))
-}
-
-/// Go's `path.Clean`: no empty components, no `.`, `..` taken with the component before it.
-pub(crate) fn clean_path(path: &str) -> String {
-    let rooted = path.starts_with('/');
-    let mut kept: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." if kept.last().is_some_and(|last| *last != "..") => {
-                kept.pop();
-            }
-            ".." if rooted => {}
-            _ => kept.push(part),
-        }
-    }
-    match (rooted, kept.join("/")) {
-        (true, joined) => format!("/{joined}"),
-        (false, joined) if joined.is_empty() => ".".into(),
-        (false, joined) => joined,
-    }
 }
 
 #[cfg(test)]
@@ -208,8 +113,8 @@ mod tests {
             "\u{feff}# no\n #yes\n\n /a/./b/../c/ \n! x//y \n**/*.tmp\nnode_modules/\n.\n".as_bytes(),
         );
         assert_eq!(file.patterns().collect::<Vec<_>>(), ["#yes", "a/c", "!x/y", "**/*.tmp", "node_modules", "."]);
-        let again = IgnoreFile::from_patterns(file.patterns()).unwrap();
-        assert_eq!(again.patterns().collect::<Vec<_>>(), file.patterns().collect::<Vec<_>>());
+        let again = Patterns::new(file.patterns()).unwrap();
+        assert_eq!(again.iter().collect::<Vec<_>>(), file.patterns().collect::<Vec<_>>());
     }
 
     #[test]

@@ -11,13 +11,14 @@
 
 mod diagnostic;
 mod facts;
-pub mod glob;
 pub mod ignore;
 mod instructions;
 mod lower;
 mod options;
 mod stages;
 mod syntax;
+
+pub use rbuild_graph::pattern as glob;
 
 pub use diagnostic::{Diagnostic, Severity, nearest};
 pub use facts::{FactRequest, Facts, ImageFact};

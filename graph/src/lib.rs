@@ -9,6 +9,7 @@
 mod dot;
 mod graph;
 pub mod ops;
+pub mod pattern;
 mod span;
 
 pub use graph::{BuildGraph, Edge, GraphError, Vertex, VertexId, VertexMeta};

@@ -91,8 +91,12 @@ pub(crate) struct Challenge {
 pub(crate) struct Authorizer {
     source: CredentialSource,
     known: Mutex<HashMap<String, Credentials>>,
-    slots: Mutex<HashMap<(String, Scope), Arc<tokio::sync::Mutex<Slot>>>>,
+    /// By origin and scope.
+    slots: Mutex<HashMap<(String, Scope), SharedSlot>>,
 }
+
+/// Held while a token is fetched, so that it is fetched once.
+type SharedSlot = Arc<tokio::sync::Mutex<Slot>>;
 
 #[derive(Default)]
 struct Slot {
@@ -183,7 +187,7 @@ impl Authorizer {
         Ok(header)
     }
 
-    fn slot(&self, asker: Asker<'_>) -> Arc<tokio::sync::Mutex<Slot>> {
+    fn slot(&self, asker: Asker<'_>) -> SharedSlot {
         let key = (asker.base.origin().ascii_serialization(), asker.scope.clone());
         self.slots.lock().unwrap_or_else(|e| e.into_inner()).entry(key).or_default().clone()
     }

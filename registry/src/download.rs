@@ -13,8 +13,8 @@ use sha2::Digest as _;
 use crate::auth::Scope;
 use crate::client::{Client, failure, header};
 use crate::mirrors::Endpoint;
-use crate::transport::{check_identity, deepest};
-use crate::{Error, clean, transport};
+use crate::transport::check_identity;
+use crate::{Error, transport};
 
 /// The bytes of a blob, not yet verified.
 pub(crate) struct Download {
@@ -72,7 +72,7 @@ impl Download {
                 self.open().await?;
             }
             let Some(body) = self.body.as_mut() else { continue };
-            match body.chunk().await {
+            match transport::chunk(body).await {
                 Ok(Some(mut chunk)) => {
                     let skipped = self.skip.min(chunk.len() as u64);
                     self.skip -= skipped;
@@ -98,7 +98,7 @@ impl Download {
                     self.body = None;
                     return Ok(None);
                 }
-                Err(e) => self.cut(clean(&deepest(&e))).await?,
+                Err(reason) => self.cut(reason).await?,
             }
         }
     }

@@ -62,12 +62,14 @@ pub enum Error {
     Options(String),
     #[error(transparent)]
     Oci(#[from] rbuild_oci::OciError),
+    #[error(transparent)]
+    Store(#[from] rbuild_store::StoreError),
 }
 
 impl Error {
     /// Whether another mirror, or the origin, may do better.
     pub(crate) fn try_elsewhere(&self) -> bool {
-        !matches!(self, Error::Options(_) | Error::NoPlatform { .. })
+        !matches!(self, Error::Store(_) | Error::Options(_) | Error::NoPlatform { .. })
     }
 }
 

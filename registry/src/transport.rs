@@ -7,6 +7,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -59,7 +60,8 @@ pub struct Proxies {
 }
 
 /// No bytes for this long is a dead peer.
-const IDLE: Duration = Duration::from_secs(50);
+pub(crate) const IDLE: Duration = Duration::from_secs(50);
+const SILENT: &str = "the peer is silent";
 const CONNECT: Duration = Duration::from_secs(10);
 /// Failed connects are tried this often: refused and unresolvable show within seconds.
 const CONNECTS: u32 = 3;
@@ -148,14 +150,25 @@ impl Transport {
         }
     }
 
-    /// Sends a body that cannot be repeated, once.
+    /// Sends a body that cannot be repeated, once. `pulse` counts what was taken of the body: a peer that neither takes
+    /// nor answers is given up.
     pub(crate) async fn send_stream(
         &self,
         ask: &Ask,
         authorization: Option<&HeaderValue>,
         body: reqwest::Body,
+        pulse: &AtomicU64,
     ) -> Result<Response, Error> {
-        self.follow(ask, authorization, Some(body)).await.map_err(|f| f.error)
+        let sent = self.follow(ask, authorization, Some(body));
+        let mut sent = std::pin::pin!(sent);
+        loop {
+            let before = pulse.load(Ordering::Relaxed);
+            match tokio::time::timeout(IDLE, &mut sent).await {
+                Ok(answer) => return answer.map_err(|f| f.error),
+                Err(_) if pulse.load(Ordering::Relaxed) != before => {}
+                Err(_) => return Err(Error::Unreachable { request: ask.shown(), reason: SILENT.into() }),
+            }
+        }
     }
 
     /// Sends `ask` once, without retries.
@@ -190,7 +203,16 @@ impl Transport {
             } else if !ask.body.is_empty() {
                 request = request.body(ask.body.clone());
             }
-            let answer = request.send().await.map_err(|e| Failure::new(shown(&method, &url), &url, &e))?;
+            let answer = async { request.send().await.map_err(|e| Failure::new(shown(&method, &url), &url, &e)) };
+            let answer = if replayable {
+                let silent = |_| Failure {
+                    error: Error::Unreachable { request: shown(&method, &url), reason: SILENT.into() },
+                    tries: 2,
+                };
+                tokio::time::timeout(IDLE, answer).await.map_err(silent)??
+            } else {
+                answer.await?
+            };
             check_headers(&answer).map_err(&refused)?;
             if !is_redirect(answer.status()) {
                 return Ok(answer);
@@ -233,7 +255,6 @@ impl Transport {
             .retry(reqwest::retry::never())
             .no_proxy()
             .connect_timeout(CONNECT)
-            .read_timeout(IDLE)
             .tcp_nodelay(true)
             .http1_max_headers(200)
             .http2_max_header_list_size(limits::HTTP_HEADERS as u32)
@@ -272,8 +293,7 @@ impl Failure {
         } else if lookup {
             (format!("dial tcp: lookup {host}: {deep}"), 1)
         } else if error.is_timeout() {
-            let what = if error.is_connect() { "connection timed out" } else { "the peer sends nothing" };
-            (format!("dial tcp {place}: {what}"), 2)
+            (format!("dial tcp {place}: connection timed out"), 2)
         } else if error.is_connect() {
             (format!("dial tcp {place}: {deep}"), CONNECTS)
         } else if error.is_builder() {
@@ -336,6 +356,15 @@ pub(crate) fn check_identity(answer: &Response, request: &str) -> Result<(), Err
     }
 }
 
+/// The next piece of a body; a reason when it broke or nothing came for too long.
+pub(crate) async fn chunk(answer: &mut Response) -> Result<Option<Bytes>, String> {
+    match tokio::time::timeout(IDLE, answer.chunk()).await {
+        Ok(Ok(chunk)) => Ok(chunk),
+        Ok(Err(e)) => Err(text::clean(&deepest(&e))),
+        Err(_) => Err(SILENT.into()),
+    }
+}
+
 /// The whole body, up to `limit`.
 pub(crate) async fn body(mut answer: Response, limit: u64, what: &str) -> Result<Bytes, Error> {
     check_identity(&answer, what)?;
@@ -345,10 +374,8 @@ pub(crate) async fn body(mut answer: Response, limit: u64, what: &str) -> Result
     }
     let mut out = BytesMut::new();
     loop {
-        let chunk = answer
-            .chunk()
-            .await
-            .map_err(|e| Error::Unreachable { request: what.to_owned(), reason: text::clean(&deepest(&e)) })?;
+        let broken = |reason| Error::Unreachable { request: what.to_owned(), reason };
+        let chunk = chunk(&mut answer).await.map_err(broken)?;
         let Some(chunk) = chunk else { return Ok(out.freeze()) };
         if out.len() as u64 + chunk.len() as u64 > limit {
             return Err(too_large());
@@ -362,7 +389,7 @@ pub(crate) async fn reason(mut answer: Response) -> String {
     let page = answer.headers().get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/html"));
     let mut said = Vec::new();
     while !page && (said.len() as u64) < ERROR_BODY {
-        match answer.chunk().await {
+        match chunk(&mut answer).await {
             Ok(Some(chunk)) => said.extend_from_slice(&chunk),
             _ => break,
         }

@@ -41,10 +41,7 @@ fn inside<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T 
 }
 
 fn output(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(args)
-        .output()
-        .expect("a program of the test machine");
+    let output = Command::new(program).args(args).output().expect("a program of the test machine");
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
@@ -59,62 +56,37 @@ fn two_namespaces_reach_each_other_and_the_host() {
         assert_eq!(bridge.gateway, Ipv4Addr::new(172, 17, 0, 1));
         let one = Namespace::attached(&bridge, None).expect("one");
         let two = Namespace::attached(&bridge, None).expect("two");
-        let (a, b) = (
-            one.endpoint().expect("attached"),
-            two.endpoint().expect("attached"),
-        );
+        let (a, b) = (one.endpoint().expect("attached"), two.endpoint().expect("attached"));
         assert_ne!(a.address, b.address);
         let listener = inside(&one, || TcpListener::bind((a.address, 80)).expect("bind"));
         let timeout = Duration::from_secs(5);
-        inside(&two, || {
-            TcpStream::connect_timeout(&(a.address, 80).into(), timeout).map(|_| ())
-        })
-        .expect("sibling");
+        inside(&two, || TcpStream::connect_timeout(&(a.address, 80).into(), timeout).map(|_| ())).expect("sibling");
         TcpStream::connect_timeout(&(a.address, 80).into(), timeout).expect("host");
         drop(listener);
         let routes = inside(&one, || output("ip", &["route"]));
-        assert!(
-            routes.contains("default via 172.17.0.1 dev eth0"),
-            "{routes}"
-        );
-        assert!(
-            std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|v| v.trim() == "1")
-        );
+        assert!(routes.contains("default via 172.17.0.1 dev eth0"), "{routes}");
+        assert!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|v| v.trim() == "1"));
     });
 }
 
 #[test]
 fn an_address_is_given_out_once_and_is_free_again_after_its_end() {
     in_namespace(|| {
-        let options = BridgeOptions {
-            subnet: Some(Subnet::around(Ipv4Addr::new(10, 9, 8, 0), 29)),
-            ..BridgeOptions::default()
-        };
+        let options =
+            BridgeOptions { subnet: Some(Subnet::around(Ipv4Addr::new(10, 9, 8, 0), 29)), ..BridgeOptions::default() };
         let bridge = Bridge::ensure(&options).expect("the bridge");
-        let mut held: Vec<Namespace> = (0..5)
-            .map(|n| Namespace::attached(&bridge, None).unwrap_or_else(|e| panic!("{n}: {e}")))
-            .collect();
-        assert!(matches!(
-            Namespace::attached(&bridge, None),
-            Err(Error::Exhausted(_))
-        ));
+        let mut held: Vec<Namespace> =
+            (0..5).map(|n| Namespace::attached(&bridge, None).unwrap_or_else(|e| panic!("{n}: {e}"))).collect();
+        assert!(matches!(Namespace::attached(&bridge, None), Err(Error::Exhausted(_))));
         let last = held.pop().expect("five");
         let address = last.endpoint().expect("attached").address;
-        assert!(matches!(
-            Namespace::attached(&bridge, Some(address)),
-            Err(Error::Taken(_))
-        ));
-        assert!(matches!(
-            Namespace::attached(&bridge, Some(bridge.gateway)),
-            Err(Error::OutOfRange { .. })
-        ));
+        assert!(matches!(Namespace::attached(&bridge, Some(address)), Err(Error::Taken(_))));
+        assert!(matches!(Namespace::attached(&bridge, Some(bridge.gateway)), Err(Error::OutOfRange { .. })));
         drop(last);
         let until = Instant::now() + Duration::from_secs(10);
         let again = loop {
             match Namespace::attached(&bridge, Some(address)) {
-                Err(Error::Taken(_)) if Instant::now() < until => {
-                    thread::sleep(Duration::from_millis(10))
-                }
+                Err(Error::Taken(_)) if Instant::now() < until => thread::sleep(Duration::from_millis(10)),
                 other => break other.expect("the address again"),
             }
         };
@@ -128,18 +100,10 @@ fn the_range_evades_what_is_there_and_the_rules_are_made_once() {
         output("ip", &["link", "add", "other", "type", "bridge"]);
         output("ip", &["addr", "add", "172.17.5.1/24", "dev", "other"]);
         let bridges: Vec<Bridge> = (0..4).map(|_| default_bridge()).collect();
-        assert!(
-            bridges
-                .iter()
-                .all(|b| b.subnet.to_string() == "172.18.0.0/16"),
-            "{bridges:?}"
-        );
+        assert!(bridges.iter().all(|b| b.subnet.to_string() == "172.18.0.0/16"), "{bridges:?}");
         let rules = output("nft", &["list", "table", "ip", "rbuild"]);
         assert_eq!(rules.matches("masquerade").count(), 1, "{rules}");
-        assert!(
-            rules.contains(r#"ip saddr 172.18.0.0/16 oifname != "rbuild0" masquerade"#),
-            "{rules}"
-        );
+        assert!(rules.contains(r#"ip saddr 172.18.0.0/16 oifname != "rbuild0" masquerade"#), "{rules}");
         assert_eq!(rules.matches("accept\n").count(), 2, "{rules}");
     });
 }
@@ -149,10 +113,7 @@ fn many_at_once_agree_on_one_bridge() {
     in_namespace(|| {
         let bridges: Vec<Bridge> = thread::scope(|s| {
             let threads: Vec<_> = (0..8).map(|_| s.spawn(default_bridge)).collect();
-            threads
-                .into_iter()
-                .map(|t| t.join().expect("ensure"))
-                .collect()
+            threads.into_iter().map(|t| t.join().expect("ensure")).collect()
         });
         assert!(bridges.iter().all(|b| b.subnet == bridges[0].subnet));
         let rules = output("nft", &["list", "table", "ip", "rbuild"]);
@@ -167,10 +128,7 @@ fn a_dropping_forward_chain_of_others_gets_our_accept_once() {
         default_bridge();
         default_bridge();
         let listed = output("iptables", &["-S", "FORWARD"]);
-        assert!(
-            listed.contains("-A FORWARD -i rbuild0 -j ACCEPT"),
-            "{listed}"
-        );
+        assert!(listed.contains("-A FORWARD -i rbuild0 -j ACCEPT"), "{listed}");
         assert_eq!(listed.matches("rbuild0").count(), 2, "{listed}");
     });
 }
@@ -188,21 +146,12 @@ fn traffic_to_the_outside_is_masqueraded() {
         let server = Namespace::attached(&outside, None).expect("server");
         inside(&server, || output("ip", &["route", "del", "default"]));
         let address = server.endpoint().expect("attached").address;
-        let listener = inside(&server, || {
-            TcpListener::bind((address, 8080)).expect("bind")
-        });
+        let listener = inside(&server, || TcpListener::bind((address, 8080)).expect("bind"));
         let client = Namespace::attached(&default_bridge(), None).expect("client");
         let timeout = Duration::from_secs(5);
-        inside(&client, || {
-            TcpStream::connect_timeout(&(address, 8080).into(), timeout).map(|_| ())
-        })
-        .expect("connect");
+        inside(&client, || TcpStream::connect_timeout(&(address, 8080).into(), timeout).map(|_| ())).expect("connect");
         let (_, peer) = listener.accept().expect("accepted");
-        assert_eq!(
-            peer.ip(),
-            outside.gateway,
-            "the peer is the bridge's host, not the container"
-        );
+        assert_eq!(peer.ip(), outside.gateway, "the peer is the bridge's host, not the container");
     });
 }
 
@@ -212,10 +161,7 @@ fn the_pool_gives_each_user_a_namespace_of_its_own() {
         let pool = Pool::new(BridgeOptions::default(), 2);
         pool.warm();
         let taken: Vec<Namespace> = (0..6).map(|_| pool.take().expect("take")).collect();
-        let mut addresses: Vec<_> = taken
-            .iter()
-            .map(|n| n.endpoint().expect("attached").address)
-            .collect();
+        let mut addresses: Vec<_> = taken.iter().map(|n| n.endpoint().expect("attached").address).collect();
         addresses.sort();
         addresses.dedup();
         assert_eq!(addresses.len(), 6);
@@ -233,9 +179,6 @@ fn an_isolated_namespace_has_loopback_only() {
     in_namespace(|| {
         let own = Namespace::isolated().expect("a namespace");
         let links = inside(&own, || output("ip", &["-o", "link"]));
-        assert!(
-            links.lines().count() == 1 && links.contains("lo: <LOOPBACK,UP"),
-            "{links}"
-        );
+        assert!(links.lines().count() == 1 && links.contains("lo: <LOOPBACK,UP"), "{links}");
     });
 }

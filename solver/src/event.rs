@@ -200,6 +200,7 @@ pub(crate) struct Audience {
 struct Members {
     list: Vec<Member>,
     started: bool,
+    over: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -229,7 +230,16 @@ impl Audience {
         if members.started {
             member.start();
         }
-        members.list.push(member);
+        if !members.over {
+            members.list.push(member);
+        }
+    }
+
+    /// Lets everybody go: there is nothing more to hear, and a stream ends only when nobody holds it.
+    pub(crate) fn over(&self) {
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.over = true;
+        members.list.clear();
     }
 
     pub(crate) fn started(&self) {

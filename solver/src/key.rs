@@ -219,6 +219,18 @@ pub(crate) fn hash(parts: &[KeyPart], spec: &KeySpec, inputs: &[InputName]) -> C
     hasher.finalize().into()
 }
 
+/// A name for "some computation of this kind reads this input": known where no name of the whole can be yet.
+pub(crate) fn link(spec: &KeySpec, index: usize, input: CacheKey) -> CacheKey {
+    let own = hash(&spec.parts, spec, &[]);
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(DOMAIN).update(b" link").update(own.as_bytes());
+    number(&mut hasher, index);
+    hasher.update(input.as_bytes());
+    let selector = spec.inputs.get(index).and_then(|input| input.selector.as_deref());
+    prefixed(&mut hasher, selector.unwrap_or_default().as_bytes());
+    hasher.finalize().into()
+}
+
 fn number(hasher: &mut blake3::Hasher, number: usize) {
     hasher.update(&(number as u64).to_le_bytes());
 }

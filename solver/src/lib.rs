@@ -6,11 +6,18 @@
 mod cache;
 mod event;
 mod key;
+mod ladder;
+mod launch;
 mod op;
 mod record;
+mod settle;
+mod show;
+mod solve;
+mod solver;
 
 pub use cache::{Cache, CacheError, Claim, ClaimGuard, Entry, Keep, MemoryCache};
 pub use event::{Event, EventStream, Events, LogStream, Outcome, StepId, StepKind, Unit};
 pub use key::{CacheKey, ContentHash, InputKey, KeyPart, KeySpec, ParseKeyError, PartValue};
 pub use op::{Cancel, InputContent, OpError, OpFactory, Ran, RunContext, RunOp};
 pub use record::{RecordedInput, RunRecord, Usage};
+pub use solver::{Build, SolveError, Solved, Solver};

@@ -28,11 +28,7 @@ pub struct BridgeOptions {
 
 impl Default for BridgeOptions {
     fn default() -> Self {
-        Self {
-            name: DEFAULT_BRIDGE.to_owned(),
-            subnet: None,
-            gateway: None,
-        }
+        Self { name: DEFAULT_BRIDGE.to_owned(), subnet: None, gateway: None }
     }
 }
 
@@ -55,11 +51,7 @@ impl Bridge {
             Some(bridge) => bridge,
             None => create(&mut socket, options)?,
         };
-        Rules {
-            bridge: &bridge.name,
-            subnet: bridge.subnet,
-        }
-        .ensure()?;
+        Rules { bridge: &bridge.name, subnet: bridge.subnet }.ensure()?;
         forward()?;
         Ok(bridge)
     }
@@ -67,15 +59,12 @@ impl Bridge {
 
 /// The bridge as it is, when it is whole (up and with an address).
 fn existing(socket: &mut Socket, name: &str) -> Result<Option<Bridge>, Error> {
-    let found =
-        link::find(socket, name).map_err(|e| Error::kernel(format!("look for {name}"), e))?;
+    let found = link::find(socket, name).map_err(|e| Error::kernel(format!("look for {name}"), e))?;
     let Some(found) = found.filter(|link| link.up) else {
         return Ok(None);
     };
     let addresses = link::addresses(socket).map_err(|e| Error::kernel("list addresses", e))?;
-    let own = addresses
-        .into_iter()
-        .find(|(index, ..)| *index == found.index);
+    let own = addresses.into_iter().find(|(index, ..)| *index == found.index);
     Ok(own.map(|(_, gateway, subnet)| Bridge {
         name: name.to_owned(),
         subnet,
@@ -92,25 +81,16 @@ fn create(socket: &mut Socket, options: &BridgeOptions) -> Result<Bridge, Error>
     let subnet = match options.subnet {
         Some(subnet) => subnet,
         None => {
-            let mut taken: Vec<Subnet> = link::addresses(socket)
-                .map_err(failed)?
-                .into_iter()
-                .map(|(_, _, subnet)| subnet)
-                .collect();
+            let mut taken: Vec<Subnet> =
+                link::addresses(socket).map_err(failed)?.into_iter().map(|(_, _, subnet)| subnet).collect();
             taken.extend(routes.iter().map(|r| r.to).filter(|to| to.prefix() > 0));
             free_range(&taken).ok_or_else(|| Error::NoRange(name.clone()))?
         }
     };
     let gateway = options.gateway.unwrap_or_else(|| subnet.host(1));
     // Packets larger than the way out takes would be lost where path discovery is filtered.
-    let mtu = match routes
-        .iter()
-        .find(|r| r.to.prefix() == 0)
-        .and_then(|r| r.link)
-    {
-        Some(index) => link::by_index(socket, index)
-            .map_err(failed)?
-            .map_or(1500, |l| l.mtu.min(65535)),
+    let mtu = match routes.iter().find(|r| r.to.prefix() == 0).and_then(|r| r.link) {
+        Some(index) => link::by_index(socket, index).map_err(failed)?.map_or(1500, |l| l.mtu.min(65535)),
         None => 1500,
     };
     match link::create_bridge(socket, name, Mac::of(gateway), mtu) {
@@ -118,9 +98,7 @@ fn create(socket: &mut Socket, options: &BridgeOptions) -> Result<Bridge, Error>
         // Somebody else is at it, or was killed at it: both do the same now, and the kernel keeps one of each.
         _ => {}
     }
-    let found = link::find(socket, name)
-        .map_err(failed)?
-        .ok_or_else(|| Error::NoAddress(name.clone()))?;
+    let found = link::find(socket, name).map_err(failed)?.ok_or_else(|| Error::NoAddress(name.clone()))?;
     link::configure(socket, found.index, Some((gateway, subnet.prefix()))).map_err(failed)?;
     // Two that made it at once may have chosen different ranges; the first address listed is the one all use.
     for _ in 0..20 {
@@ -137,10 +115,7 @@ fn free_range(taken: &[Subnet]) -> Option<Subnet> {
     let sixteens = (17..=31).map(|n| Subnet::around(Ipv4Addr::new(172, n, 0, 0), 16));
     let twenties = (0..16).map(|n| Subnet::around(Ipv4Addr::new(192, 168, n * 16, 0), 20));
     let tens = (0..=255).map(|n| Subnet::around(Ipv4Addr::new(10, n, 0, 0), 16));
-    sixteens
-        .chain(twenties)
-        .chain(tens)
-        .find(|range| !taken.iter().any(|t| t.overlaps(range)))
+    sixteens.chain(twenties).chain(tens).find(|range| !taken.iter().any(|t| t.overlaps(range)))
 }
 
 /// Switches forwarding on in this namespace; reading first, since `/proc/sys` may be read-only with it already on.

@@ -46,12 +46,7 @@ pub(super) struct Rules<'a> {
 impl Rules<'_> {
     /// Chains are named after bridge and range, so that a bridge made again with another range gets its own.
     fn chain(&self, role: &str) -> String {
-        format!(
-            "{role}_{}_{}_{}",
-            self.bridge,
-            self.subnet.first(),
-            self.subnet.prefix()
-        )
+        format!("{role}_{}_{}_{}", self.bridge, self.subnet.first(), self.subnet.prefix())
     }
 
     /// Sees to it that the rules are there. Two messages when they are.
@@ -82,8 +77,7 @@ impl Rules<'_> {
             }
         }
         if state.forward_drops && !self.accepted(&mut socket)? {
-            self.accept(&mut socket)
-                .map_err(|e| Error::kernel("accept forwarding in ip filter FORWARD", e))?;
+            self.accept(&mut socket).map_err(|e| Error::kernel("accept forwarding in ip filter FORWARD", e))?;
         }
         Ok(())
     }
@@ -92,23 +86,9 @@ impl Rules<'_> {
         let (nat, forward) = (self.chain("nat"), self.chain("forward"));
         let mut batch = Messages::new();
         batch.message(BATCH_BEGIN, REQUEST, &header(0, SUBSYSTEM >> 8));
-        batch
-            .message(NEW_TABLE, ACK | CREATE, &header(IPV4, 0))
-            .text(1, TABLE);
-        base_chain(
-            &mut batch,
-            &nat,
-            "nat",
-            HOOK_POSTROUTING,
-            PRIORITY_SOURCE_NAT,
-        );
-        base_chain(
-            &mut batch,
-            &forward,
-            "filter",
-            HOOK_FORWARD,
-            PRIORITY_FILTER,
-        );
+        batch.message(NEW_TABLE, ACK | CREATE, &header(IPV4, 0)).text(1, TABLE);
+        base_chain(&mut batch, &nat, "nat", HOOK_POSTROUTING, PRIORITY_SOURCE_NAT);
+        base_chain(&mut batch, &forward, "filter", HOOK_FORWARD, PRIORITY_FILTER);
         rule(&mut batch, APPEND, TABLE, &nat, |m| {
             source_in(m, self.subnet);
             interface(m, META_OUT, self.bridge, false);
@@ -145,10 +125,7 @@ impl Rules<'_> {
     /// Whether `ip filter FORWARD` has a rule that compares an interface with our bridge's name.
     fn accepted(&self, socket: &mut Socket) -> Result<bool, Error> {
         let mut request = Messages::new();
-        request
-            .message(GET_RULE, REQUEST | DUMP, &header(IPV4, 0))
-            .text(1, "filter")
-            .text(2, "FORWARD");
+        request.message(GET_RULE, REQUEST | DUMP, &header(IPV4, 0)).text(1, "filter").text(2, "FORWARD");
         let name = interface_name(self.bridge);
         let mut found = false;
         socket
@@ -163,18 +140,7 @@ impl Rules<'_> {
     fn by_program(&self, program: &'static str) -> Result<(), Error> {
         let subnet = self.subnet.to_string();
         let rules: [&[&str]; 3] = [
-            &[
-                "-t",
-                "nat",
-                "POSTROUTING",
-                "-s",
-                &subnet,
-                "!",
-                "-o",
-                self.bridge,
-                "-j",
-                "MASQUERADE",
-            ],
+            &["-t", "nat", "POSTROUTING", "-s", &subnet, "!", "-o", self.bridge, "-j", "MASQUERADE"],
             &["-t", "filter", "FORWARD", "-i", self.bridge, "-j", "ACCEPT"],
             &["-t", "filter", "FORWARD", "-o", self.bridge, "-j", "ACCEPT"],
         ];
@@ -215,15 +181,9 @@ struct State {
 fn state(socket: &mut Socket, chain: &str) -> io::Result<State> {
     let mut request = Messages::new();
     for (table, chain) in [(TABLE, chain), ("filter", "FORWARD")] {
-        request
-            .message(GET_CHAIN, ACK, &header(IPV4, 0))
-            .text(1, table)
-            .text(3, chain);
+        request.message(GET_CHAIN, ACK, &header(IPV4, 0)).text(1, table).text(3, chain);
     }
-    let mut state = State {
-        ours: false,
-        forward_drops: false,
-    };
+    let mut state = State { ours: false, forward_drops: false };
     let answers = socket.exchange(request, |position, kind, payload| {
         if kind != NEW_CHAIN || payload.len() < 4 {
             return;
@@ -252,8 +212,7 @@ fn unsupported(error: &io::Error) -> bool {
 
 /// Whether the older iptables has a filter table in this namespace.
 fn legacy_filter_in_use() -> bool {
-    std::fs::read_to_string("/proc/net/ip_tables_names")
-        .is_ok_and(|names| names.lines().any(|name| name == "filter"))
+    std::fs::read_to_string("/proc/net/ip_tables_names").is_ok_and(|names| names.lines().any(|name| name == "filter"))
 }
 
 fn header(family: u8, resource: u16) -> [u8; 4] {
@@ -263,11 +222,7 @@ fn header(family: u8, resource: u16) -> [u8; 4] {
 
 fn base_chain(batch: &mut Messages, name: &str, kind: &str, hook: u32, priority: i32) {
     batch
-        .message(
-            NEW_CHAIN,
-            ACK | CREATE | super::netlink::EXCLUSIVE,
-            &header(IPV4, 0),
-        )
+        .message(NEW_CHAIN, ACK | CREATE | super::netlink::EXCLUSIVE, &header(IPV4, 0))
         .text(1, TABLE)
         .text(3, name)
         .nested(4, |m| {
@@ -277,13 +232,7 @@ fn base_chain(batch: &mut Messages, name: &str, kind: &str, hook: u32, priority:
         .text(7, kind);
 }
 
-fn rule(
-    batch: &mut Messages,
-    place: u16,
-    table: &str,
-    chain: &str,
-    expressions: impl FnOnce(&mut Messages),
-) {
+fn rule(batch: &mut Messages, place: u16, table: &str, chain: &str, expressions: impl FnOnce(&mut Messages)) {
     batch
         .message(NEW_RULE, ACK | CREATE | place, &header(IPV4, 0))
         .text(1, table)
@@ -300,15 +249,10 @@ fn expression(m: &mut Messages, name: &str, data: impl FnOnce(&mut Messages)) {
 /// `ip saddr SUBNET`
 fn source_in(m: &mut Messages, subnet: Subnet) {
     expression(m, "payload", |m| {
-        m.network_number(1, 1)
-            .network_number(2, 1)
-            .network_number(3, 12)
-            .network_number(4, 4);
+        m.network_number(1, 1).network_number(2, 1).network_number(3, 12).network_number(4, 4);
     });
     expression(m, "bitwise", |m| {
-        m.network_number(1, 1)
-            .network_number(2, 1)
-            .network_number(3, 4);
+        m.network_number(1, 1).network_number(2, 1).network_number(3, 4);
         m.nested(4, |m| {
             m.attribute(1, &subnet.mask().octets());
         });
@@ -336,11 +280,9 @@ fn interface_name(name: &str) -> [u8; 16] {
 
 fn compare(m: &mut Messages, equal: bool, value: &[u8]) {
     expression(m, "cmp", |m| {
-        m.network_number(1, 1)
-            .network_number(2, u32::from(!equal))
-            .nested(3, |m| {
-                m.attribute(1, value);
-            });
+        m.network_number(1, 1).network_number(2, u32::from(!equal)).nested(3, |m| {
+            m.attribute(1, value);
+        });
     });
 }
 

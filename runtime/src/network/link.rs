@@ -58,9 +58,7 @@ pub(super) fn open() -> io::Result<Socket> {
 /// The interface called `name`, if there is one.
 pub(super) fn find(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
     let mut messages = Messages::new();
-    messages
-        .message(GETLINK, ACK | REQUEST, &ifinfo(0, 0))
-        .text(IFLA_IFNAME, name);
+    messages.message(GETLINK, ACK | REQUEST, &ifinfo(0, 0)).text(IFLA_IFNAME, name);
     one(socket, messages)
 }
 
@@ -112,11 +110,7 @@ pub(super) fn addresses(socket: &mut Socket) -> io::Result<Vec<(u32, Ipv4Addr, S
 /// Every IPv4 route of the main table.
 pub(super) fn routes(socket: &mut Socket) -> io::Result<Vec<Route>> {
     let mut messages = Messages::new();
-    messages.message(
-        GETROUTE,
-        REQUEST | DUMP,
-        &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-    );
+    messages.message(GETROUTE, REQUEST | DUMP, &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     let mut found = Vec::new();
     socket.exchange(messages, |_, kind, payload| {
         if kind != NEWROUTE || payload.len() < 12 || payload[4] != RT_TABLE_MAIN {
@@ -131,10 +125,7 @@ pub(super) fn routes(socket: &mut Socket) -> io::Result<Vec<Route>> {
                 _ => {}
             }
         }
-        found.push(Route {
-            to: Subnet::around(to, payload[1].min(32)),
-            link,
-        });
+        found.push(Route { to: Subnet::around(to, payload[1].min(32)), link });
     })?;
     Ok(found)
 }
@@ -154,11 +145,7 @@ pub(super) fn create_bridge(socket: &mut Socket, name: &str, mac: Mac, mtu: u32)
 }
 
 /// Gives an interface its address (if it has not this one yet) and sets it up.
-pub(super) fn configure(
-    socket: &mut Socket,
-    index: u32,
-    address: Option<(Ipv4Addr, u8)>,
-) -> io::Result<()> {
+pub(super) fn configure(socket: &mut Socket, index: u32, address: Option<(Ipv4Addr, u8)>) -> io::Result<()> {
     let mut messages = Messages::new();
     messages.message(NEWLINK, ACK, &ifinfo(index, IFF_UP));
     if let Some((address, prefix)) = address {
@@ -209,11 +196,7 @@ pub(super) fn address_and_route(
     if let Some(gateway) = gateway {
         // family, dst_len, src_len, tos, table, protocol boot, scope universe, type unicast, flags
         messages
-            .message(
-                NEWROUTE,
-                ACK | CREATE | EXCLUSIVE,
-                &[2, 0, 0, 0, RT_TABLE_MAIN, 3, 0, 1, 0, 0, 0, 0],
-            )
+            .message(NEWROUTE, ACK | CREATE | EXCLUSIVE, &[2, 0, 0, 0, RT_TABLE_MAIN, 3, 0, 1, 0, 0, 0, 0])
             .attribute(5, &gateway.octets())
             .number(4, index);
     }

@@ -64,10 +64,7 @@ pub enum Error {
 
 impl Error {
     fn kernel(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self::Kernel {
-            what: what.into(),
-            source: source.into(),
-        }
+        Self::Kernel { what: what.into(), source: source.into() }
     }
 }
 
@@ -102,10 +99,7 @@ impl Subnet {
     /// The range of `prefix` bits (0 to 32) that holds `address`.
     pub fn around(address: Ipv4Addr, prefix: u8) -> Self {
         let prefix = prefix.min(32);
-        Self {
-            first: Ipv4Addr::from_bits(address.to_bits() & mask_bits(prefix)),
-            prefix,
-        }
+        Self { first: Ipv4Addr::from_bits(address.to_bits() & mask_bits(prefix)), prefix }
     }
 
     /// The network's own address.
@@ -164,21 +158,12 @@ mod tests {
         let net = Subnet::around(Ipv4Addr::new(172, 17, 3, 4), 16);
         assert_eq!(net.to_string(), "172.17.0.0/16");
         assert_eq!(net.last(), Ipv4Addr::new(172, 17, 255, 255));
-        assert_eq!(
-            (net.hosts(), net.host(1)),
-            (65534, Ipv4Addr::new(172, 17, 0, 1))
-        );
+        assert_eq!((net.hosts(), net.host(1)), (65534, Ipv4Addr::new(172, 17, 0, 1)));
         let everything = Subnet::around(Ipv4Addr::new(1, 2, 3, 4), 0);
         assert!(everything.contains(Ipv4Addr::BROADCAST) && everything.overlaps(&net));
         let one = Subnet::around(Ipv4Addr::new(10, 0, 0, 1), 32);
-        assert_eq!(
-            (one.hosts(), one.first(), one.last()),
-            (0, one.first(), one.first())
-        );
+        assert_eq!((one.hosts(), one.first(), one.last()), (0, one.first(), one.first()));
         assert!(!one.overlaps(&net));
-        assert_eq!(
-            Mac::of(Ipv4Addr::new(172, 17, 0, 2)).to_string(),
-            "02:42:ac:11:00:02"
-        );
+        assert_eq!(Mac::of(Ipv4Addr::new(172, 17, 0, 2)).to_string(), "02:42:ac:11:00:02");
     }
 }

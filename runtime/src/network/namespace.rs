@@ -54,16 +54,18 @@ impl Namespace {
         on_thread(move || {
             let (fd, mut inside) = enter_new()?;
             let endpoint = attach(&mut host, &mut inside, fd.as_fd(), &bridge, address)?;
-            Ok(Self {
-                fd,
-                endpoint: Some(endpoint),
-            })
+            Ok(Self { fd, endpoint: Some(endpoint) })
         })
     }
 
     /// Where it is attached; `None` for an isolated one.
     pub fn endpoint(&self) -> Option<&Endpoint> {
         self.endpoint.as_ref()
+    }
+
+    /// A namespace that came from another process.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self { fd, endpoint: None }
     }
 
     /// Gives up the handle for the bare descriptor.
@@ -95,12 +97,9 @@ fn enter_new() -> Result<(OwnedFd, Socket), Error> {
     #[allow(unsafe_code)]
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
         .map_err(|e| Error::kernel("make a network namespace", e))?;
-    let fd = File::open("/proc/thread-self/ns/net")
-        .map_err(|e| Error::kernel("open the network namespace", e))?
-        .into();
+    let fd = File::open("/proc/thread-self/ns/net").map_err(|e| Error::kernel("open the network namespace", e))?.into();
     let mut inside = link::open().map_err(|e| Error::kernel("open a netlink socket", e))?;
-    link::configure(&mut inside, LOOPBACK, None)
-        .map_err(|e| Error::kernel("set loopback up", e))?;
+    link::configure(&mut inside, LOOPBACK, None).map_err(|e| Error::kernel("set loopback up", e))?;
     Ok((fd, inside))
 }
 
@@ -113,12 +112,9 @@ fn attach(
 ) -> Result<Endpoint, Error> {
     let (address, host_interface) = claim(host, namespace, bridge, wanted)?;
     let failed = |e: io::Error| Error::kernel(format!("set up {INNER}"), e);
-    let inner = link::find(inside, INNER)
-        .map_err(failed)?
-        .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let inner = link::find(inside, INNER).map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let prefix = bridge.subnet.prefix();
-    link::address_and_route(inside, inner.index, address, prefix, Some(bridge.gateway))
-        .map_err(failed)?;
+    link::address_and_route(inside, inner.index, address, prefix, Some(bridge.gateway)).map_err(failed)?;
     Ok(Endpoint {
         bridge: bridge.name.clone(),
         address,

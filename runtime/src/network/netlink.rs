@@ -53,8 +53,7 @@ impl Messages {
     }
 
     pub(super) fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
-        self.bytes
-            .extend_from_slice(&((value.len() + 4) as u16).to_ne_bytes());
+        self.bytes.extend_from_slice(&((value.len() + 4) as u16).to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value);
         self.finish();
@@ -83,12 +82,7 @@ impl Messages {
     }
 
     /// A nested attribute that begins with a fixed header of its own (the peer of a veth).
-    pub(super) fn nested_after(
-        &mut self,
-        kind: u16,
-        header: &[u8],
-        body: impl FnOnce(&mut Self),
-    ) -> &mut Self {
+    pub(super) fn nested_after(&mut self, kind: u16, header: &[u8], body: impl FnOnce(&mut Self)) -> &mut Self {
         let start = self.bytes.len();
         self.attribute(kind | NESTED, header);
         body(self);
@@ -131,12 +125,7 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn open(protocol: Option<Protocol>) -> io::Result<Self> {
-        let fd = net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            protocol,
-        )?;
+        let fd = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         Ok(Self { fd, sequence: 1 })
     }
 
@@ -152,10 +141,7 @@ impl Socket {
         self.sequence = first.wrapping_add(flags.len() as u32);
         net::send(&self.fd, &messages.bytes, SendFlags::empty())?;
 
-        let mut waiting: Vec<bool> = flags
-            .iter()
-            .map(|f| f & (ACK & !REQUEST | DUMP) != 0)
-            .collect();
+        let mut waiting: Vec<bool> = flags.iter().map(|f| f & (ACK & !REQUEST | DUMP) != 0).collect();
         let mut answers: Vec<Answer> = flags.iter().map(|_| Ok(())).collect();
         let mut buffer = vec![0u8; 64 * 1024];
         while waiting.iter().any(|w| *w) {
@@ -182,22 +168,13 @@ impl Socket {
 
     /// As [`exchange`](Self::exchange) for one batch all of which has to succeed.
     pub(super) fn command(&mut self, messages: Messages) -> io::Result<()> {
-        self.exchange(messages, |_, _, _| {})?
-            .into_iter()
-            .collect::<io::Result<Vec<()>>>()
-            .map(|_| ())
+        self.exchange(messages, |_, _, _| {})?.into_iter().collect::<io::Result<Vec<()>>>().map(|_| ())
     }
 }
 
 fn read_error(payload: &[u8]) -> Answer {
-    let code = payload
-        .get(..4)
-        .map_or(0, |b| i32::from_ne_bytes(b.try_into().unwrap_or_default()));
-    if code == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::from_raw_os_error(code.saturating_neg()))
-    }
+    let code = payload.get(..4).map_or(0, |b| i32::from_ne_bytes(b.try_into().unwrap_or_default()));
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_neg())) }
 }
 
 struct Received<'a> {
@@ -222,11 +199,7 @@ impl<'a> Iterator for Split<'a> {
         }
         let (message, _) = self.0.split_at(length);
         self.0 = &self.0[length.next_multiple_of(4).min(self.0.len())..];
-        Some(Received {
-            kind: u16_at(message, 4),
-            sequence: u32_at(message, 8),
-            payload: &message[HEADER..],
-        })
+        Some(Received { kind: u16_at(message, 4), sequence: u32_at(message, 8), payload: &message[HEADER..] })
     }
 }
 
@@ -261,12 +234,9 @@ mod tests {
     #[test]
     fn lengths_cover_nesting_and_padding() {
         let mut messages = Messages::new();
-        messages
-            .message(16, ACK, &[7; 4])
-            .text(3, "ab")
-            .nested(18, |m| {
-                m.attribute(1, &[9]);
-            });
+        messages.message(16, ACK, &[7; 4]).text(3, "ab").nested(18, |m| {
+            m.attribute(1, &[9]);
+        });
         messages.message(17, ACK, &[]);
         assert_eq!(messages.starts, [0, 40]);
         assert_eq!(u32_at(&messages.bytes, 0), 40);

@@ -43,17 +43,8 @@ impl Pool {
     /// A pool that keeps up to `ready` namespaces in hand. Nothing is made before the first [`take`](Self::take) or
     /// [`warm`](Self::warm).
     pub fn new(options: BridgeOptions, ready: usize) -> Self {
-        let shared = Shared {
-            options,
-            ready,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        };
-        Self {
-            handle: Arc::new(Handle {
-                shared: Arc::new(shared),
-            }),
-        }
+        let shared = Shared { options, ready, state: Mutex::default(), changed: Condvar::new() };
+        Self { handle: Arc::new(Handle { shared: Arc::new(shared) }) }
     }
 
     /// Begins to make namespaces behind the caller's back: for who knows that one will be wanted soon.
@@ -64,9 +55,7 @@ impl Pool {
             return;
         }
         let worker = Arc::clone(shared);
-        let spawned = thread::Builder::new()
-            .name("network-pool".into())
-            .spawn(move || worker.fill());
+        let spawned = thread::Builder::new().name("network-pool".into()).spawn(move || worker.fill());
         state.started = spawned.is_ok();
     }
 
@@ -103,19 +92,13 @@ impl Shared {
         loop {
             let mut state = self.lock();
             while !state.ended && state.spare.len() >= self.ready {
-                state = self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             if state.ended {
                 return;
             }
             drop(state);
-            match self
-                .bridge()
-                .and_then(|bridge| Namespace::attached(&bridge, None))
-            {
+            match self.bridge().and_then(|bridge| Namespace::attached(&bridge, None)) {
                 Ok(namespace) => self.lock().spare.push_back(namespace),
                 Err(error) => {
                     tracing::debug!(%error, "no namespaces are made ahead");

@@ -1,0 +1,109 @@
+//! What can go wrong while an operation is made real.
+
+use std::fmt;
+
+use rustix::io::Errno;
+
+/// A path from outside, shown so that it cannot harm a terminal.
+pub(crate) fn show(path: &[u8]) -> String {
+    let text = String::from_utf8_lossy(if path.is_empty() { b"." } else { path });
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// A failure of an operation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecutorError {
+    /// A process ended badly. The wording is BuildKit's, since people search for it.
+    #[error("process \"{command}\" did not complete successfully: {status}")]
+    Process {
+        command: String,
+        status: ProcessStatus,
+        /// The end of what it wrote, both streams.
+        log_tail: Vec<u8>,
+    },
+    #[error("{0}")]
+    Start(String),
+    #[error("failed to calculate checksum of ref {path:?}: not found")]
+    SourceNotFound { path: String, hints: Vec<String> },
+    #[error("cannot read /{}: {errno}", show(path))]
+    Read { path: Vec<u8>, errno: Errno },
+    #[error("cannot write /{}: {errno}", show(path))]
+    Write { path: Vec<u8>, errno: Errno },
+    #[error("/{} changed while it was being read; build again", show(path))]
+    Changed { path: Vec<u8> },
+    #[error("cannot replace to directory /{} with file", show(path))]
+    FileOnDirectory { path: Vec<u8> },
+    #[error("cannot copy to non-directory: /{}", show(path))]
+    DirectoryOnFile { path: Vec<u8> },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{what} is not supported yet")]
+    Unsupported { what: String },
+    #[error("cannot fetch {url}: {message}")]
+    Web { url: String, message: String },
+    #[error("{reference}: {message}")]
+    Image { reference: String, message: String },
+    #[error(transparent)]
+    Store(#[from] rbuild_store::StoreError),
+    #[error(transparent)]
+    Runtime(#[from] rbuild_runtime::Error),
+    #[error("{0}")]
+    Cancelled(&'static str),
+}
+
+impl ExecutorError {
+    pub(crate) fn read(path: &[u8], errno: Errno) -> ExecutorError {
+        ExecutorError::Read { path: path.to_vec(), errno }
+    }
+
+    pub(crate) fn write(path: &[u8], errno: Errno) -> ExecutorError {
+        ExecutorError::Write { path: path.to_vec(), errno }
+    }
+
+    /// What the user can do about it.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            ExecutorError::SourceNotFound { hints, .. } => hints.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessStatus {
+    Code(i32),
+    Signal(i32),
+    /// Killed because it used more memory than it may.
+    OutOfMemory,
+    /// It could not be executed at all: the status a shell would give, and why.
+    NotStarted {
+        code: i32,
+        message: String,
+    },
+}
+
+impl ProcessStatus {
+    /// The status a shell would give.
+    pub fn code(&self) -> i32 {
+        match self {
+            ProcessStatus::Code(code) | ProcessStatus::NotStarted { code, .. } => *code,
+            ProcessStatus::Signal(signal) => 128 + signal,
+            ProcessStatus::OutOfMemory => 137,
+        }
+    }
+}
+
+impl fmt::Display for ProcessStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProcessStatus::Code(code) => write!(f, "exit code: {code}"),
+            ProcessStatus::Signal(signal) => write!(f, "exit code: {}", 128 + signal),
+            ProcessStatus::NotStarted { code, message } => write!(f, "{message}, exit code: {code}"),
+            ProcessStatus::OutOfMemory => {
+                write!(f, "cannot allocate memory: killed by the memory limit, exit code: 137")
+            }
+        }
+    }
+}

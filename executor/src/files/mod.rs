@@ -1,0 +1,10 @@
+//! Files between trees: selecting, hashing and copying.
+
+pub mod copy;
+pub mod hash;
+pub mod meta;
+pub mod mode;
+pub mod select;
+pub mod walk;
+pub mod writer;
+pub mod xattrs;

@@ -1,0 +1,396 @@
+//! File operations as the solver sees them.
+//!
+//! **In the key:** each action with its fields: destination, modes, owners as they are written, patterns, flags, the
+//! text of files the Dockerfile holds itself; what is copied by content (path, kind, mode, owner, bytes, extended
+//! attributes: see `files::hash`); the tree that is changed, by its own key.
+//! **Left out:** times of copied files, the name shown for the step, where in the Dockerfile it stands, and, for a copy
+//! that does not look at the tree below (`--link`), that tree.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use rbuild_graph::ops::{ChangeOwner, Copy, FileAction, FileOp, Mkdir, Mkfile, Owner};
+use rbuild_graph::pattern::Patterns;
+use rbuild_solver::{ContentHash, InputContent, InputKey, KeyPart, KeySpec, OpError, Ran, RunContext, RunOp};
+use rbuild_store::Root;
+
+use super::source::fail;
+use crate::files::copy::{CopyRules, copy};
+use crate::files::hash;
+use crate::files::select::{Query, Selected, select};
+use crate::files::walk::PathFilter;
+use crate::files::writer::{Found, Look, TreeWriter};
+use crate::{Executor, ExecutorError, Value};
+
+/// 1980-01-02 00:00:00 UTC: the time of directories nobody gave a time. The day after the first that zip can hold.
+const IMPLIED_TIME: i64 = 315_619_200;
+/// From this many paths on a record names directories only.
+const RECORDED_PATHS: usize = 10_000;
+
+pub(crate) struct FileRun {
+    pub(crate) executor: Arc<Executor>,
+    pub(crate) op: FileOp,
+    /// For each action, what `content` selected, so that exactly that is copied.
+    selections: Mutex<Vec<Option<Vec<Selected>>>>,
+}
+
+impl FileRun {
+    pub(crate) fn new(executor: Arc<Executor>, op: FileOp) -> FileRun {
+        let selections = Mutex::new(vec![None; op.actions.len()]);
+        FileRun { executor, op, selections }
+    }
+
+    /// The highest input that is named.
+    fn inputs(&self) -> usize {
+        let owner = |owner: &Option<ChangeOwner>| owner.as_ref().and_then(|owner| owner.names_from);
+        let of = |action: &FileAction| match action {
+            FileAction::Copy(c) => c.input.into_iter().chain(owner(&c.owner)).max(),
+            FileAction::Mkdir(m) => owner(&m.owner),
+            FileAction::Mkfile(m) => owner(&m.owner),
+            _ => None,
+        };
+        self.op.actions.iter().filter_map(of).chain(self.op.base).max().map_or(0, |highest| highest + 1)
+    }
+
+    /// The copies that read `input`.
+    fn copies(&self, input: usize) -> impl Iterator<Item = (usize, &Copy)> {
+        self.op.actions.iter().enumerate().filter_map(move |(n, action)| match action {
+            FileAction::Copy(copy) if copy.input == Some(input) => Some((n, copy)),
+            _ => None,
+        })
+    }
+}
+
+impl RunOp<Value> for FileRun {
+    fn key(&self) -> BoxFuture<'_, Result<KeySpec, OpError>> {
+        let mut parts = vec![KeyPart::text("op", "file")];
+        for action in &self.op.actions {
+            match action_part(action) {
+                Ok(part) => parts.push(part),
+                Err(error) => return futures::future::ready(Err(fail(error))).boxed(),
+            }
+        }
+        let mut spec = KeySpec::new(parts);
+        spec.inputs = (0..self.inputs())
+            .map(|input| {
+                let sources: Vec<String> = self
+                    .copies(input)
+                    .flat_map(|(_, copy)| &copy.sources)
+                    .map(|source| String::from_utf8_lossy(source).into_owned())
+                    .collect();
+                let by_content = self.op.base != Some(input) && !sources.is_empty();
+                InputKey { selector: by_content.then(|| sources.join("\0")), by_content }
+            })
+            .collect();
+        futures::future::ready(Ok(spec)).boxed()
+    }
+
+    fn content(&self, input: usize, value: &Value) -> BoxFuture<'_, Result<InputContent, OpError>> {
+        let source = match Source::open(&self.executor, value) {
+            Ok(source) => source,
+            Err(error) => return futures::future::ready(Err(fail(error))).boxed(),
+        };
+        let copies: Vec<(usize, Copy)> = self.copies(input).map(|(n, copy)| (n, copy.clone())).collect();
+        async move {
+            let work = move || -> Result<_, ExecutorError> {
+                let mut all = Vec::new();
+                let mut selections = Vec::new();
+                for (n, copy) in copies {
+                    let selected = source.select(&copy)?;
+                    for one in &selected {
+                        // What a match is called at the destination counts, so it leads its tree.
+                        all.push((one.path.clone(), ContentHash::of(&one.name)));
+                        let hashes = hash::tree(source.fd.as_fd(), &one.tree)?;
+                        all.extend(
+                            hashes
+                                .into_iter()
+                                .map(|found| (relative(&found.path, &one.tree.path, &one.path), found.hash)),
+                        );
+                    }
+                    selections.push((n, selected));
+                }
+                let hash = hash::combine(all.iter().map(|(path, hash)| (path.as_slice(), hash)));
+                Ok((InputContent { hash, parts: record_parts(&all) }, selections))
+            };
+            let (content, selections) = crate::blocking(work).await?;
+            let mut kept = self.selections.lock().unwrap_or_else(PoisonError::into_inner);
+            for (n, selected) in selections {
+                kept[n] = Some(selected);
+            }
+            Ok(content)
+        }
+        .boxed()
+    }
+
+    fn run(&self, inputs: Vec<Value>, _context: RunContext) -> BoxFuture<'_, Result<Ran<Value>, OpError>> {
+        let selections = std::mem::take(&mut *self.selections.lock().unwrap_or_else(PoisonError::into_inner));
+        let (executor, op) = (self.executor.clone(), self.op.clone());
+        crate::blocking(move || apply(&executor, &op, &inputs, selections).map(Ran::one)).boxed()
+    }
+}
+
+/// The content of whole paths of an input, as a mount shows them.
+pub(crate) fn content_of(
+    executor: &Executor,
+    value: &Value,
+    selectors: &[Vec<u8>],
+) -> Result<InputContent, ExecutorError> {
+    let source = Source::open(executor, value)?;
+    let query = Query {
+        sources: selectors,
+        wildcards: false,
+        deep: false,
+        allow_empty: false,
+        follow_links: true,
+        hidden: source.hidden.as_ref(),
+        exclude: None,
+    };
+    let mut all = Vec::new();
+    for one in select(source.fd.as_fd(), &query)? {
+        let hashes = hash::tree(source.fd.as_fd(), &one.tree)?;
+        all.extend(hashes.into_iter().map(|found| (relative(&found.path, &one.tree.path, &one.path), found.hash)));
+    }
+    let hash = hash::combine(all.iter().map(|(path, hash)| (path.as_slice(), hash)));
+    Ok(InputContent { hash, parts: record_parts(&all) })
+}
+
+/// The path of an entry as the Dockerfile would write it, links on the way not resolved.
+fn relative(path: &[u8], resolved: &[u8], written: &[u8]) -> Vec<u8> {
+    let below = path[resolved.len()..].strip_prefix(b"/").unwrap_or(&path[resolved.len()..]);
+    crate::files::walk::join(written, below)
+}
+
+fn action_part(action: &FileAction) -> Result<KeyPart, ExecutorError> {
+    let text = serde_json::to_string(action).map_err(|error| ExecutorError::Invalid(error.to_string()))?;
+    Ok(match action {
+        FileAction::Copy(_) => KeyPart::text("copy", text),
+        FileAction::Mkfile(_) => KeyPart::text("file", text),
+        FileAction::Mkdir(_) => KeyPart::text("directory", text),
+        FileAction::Remove(_) => KeyPart::text("remove", text),
+        _ => return Err(ExecutorError::Unsupported { what: "this kind of file operation".into() }),
+    })
+}
+
+/// Named parts for the record: every path, or, of very many, one hash for each directory.
+fn record_parts(all: &[(Vec<u8>, ContentHash)]) -> Vec<KeyPart> {
+    let show = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+    if all.len() <= RECORDED_PATHS {
+        return all.iter().map(|(path, hash)| KeyPart::content(show(path), *hash)).collect();
+    }
+    let mut parts = Vec::new();
+    for group in all.chunk_by(|a, b| parent(&a.0) == parent(&b.0)) {
+        let hash = hash::combine(group.iter().map(|(path, hash)| (path.as_slice(), hash)));
+        parts.push(KeyPart::content(format!("{}/", show(parent(&group[0].0))), hash));
+    }
+    parts
+}
+
+fn parent(path: &[u8]) -> &[u8] {
+    crate::files::walk::split_parent(path).0
+}
+
+/// An input as a tree to read from.
+struct Source {
+    fd: OwnedFd,
+    hidden: Option<Arc<dyn PathFilter>>,
+}
+
+impl Source {
+    fn open(executor: &Executor, value: &Value) -> Result<Source, ExecutorError> {
+        let (fd, hidden) = match value {
+            Value::Context(context) => {
+                let fd = context.root().try_clone_to_owned().map_err(|e| ExecutorError::Invalid(e.to_string()))?;
+                (fd, context.hidden().cloned())
+            }
+            Value::Snapshot(snapshot) => {
+                (rbuild_runtime::mount_detached(&executor.store.snapshots().view(snapshot.id())?)?, None)
+            }
+            Value::Scratch => (executor.empty_directory()?, None),
+        };
+        Ok(Source { fd, hidden })
+    }
+
+    fn select(&self, copy: &Copy) -> Result<Vec<Selected>, ExecutorError> {
+        let exclude = exclude_filter(&copy.exclude)?;
+        let query = Query {
+            sources: &copy.sources,
+            wildcards: copy.wildcards,
+            deep: copy.parents,
+            allow_empty: copy.allow_empty,
+            follow_links: copy.follow_links,
+            hidden: self.hidden.as_ref(),
+            exclude: exclude.as_ref(),
+        };
+        select(self.fd.as_fd(), &query)
+    }
+}
+
+struct Excluded(Patterns);
+
+impl PathFilter for Excluded {
+    fn excludes(&self, path: &[u8], is_dir: bool) -> bool {
+        self.0.excludes(path, is_dir)
+    }
+
+    fn reincludes_below(&self, path: &[u8]) -> bool {
+        self.0.may_bring_back_below(path)
+    }
+}
+
+fn exclude_filter(patterns: &[String]) -> Result<Option<Arc<dyn PathFilter>>, ExecutorError> {
+    if patterns.is_empty() {
+        return Ok(None);
+    }
+    let patterns = Patterns::new(patterns.iter().map(String::as_str))
+        .map_err(|error| ExecutorError::Invalid(error.to_string()))?;
+    Ok(Some(Arc::new(Excluded(patterns))))
+}
+
+/// Does the actions one after the other; a tree that nothing changed is the tree that was there.
+fn apply(
+    executor: &Executor,
+    op: &FileOp,
+    inputs: &[Value],
+    selections: Vec<Option<Vec<Selected>>>,
+) -> Result<Value, ExecutorError> {
+    let base = op.base.map_or(&Value::Scratch, |input| &inputs[input]);
+    let parent = match base {
+        Value::Scratch => None,
+        Value::Snapshot(snapshot) => Some(snapshot.id()),
+        Value::Context(_) => return Err(ExecutorError::Invalid("a build context cannot be changed".into())),
+    };
+    let active = executor.store.snapshots().prepare(&executor.lease, parent)?;
+    let below = active.below().map(|mounts| rbuild_runtime::mount_detached(&mounts)).transpose()?;
+    let mut writer = TreeWriter::new(active.upper(), below)?;
+    let mut selections = selections.into_iter().chain(std::iter::repeat_with(|| None));
+    for action in &op.actions {
+        let selected = selections.next().flatten();
+        let names = Names { executor, inputs, base };
+        match action {
+            FileAction::Copy(action) => {
+                let owner = names.owner(&action.owner)?;
+                let source = Source::open(executor, action.input.map_or(&Value::Scratch, |input| &inputs[input]))?;
+                let from_context = action.input.is_some_and(|input| matches!(inputs[input], Value::Context(_)));
+                copy_action(&mut writer, action, &source, selected, owner, from_context)?;
+            }
+            FileAction::Mkfile(action) => {
+                let owner = names.owner(&action.owner)?.unwrap_or((0, 0));
+                mkfile(&mut writer, action, owner)?;
+            }
+            FileAction::Mkdir(action) => {
+                let owner = names.owner(&action.owner)?.unwrap_or((0, 0));
+                mkdir(&mut writer, action, owner)?;
+            }
+            FileAction::Remove(action) => {
+                if action.wildcards {
+                    return Err(ExecutorError::Unsupported { what: "removing by wildcard".into() });
+                }
+                let path = resolve(&writer, &action.path)?;
+                match writer.remove(&path) {
+                    Err(ExecutorError::Write { errno: rustix::io::Errno::NOENT, .. }) if action.allow_missing => {}
+                    done => done?,
+                }
+            }
+            _ => return Err(ExecutorError::Unsupported { what: "this kind of file operation".into() }),
+        }
+    }
+    if !writer.finish()? {
+        return Ok(base.clone());
+    }
+    Ok(Value::Snapshot(executor.store.snapshots().commit(active)?))
+}
+
+fn copy_action(
+    writer: &mut TreeWriter,
+    action: &Copy,
+    source: &Source,
+    selected: Option<Vec<Selected>>,
+    owner: Option<(u32, u32)>,
+    from_context: bool,
+) -> Result<(), ExecutorError> {
+    let selected = match selected {
+        Some(selected) => selected,
+        None => source.select(action)?,
+    };
+    let rules = CopyRules {
+        dest: action.dest.clone(),
+        // What comes from the user's machine belongs to root; what comes from an image keeps its owner.
+        owner: owner.or(from_context.then_some((0, 0))),
+        mode: action.mode.clone(),
+        timestamp: action.timestamp,
+        implied_time: IMPLIED_TIME,
+        contents_only: action.contents_only,
+        parents: action.parents,
+        link: action.link,
+    };
+    match action.unpack {
+        None => copy(writer, source.fd.as_fd(), &selected, &rules),
+        Some(required) => super::unpack::copy_or_unpack(writer, source.fd.as_fd(), &selected, &rules, owner, required),
+    }
+}
+
+fn resolve(writer: &TreeWriter, path: &[u8]) -> Result<Vec<u8>, ExecutorError> {
+    writer.resolve(path, true).map(|resolved| resolved.path).map_err(|errno| ExecutorError::write(path, errno))
+}
+
+fn mkfile(writer: &mut TreeWriter, action: &Mkfile, (uid, gid): (u32, u32)) -> Result<(), ExecutorError> {
+    let time = action.timestamp.unwrap_or(IMPLIED_TIME);
+    let mode = match &action.symbolic_mode {
+        Some(change) => crate::files::mode::apply(change, action.mode, false).map_err(ExecutorError::Invalid)?,
+        None => action.mode,
+    };
+    let path = resolve(writer, &action.path)?;
+    let implied = Look { mode: 0o755, uid, gid, mtime: (time, 0) };
+    writer.make_dirs(parent(&path), &implied)?;
+    writer.write_file(&path, &action.content, &Look { mode, ..implied })
+}
+
+fn mkdir(writer: &mut TreeWriter, action: &Mkdir, (uid, gid): (u32, u32)) -> Result<(), ExecutorError> {
+    let resolved = writer.resolve(&action.path, true).map_err(|errno| ExecutorError::write(&action.path, errno))?;
+    match resolved.found {
+        Found::Directory(_) => Ok(()),
+        _ => {
+            let time = action.timestamp.unwrap_or(IMPLIED_TIME);
+            writer.make_dirs(&resolved.path, &Look { mode: action.mode, uid, gid, mtime: (time, 0) })
+        }
+    }
+}
+
+/// Looks up names of users and groups.
+struct Names<'a> {
+    executor: &'a Executor,
+    inputs: &'a [Value],
+    base: &'a Value,
+}
+
+impl Names<'_> {
+    fn owner(&self, owner: &Option<ChangeOwner>) -> Result<Option<(u32, u32)>, ExecutorError> {
+        let Some(owner) = owner else { return Ok(None) };
+        let ids = |text: &Option<Owner>| match text {
+            Some(Owner::Id(id)) => Some(*id),
+            _ => None,
+        };
+        let named = |owner: &Option<Owner>| matches!(owner, Some(Owner::Name(_)));
+        if !named(&owner.user) && !named(&owner.group) {
+            let uid = ids(&owner.user).unwrap_or(0);
+            return Ok(Some((uid, ids(&owner.group).unwrap_or(uid))));
+        }
+        let word = |owner: &Option<Owner>| match owner {
+            Some(Owner::Id(id)) => id.to_string(),
+            Some(Owner::Name(name)) => name.clone(),
+            None => String::new(),
+        };
+        let (user, group) = (word(&owner.user), word(&owner.group));
+        let text = if group.is_empty() { user } else { format!("{user}:{group}") };
+        let tree = owner.names_from.map_or(self.base, |input| &self.inputs[input]);
+        let root = Root::from_fd(Source::open(self.executor, tree)?.fd).map_err(io)?;
+        let found = rbuild_runtime::users::resolve(&root, &text)?;
+        Ok(Some((found.uid, found.gid)))
+    }
+}
+
+fn io(error: std::io::Error) -> ExecutorError {
+    ExecutorError::Invalid(error.to_string())
+}

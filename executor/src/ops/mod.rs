@@ -1,0 +1,8 @@
+//! How each operation is made real: its key, with the list of what is left out, and its run.
+
+pub(crate) mod exec;
+pub(crate) mod file;
+pub(crate) mod http;
+pub(crate) mod merge;
+pub(crate) mod source;
+pub(crate) mod unpack;

@@ -1,0 +1,66 @@
+//! What operations pass on to each other.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rbuild_store::Snapshot;
+
+use crate::files::walk::PathFilter;
+
+/// A result.
+#[derive(Clone)]
+pub enum Value {
+    /// Nothing: the empty file tree.
+    Scratch,
+    /// A file tree in the store.
+    Snapshot(Snapshot),
+    /// The user's own files, as they lie. Never stored.
+    Context(Context),
+}
+
+/// A directory that the client of the build lends.
+#[derive(Clone)]
+pub struct Context {
+    name: Arc<str>,
+    root: Arc<OwnedFd>,
+    hidden: Option<Arc<dyn PathFilter>>,
+}
+
+impl Context {
+    /// `hidden` says what of the directory does not exist for the build.
+    pub fn new(name: &str, root: OwnedFd, hidden: Option<Arc<dyn PathFilter>>) -> Context {
+        Context { name: name.into(), root: Arc::new(root), hidden }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    pub fn hidden(&self) -> Option<&Arc<dyn PathFilter>> {
+        self.hidden.as_ref()
+    }
+}
+
+impl Value {
+    /// The snapshot, if it is one.
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        match self {
+            Value::Snapshot(snapshot) => Some(snapshot),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Value::Scratch => f.write_str("Scratch"),
+            Value::Snapshot(snapshot) => write!(f, "Snapshot({:?})", snapshot.id()),
+            Value::Context(context) => write!(f, "Context({})", context.name),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What the store remembers for us: which blobs a layer is known as, and where blobs have been seen.
+
+use rbuild_oci::{Compression, Descriptor, DiffId, Digest, MediaType};
+use rbuild_store::{Durability, Store, StoreError, rusqlite};
+
+/// The store's name for the way layers are compressed for a push. Blobs made so can be made again.
+pub(crate) const OWN_GZIP: &str = "gzip:-1";
+
+/// A blob that holds a layer.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerBlob {
+    pub descriptor: Descriptor,
+    /// Made here by compressing the layer, so no bytes need to be kept.
+    pub own: bool,
+}
+
+/// The compressed blobs that are known to hold `layer`.
+pub(crate) fn compressed_blobs(store: &Store, layer: &DiffId) -> Result<Vec<LayerBlob>, StoreError> {
+    let rows: Vec<(String, String, i64, String)> = store.db().read(|tx| {
+        let sql = "SELECT digest, media_type, size, options FROM layer_blobs WHERE diff_id = ? ORDER BY digest";
+        let mut query = tx.prepare_cached(sql)?;
+        let rows = query.query_map([layer.0.to_string()], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    })?;
+    let mut blobs = Vec::new();
+    for (digest, media_type, size, options) in rows {
+        let media_type = MediaType::from(media_type.as_str());
+        if matches!(media_type.layer_compression(), None | Some(Compression::None)) {
+            continue;
+        }
+        let descriptor = Descriptor::new(media_type, digest.parse()?, size.unsigned_abs());
+        blobs.push(LayerBlob { descriptor, own: options == OWN_GZIP });
+    }
+    Ok(blobs)
+}
+
+/// Repositories of `registry`, other than `repository`, where the blob was seen, so that it can be mounted from there.
+pub(crate) fn origins(
+    store: &Store,
+    blob: &Digest,
+    registry: &str,
+    repository: &str,
+) -> Result<Vec<String>, StoreError> {
+    store.db().read(|tx| {
+        let sql =
+            "SELECT repository FROM blob_origins WHERE digest = ?1 AND registry = ?2 AND repository <> ?3 ORDER BY 1";
+        let mut query = tx.prepare_cached(sql)?;
+        let rows = query.query_map((blob.to_string(), registry, repository), |r| r.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    })
+}
+
+/// Writes down that `repository` of `registry` has these blobs.
+pub(crate) fn remember_origins(
+    store: &Store,
+    blobs: &[Digest],
+    registry: &str,
+    repository: &str,
+) -> Result<(), StoreError> {
+    store.db().write(Durability::Cache, |tx| {
+        let sql = "INSERT OR IGNORE INTO blob_origins (digest, registry, repository) VALUES (?, ?, ?)";
+        let mut insert = tx.prepare_cached(sql)?;
+        for blob in blobs {
+            insert.execute((blob.to_string(), registry, repository))?;
+        }
+        Ok(())
+    })
+}

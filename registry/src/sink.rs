@@ -1,0 +1,281 @@
+//! From the store into a registry.
+//!
+//! For each layer the cheapest way that works: the registry has it; it takes it from another of its repositories; the
+//! blob that came is sent as it came; else the layer is compressed while it is sent, and what it became is remembered,
+//! so that the next push asks instead of compressing. The manifest is rewritten only where a layer's form changed: an
+//! image that was pulled is pushed with the digest it had.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use rbuild_oci::{Compression, Descriptor, DiffId, Digest, Manifest, MediaType, Platform, Reference};
+use rbuild_store::layers::compress::{Compressor, DEFAULT_LEVEL};
+use rbuild_store::{ImageRecord, Lease, Store, StoreError};
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use reqwest::{Method, StatusCode};
+use tokio::sync::mpsc;
+
+use crate::Error;
+use crate::client::{Client, content_digest, failure};
+use crate::ledger::{self, OWN_GZIP};
+use crate::source::{Progress, ProgressSink, Stage, forward};
+use crate::upload::{Content, Destination, Uploaded};
+
+/// An image that was pushed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pushed {
+    /// Of the manifest, as the registry has it.
+    pub digest: Digest,
+    /// Bytes of the manifest.
+    pub size: u64,
+}
+
+impl Client {
+    /// Sends the image's manifest for `platform`, with all it consists of, to the tag (or digest) of `reference`.
+    ///
+    /// # Errors
+    /// The registry does not take it, or a part of the image is not in the store. What arrived stays there, unnamed.
+    pub async fn push(
+        &self,
+        image: &ImageRecord,
+        platform: &Platform,
+        reference: &Reference,
+        store: &Store,
+        lease: &Lease,
+        progress: ProgressSink<'_>,
+    ) -> Result<Pushed, Error> {
+        let (told, receiver) = mpsc::unbounded_channel();
+        let access = self.access(&self.origin(reference)?).await?;
+        let repository = reference.repository().to_owned();
+        let destination = Destination { client: self.clone(), access, repository };
+        let push = Push {
+            destination,
+            registry: reference.registry().to_owned(),
+            store: store.clone(),
+            lease: lease.clone(),
+            told,
+        };
+        forward(push.image(image.clone(), platform.clone(), reference), receiver, progress).await
+    }
+}
+
+/// One image on its way to a registry.
+#[derive(Clone)]
+struct Push {
+    destination: Destination,
+    registry: String,
+    store: Store,
+    lease: Lease,
+    told: mpsc::UnboundedSender<Progress>,
+}
+
+impl Push {
+    async fn image(&self, record: ImageRecord, wanted: Platform, reference: &Reference) -> Result<Pushed, Error> {
+        let (manifest, config, descriptor) =
+            self.blocking(move |p| p.store.images().manifest(&record, &wanted)).await?;
+        let diffs = config.rootfs.diff_ids;
+        if diffs.len() != manifest.layers.len() {
+            let reason = "manifest and config list different numbers of layers".into();
+            return Err(Error::Document { what: reference.familiar(), reason });
+        }
+        for diff in &diffs {
+            self.tell(diff, Stage::Preparing);
+        }
+        let pairs: Vec<_> = manifest.layers.iter().cloned().zip(diffs).collect();
+        let layers: Vec<Descriptor> = futures::stream::iter(pairs)
+            .map(|(layer, diff)| self.layer(layer, diff))
+            .buffered(self.destination.client.parallel())
+            .try_collect()
+            .await?;
+        self.config(&manifest.config).await?;
+        let bytes = self.manifest_bytes(&manifest, &descriptor, layers.clone()).await?;
+        let kind = manifest.media_type.clone().unwrap_or(descriptor.media_type.clone());
+        let pushed = self.put_manifest(reference, &kind, bytes).await?;
+        let mut blobs: Vec<Digest> = layers.into_iter().map(|l| l.digest).collect();
+        blobs.push(manifest.config.digest);
+        self.blocking(move |p| ledger::remember_origins(&p.store, &blobs, &p.registry, &p.destination.repository))
+            .await?;
+        Ok(pushed)
+    }
+
+    fn tell(&self, layer: &DiffId, stage: Stage) {
+        // Nobody listens any more when the push was given up.
+        drop(self.told.send(Progress::of(&layer.0, stage)));
+    }
+
+    fn tell_amount(&self, layer: &DiffId, current: u64, total: Option<u64>) {
+        drop(self.told.send(Progress::of(&layer.0, Stage::Pushing).amount(current, total)));
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Push) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Error> {
+        let this = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&this)).await;
+        Ok(done.map_err(|e| Error::Options(format!("a task of the push failed: {e}")))??)
+    }
+
+    /// Brings one layer there; gives the descriptor under which the registry has it.
+    async fn layer(&self, layer: Descriptor, diff: DiffId) -> Result<Descriptor, Error> {
+        let compressed = !matches!(layer.media_type.layer_compression(), None | Some(Compression::None));
+        let (mine, known) = (diff.clone(), layer.clone());
+        let mut forms: Vec<(Descriptor, bool)> = self
+            .blocking(move |p| {
+                let mut forms = Vec::new();
+                if compressed {
+                    forms.push((known.clone(), p.store.blobs().hold(&known.digest, &p.lease)?));
+                }
+                for blob in ledger::compressed_blobs(&p.store, &mine)? {
+                    if blob.descriptor.digest != known.digest {
+                        let here = p.store.blobs().hold(&blob.descriptor.digest, &p.lease)?;
+                        if here || blob.own {
+                            forms.push((blob.descriptor, here));
+                        }
+                    }
+                }
+                Ok(forms)
+            })
+            .await?;
+        for (form, _) in &mut forms {
+            form.media_type = as_sibling_of(&layer.media_type, form);
+            if self.destination.has(&form.digest).await? {
+                self.tell(&diff, Stage::LayerAlreadyExists);
+                return Ok(form.clone());
+            }
+        }
+        for (form, here) in forms {
+            if self.mount_or_send(&form, here, &diff).await? {
+                return Ok(form);
+            }
+        }
+        self.compress_and_send(&layer, &diff).await
+    }
+
+    /// Tries what needs no new bytes; false when nothing worked because the bytes are not here.
+    async fn mount_or_send(&self, form: &Descriptor, here: bool, diff: &DiffId) -> Result<bool, Error> {
+        let digest = form.digest.clone();
+        let origins =
+            self.blocking(move |p| ledger::origins(&p.store, &digest, &p.registry, &p.destination.repository)).await?;
+        let from = origins.first().map(String::as_str);
+        if !here {
+            let Some(from) = from else { return Ok(false) };
+            if !self.destination.mount(&form.digest, from).await? {
+                return Ok(false);
+            }
+            self.tell(diff, Stage::Mounted { from: from.to_owned() });
+            return Ok(true);
+        }
+        let total = Some(form.size);
+        let progress = |current| self.tell_amount(diff, current, total);
+        match self.destination.put(&self.stored(form), from, &progress).await? {
+            Uploaded::Mounted { from } => self.tell(diff, Stage::Mounted { from }),
+            Uploaded::Sent { .. } => self.tell(diff, Stage::Pushed),
+        }
+        Ok(true)
+    }
+
+    /// A blob of the store, checked again while it is read.
+    fn stored(&self, blob: &Descriptor) -> Content {
+        let (store, digest) = (self.store.clone(), blob.digest.clone());
+        let produce = move |out: &mut dyn Write| {
+            let mut reader = store.blobs().reader(&digest).map_err(io::Error::other)?;
+            io::copy(&mut reader, out).map(drop)
+        };
+        Content { produce: Arc::new(produce), known: Some((blob.digest.clone(), blob.size)) }
+    }
+
+    /// Compresses the layer on its way. A registry that takes no streams gets a blob made beforehand.
+    async fn compress_and_send(&self, layer: &Descriptor, diff: &DiffId) -> Result<Descriptor, Error> {
+        let (store, id) = (self.store.clone(), diff.clone());
+        let compress = move |out: &mut dyn Write| {
+            let mut tar = store.layers().open_diff(&id).map_err(io::Error::other)?;
+            let mut compressor = Compressor::new(out, Compression::Gzip, DEFAULT_LEVEL)?;
+            io::copy(&mut tar, &mut compressor)?;
+            compressor.finish().map(drop)
+        };
+        let progress = |current| self.tell_amount(diff, current, None);
+        let streamed = Content { produce: Arc::new(compress), known: None };
+        let sent = match self.destination.put(&streamed, None, &progress).await {
+            Err(Error::Status { status, .. }) if no_streams(&status) => {
+                let id = diff.clone();
+                let how = Compression::Gzip;
+                let blob = self.blocking(move |p| p.store.layers().compress(&id, how, DEFAULT_LEVEL, &p.lease)).await?;
+                self.destination.put(&self.stored(&blob), None, &progress).await?
+            }
+            sent => sent?,
+        };
+        let Uploaded::Sent { digest, size } = sent else {
+            return Err(Error::Options("a stream cannot be mounted".into()));
+        };
+        self.tell(diff, Stage::Pushed);
+        let mut blob = Descriptor::new(MediaType::OciLayerGzip, digest, size);
+        blob.media_type = as_sibling_of(&layer.media_type, &blob);
+        let (remembered, id) = (blob.clone(), diff.clone());
+        self.blocking(move |p| p.store.layers().note_blob(&id, &remembered, OWN_GZIP)).await?;
+        Ok(blob)
+    }
+
+    async fn config(&self, config: &Descriptor) -> Result<(), Error> {
+        if !self.destination.has(&config.digest).await? {
+            self.destination.put(&self.stored(config), None, &|_| {}).await?;
+        }
+        Ok(())
+    }
+
+    /// The manifest as it came when nothing about it changed, else with its new layers.
+    async fn manifest_bytes(
+        &self,
+        manifest: &Manifest,
+        descriptor: &Descriptor,
+        layers: Vec<Descriptor>,
+    ) -> Result<Vec<u8>, Error> {
+        let same = manifest.layers.iter().zip(&layers).all(|(a, b)| a.digest == b.digest);
+        if same {
+            let digest = descriptor.digest.clone();
+            return self.blocking(move |p| p.store.blobs().read(&digest, rbuild_oci::limits::MANIFEST)).await;
+        }
+        let rewritten = Manifest { layers, ..manifest.clone() };
+        serde_json::to_vec(&rewritten).map_err(|e| Error::Options(format!("writing the manifest: {e}")))
+    }
+
+    async fn put_manifest(&self, reference: &Reference, kind: &MediaType, bytes: Vec<u8>) -> Result<Pushed, Error> {
+        let digest = Digest::sha256_of(&bytes);
+        let name = reference.tag().map_or_else(|| digest.to_string(), str::to_owned);
+        let destination = &self.destination;
+        let path = format!("{}/manifests/{name}", destination.repository);
+        let mut ask = destination.access.ask(Method::PUT, &path)?;
+        let kind =
+            HeaderValue::from_str(kind.as_str()).map_err(|_| Error::Options("a media type is no header".into()))?;
+        ask.headers.insert(CONTENT_TYPE, kind);
+        ask.body = bytes.into();
+        let size = ask.body.len() as u64;
+        let answer = destination.client.call(&destination.access, &destination.scope(), &ask).await?;
+        if answer.status() != StatusCode::CREATED && !answer.status().is_success() {
+            return Err(failure(&ask.shown(), answer).await);
+        }
+        match content_digest(answer.headers()) {
+            Some(actual) if actual.algorithm() == digest.algorithm() && actual != digest => {
+                let what = "the manifest the registry says it stored".into();
+                Err(Error::WrongDigest { what, expected: digest, actual })
+            }
+            _ => Ok(Pushed { digest, size }),
+        }
+    }
+}
+
+/// The media type of a compressed layer in a manifest whose layers look like `sibling`: docker's and OCI's are not mixed.
+fn as_sibling_of(sibling: &MediaType, layer: &Descriptor) -> MediaType {
+    let docker = matches!(sibling, MediaType::DockerLayer | MediaType::DockerLayerGzip | MediaType::DockerLayerZstd);
+    match (layer.media_type.layer_compression(), docker) {
+        (Some(Compression::Gzip), true) => MediaType::DockerLayerGzip,
+        (Some(Compression::Zstd), true) => MediaType::DockerLayerZstd,
+        (Some(how), false) => MediaType::oci_layer(how),
+        _ => layer.media_type.clone(),
+    }
+}
+
+fn no_streams(status: &str) -> bool {
+    ["405", "411", "501"].iter().any(|code| status.starts_with(code))
+}

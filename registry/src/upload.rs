@@ -1,0 +1,363 @@
+//! A blob's way into a registry.
+//!
+//! The bytes come from a function that can make them again, because an upload that broke starts anew: resuming one
+//! would mean trusting a registry's word about what it has. When digest and size are known beforehand, it is one PUT
+//! after the POST; when they are only known at the end (a layer compressed on the way), a PATCH carries the stream and
+//! an empty PUT names the digest.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use rbuild_oci::{Digest, Sha256};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
+use reqwest::{Method, Response, StatusCode};
+use tokio::sync::mpsc;
+use url::Url;
+
+use crate::Error;
+use crate::auth::Scope;
+use crate::client::{Access, Client, content_digest, failure, header};
+use crate::transport::{Ask, busy};
+
+/// Writes all bytes of a blob, each time it is called.
+pub(crate) type Produce = Arc<dyn Fn(&mut dyn Write) -> io::Result<()> + Send + Sync>;
+
+/// What to upload.
+#[derive(Clone)]
+pub(crate) struct Content {
+    pub produce: Produce,
+    /// Digest and size, when they are known before the bytes were made.
+    pub known: Option<(Digest, u64)>,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Uploaded {
+    /// The registry took it over from another of its repositories.
+    Mounted {
+        from: String,
+    },
+    Sent {
+        digest: Digest,
+        size: u64,
+    },
+}
+
+/// Where blobs go.
+#[derive(Clone)]
+pub(crate) struct Destination {
+    pub client: Client,
+    pub access: Access,
+    pub repository: String,
+}
+
+/// Bytes handed over at once, and pieces under way: memory stays flat whatever the blob's size.
+const PIECE: usize = 256 << 10;
+const PIECES: usize = 4;
+
+impl Destination {
+    pub(crate) fn scope(&self) -> Scope {
+        Scope::push(&self.repository)
+    }
+
+    /// Whether the blob is there. A registry that cannot say counts as "no".
+    pub(crate) async fn has(&self, digest: &Digest) -> Result<bool, Error> {
+        let ask = self.access.ask(Method::HEAD, &format!("{}/blobs/{digest}", self.repository))?;
+        let answer = self.client.call(&self.access, &self.scope(), &ask).await?;
+        match answer.status() {
+            s if s.is_success() => Ok(true),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(failure(&ask.shown(), answer).await),
+            _ => Ok(false),
+        }
+    }
+
+    /// Brings `content` there. `mount` names a repository of the same registry that has the blob. `progress` is told how
+    /// many bytes were taken; it starts again when the upload does.
+    pub(crate) async fn put(
+        &self,
+        content: &Content,
+        mount: Option<&str>,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Uploaded, Error> {
+        let retry = self.client.transport().retry;
+        let mut mount = mount;
+        let mut failed = 0;
+        loop {
+            let attempt = self.attempt(content, mount.take(), progress).await;
+            let broken = match attempt {
+                Ok(done) => return Ok(done),
+                Err(Broken { again: false, error, .. }) => return Err(error),
+                Err(broken) => broken,
+            };
+            failed += 1;
+            // The answer may have got lost after the blob arrived.
+            if let Some((digest, size)) = broken.made.as_ref().or(content.known.as_ref())
+                && let Ok(true) = self.has(digest).await
+            {
+                return Ok(Uploaded::Sent { digest: digest.clone(), size: *size });
+            }
+            if failed >= retry.attempts {
+                return Err(broken.error);
+            }
+            tracing::debug!(error = %broken.error, "uploading again");
+            tokio::time::sleep(retry.pause(failed, None)).await;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        content: &Content,
+        mount: Option<&str>,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Uploaded, Broken> {
+        let place = match self.begin(content, mount).await? {
+            Begun::Mounted(from) => return Ok(Uploaded::Mounted { from }),
+            Begun::At(place) => place,
+        };
+        let (digest, size) = match &content.known {
+            Some((digest, size)) => {
+                let ask = self.octets(Method::PUT, with_digest(place, digest));
+                let (answer, made) = self.stream(&ask, content, Some(*size), progress).await?;
+                self.finished(&ask, answer, &made).await?;
+                (digest.clone(), *size)
+            }
+            None => {
+                let ask = self.octets(Method::PATCH, place);
+                let (answer, made) = self.stream(&ask, content, None, progress).await?;
+                let place = self.location(&ask, answer, StatusCode::ACCEPTED, Some(&made)).await?;
+                let ask = self.octets(Method::PUT, with_digest(place, &made.0));
+                let answer = self.client.call(&self.access, &self.scope(), &ask).await;
+                let answer = answer.map_err(|error| Broken { error, again: true, made: Some(made.clone()) })?;
+                self.finished(&ask, answer, &made).await?;
+                made
+            }
+        };
+        Ok(Uploaded::Sent { digest, size })
+    }
+
+    /// Asks the registry to take a blob over from another repository; false when it will not.
+    pub(crate) async fn mount(&self, digest: &Digest, from: &str) -> Result<bool, Error> {
+        match self.try_mount(digest, from).await {
+            Ok(Some(Begun::Mounted(_))) => Ok(true),
+            Ok(_) => Ok(false),
+            Err(broken) => Err(broken.error),
+        }
+    }
+
+    /// Who may not read the other repository still may upload: then there is nothing.
+    async fn try_mount(&self, digest: &Digest, from: &str) -> Result<Option<Begun>, Broken> {
+        let mut ask = self.access.ask(Method::POST, &format!("{}/blobs/uploads/", self.repository))?;
+        ask.url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
+        ask.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        let Ok(answer) = self.client.call(&self.access, &self.scope().and_pull(from), &ask).await else {
+            return Ok(None);
+        };
+        match answer.status() {
+            StatusCode::CREATED => Ok(Some(Begun::Mounted(from.to_owned()))),
+            StatusCode::ACCEPTED => {
+                self.location(&ask, answer, StatusCode::ACCEPTED, None).await.map(|place| Some(Begun::At(place)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn begin(&self, content: &Content, mount: Option<&str>) -> Result<Begun, Broken> {
+        if let (Some(from), Some((digest, _))) = (mount, &content.known)
+            && let Some(begun) = self.try_mount(digest, from).await?
+        {
+            return Ok(begun);
+        }
+        let mut ask = self.access.ask(Method::POST, &format!("{}/blobs/uploads/", self.repository))?;
+        ask.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        let answer = self.client.call(&self.access, &self.scope(), &ask).await?;
+        self.location(&ask, answer, StatusCode::ACCEPTED, None).await.map(Begun::At)
+    }
+
+    /// Sends the body while it is made. Gives the digest and size of what was made.
+    async fn stream(
+        &self,
+        ask: &Ask,
+        content: &Content,
+        length: Option<u64>,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(Response, (Digest, u64)), Broken> {
+        let (sender, receiver) = mpsc::channel::<Bytes>(PIECES);
+        let produce = content.produce.clone();
+        let made = tokio::task::spawn_blocking(move || -> io::Result<(Digest, u64)> {
+            let mut sink = Sink { sender, piece: Vec::with_capacity(PIECE), hash: Sha256::new(), size: 0 };
+            produce(&mut sink)?;
+            sink.flush()?;
+            Ok((sink.hash.finish(), sink.size))
+        });
+        let pulse = Arc::new(AtomicU64::new(0));
+        let taken = pulse.clone();
+        let stream = futures::stream::unfold(receiver, move |mut receiver| {
+            let taken = taken.clone();
+            async move {
+                let piece: Bytes = receiver.recv().await?;
+                taken.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                Some((Ok::<_, io::Error>(piece), receiver))
+            }
+        });
+        let mut ask = ask.clone();
+        if let Some(length) = length {
+            ask.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        let scope = self.scope();
+        let used = self.client.authorization(&self.access, &scope, &ask.url).await;
+        let body = reqwest::Body::wrap_stream(stream);
+        let sending = self.client.transport().send_stream(&ask, used.as_ref(), body, &pulse);
+        let answer = watched(sending, &pulse, progress).await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                // A failure to make the bytes shows as a broken body: the cause is worth more than the effect.
+                let error = match made.await {
+                    Ok(Err(e)) if e.kind() != io::ErrorKind::BrokenPipe => return Err(cannot_read(e)),
+                    _ => error,
+                };
+                return Err(Broken { error, again: true, made: None });
+            }
+        };
+        if answer.status() == StatusCode::UNAUTHORIZED && ask.url.origin() == self.access.base.origin() {
+            self.client.reauthorize(&self.access, &scope, &ask.shown(), &answer, used.as_ref()).await?;
+            let error = failure(&ask.shown(), answer).await;
+            return Err(Broken { error, again: true, made: None });
+        }
+        if !answer.status().is_success() {
+            return Err(self.refused(&ask, answer, None).await);
+        }
+        match made.await {
+            Ok(Ok(made)) => Ok((answer, made)),
+            Ok(Err(e)) if e.kind() == io::ErrorKind::BrokenPipe => {
+                let what = "an answer before the body was read".into();
+                Err(Broken { error: Error::Refused { request: ask.shown(), what }, again: true, made: None })
+            }
+            Ok(Err(e)) => Err(cannot_read(e)),
+            Err(e) => Err(Error::Options(format!("the task that makes the blob failed: {e}")).into()),
+        }
+    }
+
+    async fn finished(&self, ask: &Ask, answer: Response, made: &(Digest, u64)) -> Result<(), Broken> {
+        if !answer.status().is_success() {
+            return Err(self.refused(ask, answer, Some(made)).await);
+        }
+        match content_digest(answer.headers()) {
+            Some(claimed) if claimed.algorithm() == made.0.algorithm() && claimed != made.0 => {
+                let what = "the blob the registry says it stored".into();
+                Err(Error::WrongDigest { what, expected: made.0.clone(), actual: claimed }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn refused(&self, ask: &Ask, answer: Response, made: Option<&(Digest, u64)>) -> Broken {
+        let status = answer.status();
+        // A session that is gone, and bytes that were garbled on the way, deserve another try.
+        let again = busy(status) || matches!(status.as_u16(), 400 | 404 | 416);
+        Broken { error: failure(&ask.shown(), answer).await, again, made: made.cloned() }
+    }
+
+    /// Where the upload goes on.
+    async fn location(
+        &self,
+        ask: &Ask,
+        answer: Response,
+        want: StatusCode,
+        made: Option<&(Digest, u64)>,
+    ) -> Result<Url, Broken> {
+        if answer.status() != want && !answer.status().is_success() {
+            return Err(self.refused(ask, answer, made).await);
+        }
+        let place = header(answer.headers(), &LOCATION).and_then(|l| ask.url.join(l).ok());
+        let place = place.filter(|u| matches!(u.scheme(), "http" | "https"));
+        let downgrade = place.as_ref().is_some_and(|u| ask.url.scheme() == "https" && u.scheme() == "http");
+        match place.filter(|_| !downgrade) {
+            Some(place) => Ok(place),
+            None => {
+                let what = "an upload without a usable Location".into();
+                Err(Error::Refused { request: ask.shown(), what }.into())
+            }
+        }
+    }
+
+    fn octets(&self, method: Method, url: Url) -> Ask {
+        let insecure = self.access.insecure && url.origin() == self.access.base.origin();
+        let mut ask = Ask::new(method, url, insecure);
+        ask.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        ask
+    }
+}
+
+enum Begun {
+    Mounted(String),
+    At(Url),
+}
+
+/// An attempt that did not succeed.
+struct Broken {
+    error: Error,
+    again: bool,
+    /// What was sent completely, if it was.
+    made: Option<(Digest, u64)>,
+}
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Broken {
+        Broken { error, again: false, made: None }
+    }
+}
+
+fn cannot_read(error: io::Error) -> Broken {
+    Error::Options(format!("reading what is to be pushed: {error}")).into()
+}
+
+fn with_digest(mut place: Url, digest: &Digest) -> Url {
+    place.query_pairs_mut().append_pair("digest", &digest.to_string());
+    place
+}
+
+/// Tells `progress` about `pulse` while `sending` goes on.
+async fn watched<T>(sending: impl Future<Output = T>, pulse: &AtomicU64, progress: &(dyn Fn(u64) + Send + Sync)) -> T {
+    let mut sending = std::pin::pin!(sending);
+    let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
+    loop {
+        tokio::select! {
+            done = &mut sending => {
+                progress(pulse.load(Ordering::Relaxed));
+                return done;
+            }
+            _ = tick.tick() => progress(pulse.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// Hashes, counts and hands over in pieces.
+struct Sink {
+    sender: mpsc::Sender<Bytes>,
+    piece: Vec<u8>,
+    hash: Sha256,
+    size: u64,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hash.update(bytes);
+        self.size += bytes.len() as u64;
+        self.piece.extend_from_slice(bytes);
+        if self.piece.len() >= PIECE {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        let piece = Bytes::from(std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE)));
+        self.sender.blocking_send(piece).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}

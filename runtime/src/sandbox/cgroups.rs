@@ -1,0 +1,465 @@
+//! cgroup v1, hybrid and v2 behind one small type.
+//!
+//! A sandbox has the same path in every hierarchy it uses. The v2 hierarchy, where there is one, always: its
+//! `cgroup.kill` ends everything at once, also in hybrid mode, where the controllers are elsewhere.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use oci_spec::runtime::LinuxResources;
+use rustix::fs::{Mode, OFlags, mkdirat, open};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::mounts::{self, BindDepth, Options};
+use super::{limits, sys};
+use crate::error::{Doing, Error, Failure, Result};
+
+/// The cgroup file systems a machine shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hierarchies {
+    unified: Option<PathBuf>,
+    /// Controllers of the v2 hierarchy; none in hybrid mode.
+    controllers: Vec<String>,
+    v1: Vec<Hierarchy>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Hierarchy {
+    pub(super) controllers: Vec<String>,
+    pub(super) mount: PathBuf,
+}
+
+/// Controllers of v1 every sandbox joins; others only when a limit asks for them, since each costs time.
+const ALWAYS: [&str; 4] = ["pids", "memory", "devices", "freezer"];
+const KNOWN: [&str; 12] = [
+    "pids",
+    "memory",
+    "devices",
+    "freezer",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "blkio",
+    "hugetlb",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+];
+
+impl Hierarchies {
+    /// Looks at the mount table.
+    pub fn detect() -> Result<Self> {
+        let table = fs::read_to_string("/proc/self/mountinfo")
+            .map_err(|error| Error::system("read /proc/self/mountinfo", error))?;
+        let mut found = Hierarchies::parse(&table);
+        if let Some(unified) = &found.unified {
+            let controllers = fs::read_to_string(unified.join("cgroup.controllers")).unwrap_or_default();
+            found.controllers = controllers.split_whitespace().map(str::to_owned).collect();
+        }
+        Ok(found)
+    }
+
+    fn parse(table: &str) -> Self {
+        let mut found = Hierarchies::default();
+        for line in table.lines() {
+            let Some((place, kind)) = line.split_once(" - ") else { continue };
+            let Some(mount) = place.split(' ').nth(4).map(PathBuf::from) else { continue };
+            let mut kind = kind.split(' ');
+            match kind.next() {
+                Some("cgroup2") if found.unified.is_none() => found.unified = Some(mount),
+                Some("cgroup") => {
+                    let options = kind.next_back().unwrap_or_default();
+                    let controllers: Vec<String> =
+                        options.split(',').filter(|option| KNOWN.contains(option)).map(str::to_owned).collect();
+                    let seen = |one: &Hierarchy| one.controllers == controllers;
+                    if !controllers.is_empty() && !found.v1.iter().any(seen) {
+                        found.v1.push(Hierarchy { controllers, mount });
+                    }
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// Whether a controller can be used at all, on whichever hierarchy.
+    pub fn has(&self, controller: &str) -> bool {
+        let v2 = if controller == "blkio" { "io" } else { controller };
+        self.v1(controller).is_some() || self.controllers.iter().any(|one| one == v2)
+    }
+
+    /// Whether memory and swap can be limited together.
+    pub fn has_swap_limit(&self) -> bool {
+        match self.v1("memory") {
+            Some(hierarchy) => hierarchy.mount.join("memory.memsw.limit_in_bytes").exists(),
+            // The root of v2 has no such file: the kernel's switch for accounting decides.
+            None => self.has("memory") && Path::new("/proc/swaps").exists(),
+        }
+    }
+
+    fn v1(&self, controller: &str) -> Option<&Hierarchy> {
+        self.v1.iter().find(|hierarchy| hierarchy.controllers.iter().any(|one| one == controller))
+    }
+}
+
+/// One sandbox's cgroup, in every hierarchy it is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroup {
+    unified: Option<PathBuf>,
+    /// Whether limits go to the v2 hierarchy.
+    unified_limits: bool,
+    v1: Vec<Hierarchy>,
+}
+
+impl Cgroup {
+    /// Refers to a cgroup that exists, or did.
+    pub fn open(hierarchies: &Hierarchies, path: &Path) -> Self {
+        let mut cgroup = Cgroup::named(hierarchies, path);
+        cgroup.v1.retain(|hierarchy| hierarchy.mount.is_dir());
+        cgroup
+    }
+
+    fn named(hierarchies: &Hierarchies, path: &Path) -> Self {
+        let v1 = hierarchies.v1.iter().map(|hierarchy| Hierarchy {
+            controllers: hierarchy.controllers.clone(),
+            mount: hierarchy.mount.join(path),
+        });
+        Cgroup {
+            unified: hierarchies.unified.as_ref().map(|unified| unified.join(path)),
+            unified_limits: hierarchies.v1.is_empty(),
+            v1: v1.collect(),
+        }
+    }
+
+    /// Makes the directories and sets the limits. A leftover of the same name that is empty is taken over.
+    pub(super) fn create(
+        hierarchies: &Hierarchies,
+        path: &Path,
+        resources: Option<&LinuxResources>,
+    ) -> Result<Self, Failure> {
+        let mut cgroup = Cgroup::named(hierarchies, path);
+        let wanted = limits::controllers(resources);
+        let no_v2 = cgroup.unified.is_none();
+        cgroup.v1.retain(|hierarchy| {
+            hierarchy.controllers.iter().any(|controller| {
+                let controller = controller.as_str();
+                ALWAYS.contains(&controller) || wanted.contains(&controller) || (no_v2 && controller == "cpuacct")
+            })
+        });
+        for controller in &wanted {
+            if !hierarchies.has(controller) {
+                return Err(Failure::refused(format!(
+                    "this machine has no cgroup controller {controller} for the limit asked for"
+                )));
+            }
+        }
+        let made = cgroup.make(hierarchies, path, &wanted).and_then(|()| match resources {
+            Some(resources) => limits::apply(&cgroup, resources),
+            None => Ok(()),
+        });
+        match made {
+            Ok(()) => Ok(cgroup),
+            Err(failure) => {
+                cgroup.remove();
+                Err(failure)
+            }
+        }
+    }
+
+    fn make(&self, hierarchies: &Hierarchies, path: &Path, wanted: &[&str]) -> Result<(), Failure> {
+        if let (Some(unified), Some(mount)) = (&self.unified, &hierarchies.unified) {
+            let parents: Vec<&Path> =
+                path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()).collect();
+            if self.unified_limits {
+                delegate(mount, &hierarchies.controllers, wanted)?;
+            }
+            for parent in parents.iter().rev() {
+                let parent = mount.join(parent);
+                make_directory(&parent)?;
+                if self.unified_limits {
+                    delegate(&parent, &hierarchies.controllers, wanted)?;
+                }
+            }
+            make_directory(unified)?;
+        }
+        for hierarchy in &self.v1 {
+            let depth = path.components().count();
+            let levels: Vec<&Path> = hierarchy.mount.ancestors().take(depth).collect();
+            for level in levels.iter().rev() {
+                make_directory(level)?;
+                if hierarchy.controllers.iter().any(|one| one == "cpuset") {
+                    inherit_cpuset(level)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the calling process into the v1 hierarchies.
+    pub(super) fn enter_v1(&self) -> Result<(), Failure> {
+        for hierarchy in &self.v1 {
+            let file = hierarchy.mount.join("cgroup.procs");
+            fs::write(&file, "0").doing(|| format!("enter {}", hierarchy.mount.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The v2 directory, to be cloned into.
+    pub(super) fn unified_directory(&self) -> Result<Option<OwnedFd>, Failure> {
+        let open = |path: &PathBuf| {
+            open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .doing(|| format!("open {}", path.display()))
+        };
+        self.unified.as_ref().map(open).transpose()
+    }
+
+    pub(super) fn unified_limits(&self) -> bool {
+        self.unified_limits
+    }
+
+    /// Where a controller's files are.
+    pub(super) fn directory(&self, controller: &str) -> Option<&Path> {
+        let v1 = self.v1.iter().find(|hierarchy| hierarchy.controllers.iter().any(|one| one == controller));
+        match v1 {
+            Some(hierarchy) => Some(&hierarchy.mount),
+            None => self.unified.as_deref().filter(|_| self.unified_limits),
+        }
+    }
+
+    /// Detached mounts for `/sys/fs/cgroup`: on v1 and hybrid a tmpfs and one mount for each hierarchy.
+    pub(super) fn shown(&self, options: &Options, own_namespace: bool) -> Result<Shown, Failure> {
+        let show = |path: &Path| {
+            // With a cgroup namespace this directory is the root inside; without, the whole hierarchy is shown.
+            let path = if own_namespace { path } else { mount_of(path) };
+            let tree = mounts::clone_path(path, BindDepth::Single).doing(|| format!("show {}", path.display()))?;
+            mounts::configure_bind(&tree, options).doing(|| format!("show {}", path.display()))?;
+            Ok::<_, Failure>(tree)
+        };
+        if self.v1.is_empty() {
+            let unified = self.unified.as_deref();
+            let missing = || Failure::Unsupported("a cgroup mount on a machine without cgroups".to_owned());
+            return Ok(Shown { tree: show(unified.ok_or_else(missing)?)?, below: Vec::new() });
+        }
+        let mut tmpfs = options.clone();
+        tmpfs.set &= !libc::MOUNT_ATTR_RDONLY;
+        tmpfs.parameters = vec![("mode".to_owned(), Some("755".to_owned()))];
+        let tree = mounts::make("tmpfs", &tmpfs)?;
+        let all = self.v1.iter().map(|hierarchy| (hierarchy.controllers.join(","), hierarchy.mount.as_path()));
+        let all = all.chain(self.unified.iter().map(|unified| ("unified".to_owned(), unified.as_path())));
+        let mut below = Vec::new();
+        for (name, path) in all {
+            mkdirat(&tree, &name, Mode::from_raw_mode(0o755)).doing(|| format!("make /sys/fs/cgroup/{name}"))?;
+            below.push((name, show(path)?));
+        }
+        Ok(Shown { tree, below })
+    }
+
+    /// Kills every process.
+    pub fn kill(&self) {
+        if let Some(unified) = &self.unified
+            && fs::write(unified.join("cgroup.kill"), "1").is_ok()
+        {
+            return;
+        }
+        // Frozen, nothing can fork away from under the list; thawed, the signals take effect.
+        let frozen = self.freeze().is_ok();
+        for pid in self.processes() {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        if frozen {
+            let _ = self.thaw();
+        }
+    }
+
+    /// Processes in it, as the caller's pid namespace numbers them.
+    pub fn processes(&self) -> Vec<i32> {
+        let directory = self.unified.as_deref().or(self.v1.first().map(|hierarchy| hierarchy.mount.as_path()));
+        let list = directory.and_then(|directory| fs::read_to_string(directory.join("cgroup.procs")).ok());
+        list.unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Stops every process until [`Cgroup::thaw`]; returns when all stand still.
+    pub fn freeze(&self) -> Result<()> {
+        self.set_frozen(Frozen::Yes)
+    }
+
+    pub fn thaw(&self) -> Result<()> {
+        self.set_frozen(Frozen::No)
+    }
+
+    fn set_frozen(&self, want: Frozen) -> Result<()> {
+        let fail = |error: io::Error| Error::system("freeze or thaw a cgroup", error);
+        if let Some(freezer) = self.v1.iter().find(|one| one.controllers.iter().any(|one| one == "freezer")) {
+            let file = freezer.mount.join("freezer.state");
+            let word = if want == Frozen::Yes { "FROZEN" } else { "THAWED" };
+            for _ in 0..500 {
+                fs::write(&file, word).map_err(fail)?;
+                if fs::read_to_string(&file).map_err(fail)?.trim() == word {
+                    return Ok(());
+                }
+                sleep(Duration::from_millis(2));
+            }
+            let _ = fs::write(&file, "THAWED");
+            return Err(fail(io::ErrorKind::TimedOut.into()));
+        }
+        let Some(unified) = &self.unified else { return Err(fail(io::ErrorKind::Unsupported.into())) };
+        let bit = if want == Frozen::Yes { "1" } else { "0" };
+        fs::write(unified.join("cgroup.freeze"), bit).map_err(fail)?;
+        for _ in 0..500 {
+            let events = fs::read_to_string(unified.join("cgroup.events")).map_err(fail)?;
+            if field(&events, "frozen") == Some(u64::from(want == Frozen::Yes)) {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(2));
+        }
+        let _ = fs::write(unified.join("cgroup.freeze"), "0");
+        Err(fail(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Whether the processes stand still.
+    pub fn is_frozen(&self) -> bool {
+        if let Some(freezer) = self.v1.iter().find(|one| one.controllers.iter().any(|one| one == "freezer")) {
+            return fs::read_to_string(freezer.mount.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED");
+        }
+        let events = self.unified.as_ref().and_then(|unified| fs::read_to_string(unified.join("cgroup.events")).ok());
+        events.and_then(|events| field(&events, "frozen")) == Some(1)
+    }
+
+    /// Changes the limits of what runs.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        Ok(limits::apply(self, resources)?)
+    }
+
+    /// Bytes in use now.
+    pub fn memory(&self) -> Option<u64> {
+        self.number("memory", "memory.usage_in_bytes", "memory.current")
+    }
+
+    /// The most bytes in use at once.
+    pub fn peak_memory(&self) -> Option<u64> {
+        self.number("memory", "memory.max_usage_in_bytes", "memory.peak")
+    }
+
+    /// How many processes the kernel killed for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let Some(directory) = self.directory("memory") else { return 0 };
+        let file = if self.unified_limits { "memory.events" } else { "memory.oom_control" };
+        let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
+        field(&text, "oom_kill").unwrap_or(0)
+    }
+
+    /// Processor time of all processes that are or were in it.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        if let Some(unified) = &self.unified {
+            let text = fs::read_to_string(unified.join("cpu.stat")).ok()?;
+            return field(&text, "usage_usec").map(Duration::from_micros);
+        }
+        self.number("cpuacct", "cpuacct.usage", "").map(Duration::from_nanos)
+    }
+
+    /// How many processes and threads are in it.
+    pub fn pids(&self) -> Option<u64> {
+        self.number("pids", "pids.current", "pids.current")
+    }
+
+    fn number(&self, controller: &str, v1: &str, v2: &str) -> Option<u64> {
+        let file = self.directory(controller)?.join(if self.unified_limits { v2 } else { v1 });
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    }
+
+    /// Removes the directories; processes still on their way out are waited for, for a while.
+    pub fn remove(&self) {
+        let all = self.unified.iter().chain(self.v1.iter().map(|hierarchy| &hierarchy.mount));
+        for directory in all {
+            for tries in 0..200 {
+                match fs::remove_dir(directory) {
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                        if tries % 50 == 49 {
+                            self.kill();
+                        }
+                        sleep(Duration::from_micros(200 << tries.min(5)));
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+
+    /// Lets a v2 cgroup decide about devices with a program, since that hierarchy has no files for it.
+    pub(super) fn attach_devices(&self, program: &[u64]) -> Result<(), Failure> {
+        let Some(directory) = self.unified_directory()? else { return Ok(()) };
+        let directory = rustix::fs::openat(&directory, c".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .doing(|| "open a cgroup".to_owned())?;
+        let program = sys::load_device_program(program).doing(|| "load the device rules".to_owned())?;
+        sys::attach_device_program(directory, program).doing(|| "attach the device rules".to_owned())
+    }
+}
+
+/// What `/sys/fs/cgroup` shows. The parts are attached one after another, since a mount takes others onto it only once it
+/// is itself in the namespace.
+pub(super) struct Shown {
+    pub(super) tree: OwnedFd,
+    /// Names in `tree` and what goes there.
+    pub(super) below: Vec<(String, OwnedFd)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Frozen {
+    Yes,
+    No,
+}
+
+/// Value of a line `name value`.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+fn make_directory(path: &Path) -> Result<(), Failure> {
+    match mkdirat(rustix::fs::CWD, path, Mode::from_raw_mode(0o755)) {
+        Err(Errno::EXIST) => Ok(()),
+        made => made.doing(|| format!("create the cgroup {}", path.display())),
+    }
+}
+
+/// Lets children of a v2 cgroup use the controllers. Where one cannot be had it is an error only if a limit needs it.
+fn delegate(directory: &Path, available: &[String], wanted: &[&str]) -> Result<(), Failure> {
+    let file = directory.join("cgroup.subtree_control");
+    let now = fs::read_to_string(&file).unwrap_or_default();
+    for controller in ["memory", "pids", "cpu", "cpuset", "io"] {
+        if !available.iter().any(|one| one == controller) || now.split_whitespace().any(|one| one == controller) {
+            continue;
+        }
+        let enabled = fs::write(&file, format!("+{controller}"));
+        if wanted.contains(&if controller == "io" { "blkio" } else { controller }) {
+            enabled.doing(|| format!("enable the cgroup controller {controller} in {}", directory.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A new v1 cpuset is empty and can hold nobody until it has its parent's values.
+fn inherit_cpuset(level: &Path) -> Result<(), Failure> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let file = level.join(name);
+        let read = |file: &Path| fs::read_to_string(file).doing(|| format!("read {}", file.display()));
+        if read(&file)?.trim().is_empty()
+            && let Some(parent) = level.parent()
+        {
+            let value = read(&parent.join(name))?;
+            fs::write(&file, value.trim()).doing(|| format!("write {}", file.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The root of the hierarchy a directory is in.
+fn mount_of(path: &Path) -> &Path {
+    path.ancestors().take_while(|level| level.join("cgroup.procs").exists()).last().unwrap_or(path)
+}

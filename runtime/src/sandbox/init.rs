@@ -1,0 +1,174 @@
+//! The init: what the cloned child does until it is the container's first process.
+//!
+//! The order is the point. Cgroup before cgroup namespace; every source opened before the image can be seen; masks while the
+//! old root is still there; the root switched before anything of the image is used; limits and identity last, the
+//! filter after everything that needs a forbidden call.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use oci_spec::runtime::Spec;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::process::{chdir, fchdir, pivot_root, setsid};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use serde::{Deserialize, Serialize};
+
+use super::cgroups::Cgroup;
+use super::namespaces::Namespaces;
+use super::process::{self, Stage};
+use super::root::{Anchor, Root};
+use super::stubs::Trees;
+use super::supervise::{Enter, Fds, Start, Stream};
+use super::{mounts, wire};
+use crate::error::{Doing, Failure};
+
+/// What the init tells the supervisor.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Report {
+    /// Carries the terminal's master.
+    Terminal,
+    /// The next thing is `execve`: the channel closing is its success.
+    Executing,
+    Failed(Failure),
+}
+
+/// Becomes the first process of a new sandbox; returns only with the reason why not.
+pub(super) fn start(
+    start: &Start,
+    mut fds: Fds,
+    namespaces: &Namespaces,
+    cgroup: &Cgroup,
+    trees: Trees,
+    channel: UnixStream,
+) -> Failure {
+    let run = || {
+        let _ = setsid();
+        cgroup.enter_v1()?;
+        namespaces.complete()?;
+        name_host(&start.spec, namespaces)?;
+        let anchor = Anchor::new(&start.anchor)?;
+        let mut root = Root::assemble(start, &anchor, trees.stubs)?;
+        root.mount_all(start, trees, &anchor, cgroup, namespaces)?;
+        let process = start.spec.process().as_ref().ok_or_else(|| Failure::refused("a spec without process"))?;
+        let stdio = match start.stdio[0] {
+            Stream::Terminal { rows, columns } => {
+                let terminal = root.open_terminal()?;
+                let slave = open_slave(&terminal, rows, columns)?;
+                root.mount_console(&slave)?;
+                wire::send(&channel, &Report::Terminal, &[terminal.as_fd()])
+                    .doing(|| "send the terminal".to_owned())?;
+                terminal_stdio(slave)?
+            }
+            _ => plain_stdio(&start.stdio, &mut fds, || anchor.null())?,
+        };
+        root.create_cwd(process.cwd())?;
+        let private_proc = mounts::make("proc", &mounts::Options::default())?;
+        root.confine(&start.spec, &anchor)?;
+        switch(root)?;
+        process::sysctls(&start.spec, namespaces, &private_proc)?;
+        Ok(Stage { process, stdio, filter: &start.filter, private_proc: Some(private_proc) })
+    };
+    match run() {
+        Ok(stage) => process::become_it(stage, &channel),
+        Err(failure) => failure,
+    }
+}
+
+/// Becomes one more process of a living sandbox.
+pub(super) fn enter(enter: &Enter, mut fds: Fds, target: &OwnedFd, cgroup: &Cgroup, channel: UnixStream) -> Failure {
+    let mut run = || {
+        let _ = setsid();
+        cgroup.enter_v1()?;
+        let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let null = null.doing(|| "open /dev/null".to_owned())?;
+        let kinds = ThreadNameSpaceType::MOUNT
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::NETWORK
+            | ThreadNameSpaceType::CONTROL_GROUP;
+        // Joining a mount namespace also changes root and working directory to its root.
+        move_into_thread_name_spaces(target.as_fd(), kinds).doing(|| "join the container's namespaces".to_owned())?;
+        let stdio = match enter.stdio[0] {
+            Stream::Terminal { rows, columns } => {
+                let root = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).doing(|| "open /".to_owned())?;
+                let terminal = super::root::terminal_of(root.as_fd())?;
+                let slave = open_slave(&terminal, rows, columns)?;
+                wire::send(&channel, &Report::Terminal, &[terminal.as_fd()])
+                    .doing(|| "send the terminal".to_owned())?;
+                terminal_stdio(slave)?
+            }
+            _ => plain_stdio(&enter.stdio, &mut fds, || Ok(null))?,
+        };
+        Ok(Stage { process: &enter.process, stdio, filter: &enter.filter, private_proc: None })
+    };
+    match run() {
+        Ok(stage) => process::become_it(stage, &channel),
+        Err(failure) => failure,
+    }
+}
+
+fn name_host(spec: &Spec, namespaces: &Namespaces) -> Result<(), Failure> {
+    if !namespaces.own_uts() {
+        return Ok(());
+    }
+    if let Some(name) = spec.hostname() {
+        rustix::system::sethostname(name.as_bytes()).doing(|| format!("set the host name {name}"))?;
+    }
+    if let Some(name) = spec.domainname() {
+        rustix::system::setdomainname(name.as_bytes()).doing(|| format!("set the domain name {name}"))?;
+    }
+    Ok(())
+}
+
+/// Makes `root` the root of the mount namespace and lets go of everything else.
+fn switch(root: Root) -> Result<(), Failure> {
+    let old =
+        open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing(|| "open /".to_owned())?;
+    fchdir(root.as_fd()).doing(|| "enter the root".to_owned())?;
+    match pivot_root(".", ".") {
+        Ok(()) => {
+            // The old root now lies on the new one; its whole tree goes at once.
+            fchdir(&old).doing(|| "enter the old root".to_owned())?;
+            rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)
+                .doing(|| "detach the old root".to_owned())?;
+        }
+        Err(Errno::INVAL) => {
+            return Err(Failure::Unsupported("a machine that runs from its initial ramdisk".to_owned()));
+        }
+        Err(error) => return Err(error).doing(|| "change the root".to_owned()),
+    }
+    chdir("/").doing(|| "change to /".to_owned())
+}
+
+fn open_slave(terminal: &OwnedFd, rows: u16, columns: u16) -> Result<OwnedFd, Failure> {
+    unlockpt(terminal).doing(|| "unlock the terminal".to_owned())?;
+    if rows > 0 && columns > 0 {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(terminal, size).doing(|| "size the terminal".to_owned())?;
+    }
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let slave = ioctl_tiocgptpeer(terminal, flags).doing(|| "open the terminal".to_owned())?;
+    rustix::process::ioctl_tiocsctty(&slave).doing(|| "take the terminal".to_owned())?;
+    Ok(slave)
+}
+
+fn terminal_stdio(slave: OwnedFd) -> Result<[OwnedFd; 3], Failure> {
+    let again = || slave.try_clone().doing(|| "duplicate the terminal".to_owned());
+    Ok([again()?, again()?, slave])
+}
+
+fn plain_stdio(
+    streams: &[Stream; 3],
+    fds: &mut Fds,
+    null: impl FnOnce() -> Result<OwnedFd, Failure>,
+) -> Result<[OwnedFd; 3], Failure> {
+    let null = null()?;
+    let mut open = |stream: &Stream| match stream {
+        Stream::Fd(place) => fds.take(*place),
+        _ => null.try_clone().doing(|| "duplicate /dev/null".to_owned()),
+    };
+    Ok([open(&streams[0])?, open(&streams[1])?, open(&streams[2])?])
+}

@@ -1,0 +1,201 @@
+//! Resource limits of a cgroup: OCI's `LinuxResources` written to the files of either version.
+
+use std::fs;
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
+
+use super::cgroups::Cgroup;
+use super::devices;
+use crate::error::{Doing, Failure};
+
+/// v1 names of the controllers that limits in `resources` need.
+pub(super) fn controllers(resources: Option<&LinuxResources>) -> Vec<&'static str> {
+    let Some(resources) = resources else { return Vec::new() };
+    let mut wanted = Vec::new();
+    if resources.memory().as_ref().is_some_and(|memory| *memory != LinuxMemory::default()) {
+        wanted.push("memory");
+    }
+    if resources.pids().as_ref().is_some_and(|pids| pids.limit() > 0) {
+        wanted.push("pids");
+    }
+    if let Some(cpu) = resources.cpu() {
+        if cpu.shares().is_some() || cpu.quota().is_some() || cpu.period().is_some() || cpu.burst().is_some() {
+            wanted.push("cpu");
+        }
+        if cpu.cpus().is_some() || cpu.mems().is_some() {
+            wanted.push("cpuset");
+        }
+    }
+    if resources.block_io().as_ref().is_some_and(|io| *io != LinuxBlockIo::default()) {
+        wanted.push("blkio");
+    }
+    wanted
+}
+
+/// Sets every limit given, and fails if one cannot be set.
+pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), Failure> {
+    let files = Files { cgroup, v2: cgroup.unified_limits() };
+    if let Some(memory) = resources.memory() {
+        files.memory(memory)?;
+    }
+    if let Some(pids) = resources.pids() {
+        let value = if pids.limit() > 0 { pids.limit().to_string() } else { "max".to_owned() };
+        if pids.limit() > 0 || cgroup.directory("pids").is_some_and(|directory| directory.join("pids.max").exists()) {
+            files.write("pids", "pids.max", "pids.max", &value)?;
+        }
+    }
+    if let Some(cpu) = resources.cpu() {
+        files.cpu(cpu)?;
+    }
+    if let Some(io) = resources.block_io() {
+        files.io(io)?;
+    }
+    for (name, value) in resources.unified().iter().flatten() {
+        if !files.v2 || name.contains('/') || name.starts_with("cgroup.") {
+            return Err(Failure::refused(format!("the cgroup file {name} cannot be set here")));
+        }
+        files.write("memory", "", name, value)?;
+    }
+    if let Some(rules) = resources.devices() {
+        if files.v2 {
+            cgroup.attach_devices(&devices::program(rules)?)?;
+        } else {
+            for rule in rules {
+                let file = if rule.allow() { "devices.allow" } else { "devices.deny" };
+                files.write("devices", file, "", &devices::line(rule)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Files<'a> {
+    cgroup: &'a Cgroup,
+    v2: bool,
+}
+
+impl Files<'_> {
+    fn write(&self, controller: &str, v1: &str, v2: &str, value: &str) -> Result<(), Failure> {
+        let Some(directory) = self.cgroup.directory(controller) else {
+            return Err(Failure::refused(format!("this sandbox has no cgroup controller {controller}")));
+        };
+        let name = if self.v2 { v2 } else { v1 };
+        if name.is_empty() {
+            let version = if self.v2 { "v2" } else { "v1" };
+            return Err(Failure::Unsupported(format!("a {controller} limit that cgroup {version} does not have")));
+        }
+        write(&directory.join(name), value)
+    }
+
+    fn memory(&self, memory: &LinuxMemory) -> Result<(), Failure> {
+        if memory.kernel().is_some() || memory.kernel_tcp().is_some() {
+            return Err(Failure::Unsupported("a kernel memory limit".to_owned()));
+        }
+        let bytes = |bytes: i64| if bytes < 0 { self.unlimited().to_owned() } else { bytes.to_string() };
+        let limit = memory.limit().filter(|&limit| limit != 0);
+        let swap = memory.swap().filter(|&swap| swap != 0);
+        let set_limit = || match limit {
+            Some(limit) => self.write("memory", "memory.limit_in_bytes", "memory.max", &bytes(limit)),
+            None => Ok(()),
+        };
+        let set_swap = || match (swap, limit) {
+            (None, _) => Ok(()),
+            (Some(swap), Some(limit)) if self.v2 && swap >= 0 && limit > 0 => {
+                if swap < limit {
+                    return Err(Failure::refused("the limit of memory and swap is below that of memory"));
+                }
+                self.write("memory", "", "memory.swap.max", &(swap - limit).to_string())
+            }
+            (Some(swap), _) => self.write("memory", "memory.memsw.limit_in_bytes", "memory.swap.max", &bytes(swap)),
+        };
+        // v1 keeps memory <= memory + swap at every instant, so which goes first depends on the direction.
+        if set_limit().is_err() {
+            set_swap()?;
+            set_limit()?;
+        } else {
+            set_swap()?;
+        }
+        if let Some(reservation) = memory.reservation().filter(|&bytes| bytes != 0) {
+            self.write("memory", "memory.soft_limit_in_bytes", "memory.low", &bytes(reservation))?;
+        }
+        if let Some(swappiness) = memory.swappiness() {
+            self.write("memory", "memory.swappiness", "", &swappiness.to_string())?;
+        }
+        if memory.disable_oom_killer().unwrap_or(false) {
+            self.write("memory", "memory.oom_control", "", "1")?;
+        }
+        Ok(())
+    }
+
+    fn unlimited(&self) -> &'static str {
+        if self.v2 { "max" } else { "-1" }
+    }
+
+    fn cpu(&self, cpu: &LinuxCpu) -> Result<(), Failure> {
+        if cpu.realtime_runtime().is_some() || cpu.realtime_period().is_some() {
+            return Err(Failure::Unsupported("a realtime cpu limit".to_owned()));
+        }
+        if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
+            let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
+            let value = if self.v2 { weight } else { shares };
+            self.write("cpu", "cpu.shares", "cpu.weight", &value.to_string())?;
+        }
+        let quota = cpu.quota().filter(|&quota| quota != 0);
+        let period = cpu.period().filter(|&period| period != 0);
+        if self.v2 && (quota.is_some() || period.is_some()) {
+            let quota = quota.filter(|&quota| quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
+            self.write("cpu", "", "cpu.max", &format!("{quota} {}", period.unwrap_or(100_000)))?;
+        } else {
+            if let Some(period) = period {
+                self.write("cpu", "cpu.cfs_period_us", "", &period.to_string())?;
+            }
+            if let Some(quota) = quota {
+                self.write("cpu", "cpu.cfs_quota_us", "", &quota.to_string())?;
+            }
+        }
+        if let Some(burst) = cpu.burst() {
+            self.write("cpu", "cpu.cfs_burst_us", "cpu.max.burst", &burst.to_string())?;
+        }
+        if let Some(idle) = cpu.idle() {
+            self.write("cpu", "cpu.idle", "cpu.idle", &idle.to_string())?;
+        }
+        if let Some(cpus) = cpu.cpus().as_deref().filter(|cpus| !cpus.is_empty()) {
+            self.write("cpuset", "cpuset.cpus", "cpuset.cpus", cpus)?;
+        }
+        if let Some(mems) = cpu.mems().as_deref().filter(|mems| !mems.is_empty()) {
+            self.write("cpuset", "cpuset.mems", "cpuset.mems", mems)?;
+        }
+        Ok(())
+    }
+
+    fn io(&self, io: &LinuxBlockIo) -> Result<(), Failure> {
+        if io.leaf_weight().is_some() || io.weight_device().iter().flatten().next().is_some() {
+            return Err(Failure::Unsupported("a block io weight of one device".to_owned()));
+        }
+        if let Some(weight) = io.weight().filter(|&weight| weight != 0) {
+            // v1 counts from 10 to 1000, v2 from 1 to 10000.
+            let v2 = 1 + u32::from(weight.max(10) - 10) * 9999 / 990;
+            let value = if self.v2 { v2 } else { u32::from(weight) };
+            self.write("blkio", "blkio.weight", "io.weight", &value.to_string())?;
+        }
+        let throttles = [
+            (io.throttle_read_bps_device(), "blkio.throttle.read_bps_device", "rbps"),
+            (io.throttle_write_bps_device(), "blkio.throttle.write_bps_device", "wbps"),
+            (io.throttle_read_iops_device(), "blkio.throttle.read_iops_device", "riops"),
+            (io.throttle_write_iops_device(), "blkio.throttle.write_iops_device", "wiops"),
+        ];
+        for (devices, v1, v2) in throttles {
+            for device in devices.iter().flatten() {
+                let prefix = if self.v2 { format!("{v2}=") } else { String::new() };
+                let line = format!("{}:{} {prefix}{}", device.major(), device.minor(), device.rate());
+                self.write("blkio", v1, "io.max", &line)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write(file: &Path, value: &str) -> Result<(), Failure> {
+    fs::write(file, value).doing(|| format!("write {value} to {}", file.display()))
+}

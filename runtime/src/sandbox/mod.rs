@@ -1,0 +1,52 @@
+//! Sandboxes: what may run in one ([`ProcessSpec`]), what starts one ([`Sandbox`]) and what is running ([`Running`]).
+//!
+//! How a start goes. The caller's process prepares a request ([`native`]) and spawns the binary again, which lands in
+//! [`helper_main`]. That process builds stub directories, makes the cgroup and clones the init; the init makes
+//! namespaces and the root, confines itself and executes the program. The middle process stays as the
+//! init's parent: it reports the exit, and when its socket to the starter closes it kills everything.
+//! Why three: only a parent can read an exit status with its resource usage, and only a process
+//! outside can clean up after a starter that was killed.
+
+mod caps;
+mod cgroups;
+mod dev;
+mod devices;
+mod init;
+mod limits;
+mod mounts;
+mod namespaces;
+mod native;
+mod overlay;
+mod process;
+mod root;
+mod running;
+pub mod seccomp;
+mod spec;
+mod spec_check;
+mod stubs;
+mod supervise;
+mod sys;
+mod targets;
+mod wire;
+
+pub use cgroups::{Cgroup, Hierarchies};
+pub use native::{NativeSandbox, SandboxOptions};
+pub use overlay::mount_detached;
+pub use running::{Exit, Running};
+pub use spec::{
+    CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MountSource, Network, ProcessSpec, Seccomp,
+    Stdio, Upper, capability_sets, default_spec, set_shm_size,
+};
+pub use supervise::helper_main;
+
+use crate::error::Result;
+
+/// Runs what a [`ProcessSpec`] says.
+///
+/// Success means that the program was executed: every mount is in place, every limit holds. Failing to execute it is
+/// [`crate::Error::Exec`]; in every failure nothing of the sandbox is left.
+pub trait Sandbox: Send + Sync {
+    fn start(&self, spec: ProcessSpec) -> Result<Running>;
+    /// Runs one more process in the sandbox of a living process, under the same confinement.
+    fn enter(&self, spec: EnterSpec) -> Result<Running>;
+}

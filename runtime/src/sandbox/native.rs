@@ -1,0 +1,284 @@
+//! [`NativeSandbox`]: makes a request of a [`ProcessSpec`], spawns the supervisor and hands the request over.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio as ChildStdio};
+use std::sync::OnceLock;
+
+use oci_spec::runtime::Process;
+use rustix::pipe::{PipeFlags, pipe_with};
+use tracing::debug;
+
+use super::cgroups::{Cgroup, Hierarchies};
+use super::overlay;
+use super::running::{Running, Started, Streams};
+use super::seccomp;
+use super::spec::{CgroupSpec, EnterSpec, MountSource, Network, ProcessSpec, Seccomp, Stdio, Upper};
+use super::supervise::{Bind, BindSource, Enter, MARKER, Net, Reply, Request, Start, Stream};
+use super::{Sandbox, wire};
+use crate::error::{Error, Result};
+
+/// What a [`NativeSandbox`] needs of its program.
+#[derive(Debug, Clone)]
+pub struct SandboxOptions {
+    /// The executable whose `main` calls [`super::helper_main`] first; usually `/proc/self/exe`.
+    pub helper: PathBuf,
+    /// A private directory, made if missing, that lives as long as the sandboxes.
+    pub state_dir: PathBuf,
+}
+
+/// The sandbox made by this crate, as root of the machine. Cheap to share between threads.
+#[derive(Debug)]
+pub struct NativeSandbox {
+    helper: PathBuf,
+    anchor: PathBuf,
+    empty: PathBuf,
+    sealed: OnceLock<Option<Sealed>>,
+    hierarchies: Hierarchies,
+    filters: seccomp::Cache,
+}
+
+/// The helper's executable on a file system nobody can write: an unattached overlay of its directory.
+#[derive(Debug)]
+struct Sealed {
+    tree: OwnedFd,
+    name: PathBuf,
+}
+
+impl NativeSandbox {
+    pub fn new(options: SandboxOptions) -> Result<Self> {
+        let anchor = options.state_dir.join("anchor");
+        let empty = options.state_dir.join("empty");
+        for directory in [&anchor, &empty] {
+            fs::create_dir_all(directory)
+                .map_err(|error| Error::system(format!("create {}", directory.display()), error))?;
+        }
+        let helper = fs::canonicalize(&options.helper)
+            .map_err(|error| Error::system(format!("find the program {}", options.helper.display()), error))?;
+        Ok(NativeSandbox {
+            helper,
+            anchor,
+            empty,
+            sealed: OnceLock::new(),
+            hierarchies: Hierarchies::detect()?,
+            filters: seccomp::Cache::default(),
+        })
+    }
+
+    /// The cgroup hierarchies this machine shows.
+    pub fn hierarchies(&self) -> &Hierarchies {
+        &self.hierarchies
+    }
+
+    /// The cgroup a sandbox of this id has or had.
+    pub fn cgroup(&self, spec: &CgroupSpec, id: &str) -> Result<Cgroup> {
+        Ok(Cgroup::open(&self.hierarchies, &cgroup_path(spec, id)?))
+    }
+
+    fn spawn(&self) -> Result<(Child, UnixStream)> {
+        let (ours, theirs) = UnixStream::pair().map_err(|error| Error::system("make a socket pair", error))?;
+        let program = match self.sealed.get_or_init(|| self.seal()) {
+            Some(sealed) => Path::new("/proc/self/fd").join(sealed.tree.as_raw_fd().to_string()).join(&sealed.name),
+            None => self.helper.clone(),
+        };
+        // With these settings the standard library uses posix_spawn, hence vfork: nothing of this process is copied.
+        let child = Command::new(&program)
+            .arg0(MARKER)
+            .env_clear()
+            .stdin(ChildStdio::from(OwnedFd::from(theirs)))
+            .stdout(ChildStdio::null())
+            .stderr(ChildStdio::null())
+            .spawn()
+            .map_err(|error| Error::system(format!("execute {}", self.helper.display()), error))?;
+        Ok((child, ours))
+    }
+
+    fn seal(&self) -> Option<Sealed> {
+        let (directory, name) = (self.helper.parent()?, self.helper.file_name()?);
+        match overlay::read_only(&[directory, &self.empty]) {
+            Ok(tree) => Some(Sealed { tree, name: name.into() }),
+            Err(error) => {
+                debug!("the sandbox program is not sealed: {}", Error::from(error));
+                None
+            }
+        }
+    }
+
+    fn filter(&self, seccomp: &Seccomp, process: &Process) -> Result<Vec<u64>> {
+        let capabilities = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone()).unwrap_or_default();
+        match seccomp {
+            Seccomp::Unconfined => Ok(Vec::new()),
+            Seccomp::Default => self.filters.default_profile(&capabilities),
+            Seccomp::Profile(profile) => seccomp::compile(profile),
+        }
+    }
+
+    fn run(&self, request: &Request, fds: &[OwnedFd], streams: Streams, cgroup: Option<Cgroup>) -> Result<Running> {
+        let (mut child, socket) = self.spawn()?;
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let answer = wire::send(&socket, request, &fds).and_then(|()| wire::receive::<Reply>(&socket));
+        let failed = match answer {
+            Ok(Some((Reply::Started { pid }, mut fds))) if !fds.is_empty() => {
+                let terminal = if fds.len() > 1 { fds.pop() } else { None };
+                if let Some(pidfd) = fds.pop() {
+                    let started = Started { pid, pidfd, terminal };
+                    return Ok(Running::new(started, streams, socket, child, cgroup));
+                }
+                Error::Lost("it sent no process".to_owned())
+            }
+            Ok(Some((Reply::Failed(failure), _))) => failure.into(),
+            Ok(_) | Err(_) => Error::Lost("it closed its socket".to_owned()),
+        };
+        drop(socket);
+        let status = child.wait();
+        if let Some(cgroup) = cgroup
+            && !status.as_ref().is_ok_and(|status| status.success())
+        {
+            cgroup.kill();
+            cgroup.remove();
+        }
+        Err(match (failed, status) {
+            (Error::Lost(what), Ok(status)) => Error::Lost(format!("{what}; {status}")),
+            (failed, _) => failed,
+        })
+    }
+}
+
+impl Sandbox for NativeSandbox {
+    fn start(&self, spec: ProcessSpec) -> Result<Running> {
+        super::spec_check::check(&spec)?;
+        let mut fds = Fds::default();
+        let (streams, stdio) = fds.stdio(spec.stdio)?;
+        let process =
+            spec.spec.process().as_ref().ok_or_else(|| Error::Refused("a spec without process".to_owned()))?;
+        let filter = self.filter(&spec.seccomp, process)?;
+        let net = match spec.network {
+            Network::Host => Net::Host,
+            Network::None => Net::New,
+            Network::Namespace(fd) => Net::Joined(fds.add(fd.try_clone().map_err(duplicating)?)),
+        };
+        let etc = [
+            ("/etc/hosts", &spec.etc.hosts),
+            ("/etc/hostname", &spec.etc.hostname),
+            ("/etc/resolv.conf", &spec.etc.resolv_conf),
+        ];
+        let mut binds: Vec<Bind> = etc
+            .into_iter()
+            .filter_map(|(destination, source)| Some((destination, source.clone()?)))
+            .map(|(destination, source)| Bind {
+                destination: destination.into(),
+                options: vec!["nosuid".to_owned(), "nodev".to_owned(), "noexec".to_owned()],
+                source: BindSource::Path(source),
+            })
+            .collect();
+        for mount in spec.mounts {
+            let source = match mount.source {
+                MountSource::Opened(fd) => BindSource::Fd(fds.add(fd)),
+                MountSource::Layers { mounts, path } => BindSource::Layers { mounts, path },
+            };
+            binds.push(Bind { destination: mount.destination, options: mount.options, source });
+        }
+        let path = cgroup_path(&spec.cgroup, &spec.id)?;
+        let cgroup = Cgroup::open(&self.hierarchies, &path);
+        let start = Start {
+            spec: spec.spec,
+            rootfs: spec.rootfs,
+            volatile: spec.upper == Upper::Volatile,
+            stub_dir: spec.stub_dir,
+            anchor: self.anchor.clone(),
+            empty: self.empty.clone(),
+            net,
+            binds,
+            stdio,
+            cgroup: path,
+            hierarchies: self.hierarchies.clone(),
+            filter,
+        };
+        self.run(&Request::Start(Box::new(start)), &fds.0, streams, Some(cgroup))
+    }
+
+    fn enter(&self, spec: EnterSpec) -> Result<Running> {
+        let mut fds = Fds::default();
+        let target = fds.add(spec.target);
+        let (streams, stdio) = fds.stdio(spec.stdio)?;
+        super::spec_check::check_process(&spec.process)?;
+        let enter = Enter {
+            target,
+            filter: self.filter(&spec.seccomp, &spec.process)?,
+            process: spec.process,
+            stdio,
+            cgroup: cgroup_path(&spec.cgroup, &spec.id)?,
+            hierarchies: self.hierarchies.clone(),
+        };
+        self.run(&Request::Enter(Box::new(enter)), &fds.0, streams, None)
+    }
+}
+
+/// `<parent>/<id>`, relative to the root of a hierarchy.
+fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
+    let plain = |name: &str| {
+        !name.is_empty()
+            && name.len() <= 255
+            && !name.starts_with('.')
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-:@".contains(&byte))
+    };
+    let parent = spec.parent.as_deref().unwrap_or(Path::new("/rbuild"));
+    let text = parent.to_str().unwrap_or_default();
+    if !text.starts_with('/') || !text.split('/').filter(|part| !part.is_empty()).all(plain) {
+        return Err(Error::Refused(format!("the cgroup parent {} is not an absolute plain path", parent.display())));
+    }
+    if !plain(id) {
+        return Err(Error::Refused(format!("the sandbox id {id:?} is not a plain name")));
+    }
+    Ok(Path::new(text.trim_matches('/')).join(id))
+}
+
+/// Descriptors on their way to the supervisor; what refers to one holds its place here.
+#[derive(Default)]
+struct Fds(Vec<OwnedFd>);
+
+impl Fds {
+    fn add(&mut self, fd: OwnedFd) -> usize {
+        self.0.push(fd);
+        self.0.len() - 1
+    }
+
+    fn stdio(&mut self, stdio: Stdio) -> Result<(Streams, [Stream; 3])> {
+        let mut streams = Streams::default();
+        let wire = match stdio {
+            Stdio::Null => [Stream::Null, Stream::Null, Stream::Null],
+            Stdio::Output | Stdio::Pipes => {
+                let stdin = if matches!(stdio, Stdio::Pipes) {
+                    let (read, write) = pipe()?;
+                    streams.stdin = Some(write);
+                    Stream::Fd(self.add(read))
+                } else {
+                    Stream::Null
+                };
+                let (stdout, theirs) = pipe()?;
+                let out = Stream::Fd(self.add(theirs));
+                let (stderr, theirs) = pipe()?;
+                (streams.stdout, streams.stderr) = (Some(stdout), Some(stderr));
+                [stdin, out, Stream::Fd(self.add(theirs))]
+            }
+            Stdio::Terminal { rows, columns } => {
+                let terminal = Stream::Terminal { rows, columns };
+                [terminal.clone(), terminal.clone(), terminal]
+            }
+            Stdio::Files { stdin, stdout, stderr } => [stdin, stdout, stderr].map(|fd| Stream::Fd(self.add(fd))),
+        };
+        Ok((streams, wire))
+    }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::system("make a pipe", error))
+}
+
+fn duplicating(error: io::Error) -> Error {
+    Error::system("duplicate a descriptor", error)
+}

@@ -1,0 +1,6 @@
+//! The solver on integers.
+
+mod integers;
+mod ladder;
+mod sharing;
+mod sizes;

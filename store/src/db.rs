@@ -1,0 +1,358 @@
+//! The one opener of `db.sqlite`.
+//!
+//! SQLite in WAL mode, because many short-lived processes share it: it was measured to lose no acknowledged commit
+//! under kills and to commit far more often than key-value stores that lock a whole file. Connections are never taken
+//! across a fork and nobody but SQLite opens the file (closing any descriptor of it would drop SQLite's locks).
+//!
+//! Connections are alike and kept in a small pool: a command that asks one thing after the other opens one, and readers
+//! are not held up by a writer of the same process. Writers of one process queue on a mutex; writers of several
+//! processes on SQLite's lock, where a long wait is reported with the pid that is waited for.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+
+use crate::error::{Context, Result, StoreError};
+use crate::schema;
+
+/// After this long a waiting writer says for whom it waits, and again each time it has passed.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// After this long a waiting writer gives up.
+const GIVE_UP: Duration = Duration::from_secs(600);
+/// Pages in the WAL at which a commit writes them back. Small, since the first command after the last one ended reads
+/// the WAL once, and a no-op build has no time for a long one.
+const CHECKPOINT_PAGES: u32 = 256;
+/// Connections kept open while nobody uses them.
+const IDLE: usize = 4;
+
+/// How a transaction reaches the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// May be lost in a power cut, together with all that came after it. For cache rows.
+    Cache,
+    /// On disk when the call returns. For what a user named, and for every removal.
+    Named,
+}
+
+/// The store's database. Several threads may use it at once.
+#[derive(Debug)]
+pub struct Db {
+    path: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+    writing: Mutex<()>,
+    read_only: bool,
+    copy: Option<TemporaryCopy>,
+}
+
+impl Db {
+    /// Opens the database at `path`, which must exist and have the current schema.
+    pub(crate) fn open(path: &Path) -> Result<Db> {
+        let db = Db::new(path, false);
+        let connection = db.connect(OpenFlags::empty())?;
+        db.keep(connection);
+        Ok(db)
+    }
+
+    /// Opens the database at `path` for reading only. Where SQLite cannot keep its shared memory beside it, on a read-only
+    /// file system, a copy with its WAL is read instead, in memory where there is a place for that: opening the file as
+    /// immutable would ignore the WAL and show the past.
+    pub(crate) fn open_read_only(path: &Path) -> Result<Db> {
+        let db = Db::new(path, true);
+        if db.read(|_| Ok(())).is_ok() {
+            return Ok(db);
+        }
+        let copy = TemporaryCopy::of(path)?;
+        let mut db = Db::new(&copy.dir.join("db.sqlite"), true);
+        db.copy = Some(copy);
+        db.read(|_| Ok(()))?;
+        Ok(db)
+    }
+
+    /// Makes or migrates the database. The caller holds the store's version lock alone.
+    ///
+    /// Returns the version found, 0 for a new one.
+    pub(crate) fn prepare(path: &Path, first_state: impl FnOnce(&Transaction<'_>) -> Result<()>) -> Result<u32> {
+        let db = Db::new(path, false);
+        let connection = db.connect(OpenFlags::SQLITE_OPEN_CREATE)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if found > schema::VERSION {
+            let root = path.parent().unwrap_or(path).to_path_buf();
+            return Err(StoreError::Newer { root, found, known: schema::VERSION });
+        }
+        if found < schema::VERSION {
+            let tx = patiently(path, || Ok(Transaction::new_unchecked(&connection, TransactionBehavior::Immediate)?))?;
+            schema::migrate(&tx, found)?;
+            if found == 0 {
+                first_state(&tx)?;
+            }
+            tx.commit()?;
+        }
+        Ok(found)
+    }
+
+    /// Answers one question: `question` sees one state of the database, and must not take long, since a reader that
+    /// stays keeps the WAL growing.
+    pub fn read<T>(&self, question: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let connection = self.connection()?;
+        let tx = patiently(&self.path, || {
+            let tx = Transaction::new_unchecked(&connection, TransactionBehavior::Deferred)?;
+            // Takes the read lock here, where a wait for another process' recovery can be repeated.
+            tx.prepare_cached("SELECT generation FROM state")?.query_row([], |row| row.get::<_, i64>(0))?;
+            Ok(tx)
+        })?;
+        let answer = question(&tx)?;
+        tx.finish()?;
+        Ok(answer)
+    }
+
+    /// Changes the database: all of `change` or, when it returns an error, nothing. Must not be nested.
+    pub fn write<T>(&self, durability: Durability, change: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        if self.read_only {
+            return Err(StoreError::ReadOnly { root: self.root() });
+        }
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = self.connection()?;
+        if durability == Durability::Named {
+            connection.prepare_cached("PRAGMA synchronous = FULL")?.execute([])?;
+        }
+        let outcome = begin_change_commit(&self.path, &connection, change);
+        if durability == Durability::Named {
+            connection.prepare_cached("PRAGMA synchronous = NORMAL")?.execute([])?;
+        }
+        outcome
+    }
+
+    /// The mark for a row whose files may not be on disk yet: the value of its `volatile` column.
+    /// [`Store::flush`](crate::Store::flush) takes it away again; a row that still has one after a reboot is dropped.
+    pub fn mark(tx: &Transaction<'_>) -> Result<i64> {
+        Ok(tx.prepare_cached("SELECT generation FROM state")?.query_row([], |row| row.get(0))?)
+    }
+
+    fn new(path: &Path, read_only: bool) -> Db {
+        Db { path: path.to_path_buf(), idle: Mutex::default(), writing: Mutex::default(), read_only, copy: None }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.path.parent().unwrap_or(&self.path).to_path_buf()
+    }
+
+    fn connection(&self) -> Result<Pooled<'_>> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => self.connect(OpenFlags::empty())?,
+        };
+        Ok(Pooled { db: self, connection: Some(connection) })
+    }
+
+    fn connect(&self, extra: OpenFlags) -> Result<Connection> {
+        let access = if self.read_only { OpenFlags::SQLITE_OPEN_READ_ONLY } else { OpenFlags::SQLITE_OPEN_READ_WRITE };
+        let flags = access | extra | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&self.path, flags)?;
+        connection.set_prepared_statement_cache_capacity(128);
+        connection.busy_timeout(PATIENCE)?;
+        if !self.read_only {
+            // Else each command, being the last to close, would write back the WAL and sync.
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            let settings = format!("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};");
+            patiently(&self.path, || Ok(connection.execute_batch(&settings)?))?;
+        }
+        Ok(connection)
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE && connection.is_autocommit() {
+            idle.push(connection);
+        }
+    }
+}
+
+/// A database copied to where it can be opened; it goes with this value.
+#[derive(Debug)]
+struct TemporaryCopy {
+    dir: PathBuf,
+}
+
+impl TemporaryCopy {
+    fn of(path: &Path) -> Result<TemporaryCopy> {
+        use std::os::unix::fs::DirBuilderExt;
+        let what = || format!("copying {path:?} to read it");
+        let name = format!("rbuild-{}-{:016x}", std::process::id(), crate::lease::random()?);
+        let places = ["/dev/shm", "/run", "/tmp"].map(|place| Path::new(place).join(&name));
+        let mut made = Err(std::io::ErrorKind::NotFound.into());
+        for dir in places {
+            made = std::fs::DirBuilder::new().mode(0o700).create(&dir).map(|()| dir);
+            if made.is_ok() {
+                break;
+            }
+        }
+        let copy = TemporaryCopy { dir: made.context(what)? };
+        let wal = |path: &Path| {
+            let mut path = path.as_os_str().to_owned();
+            path.push("-wal");
+            PathBuf::from(path)
+        };
+        let target = copy.dir.join("db.sqlite");
+        std::fs::copy(path, &target).context(what)?;
+        if wal(path).exists() {
+            std::fs::copy(wal(path), wal(&target)).context(what)?;
+        }
+        Ok(copy)
+    }
+}
+
+impl Drop for TemporaryCopy {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            tracing::debug!("removing {:?}: {error}", self.dir);
+        }
+    }
+}
+
+/// Nanoseconds since 1970, as the database keeps times.
+pub fn nanos(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |n| -n),
+    }
+}
+
+/// The time that [`nanos`] made a number of.
+pub fn time(nanos: i64) -> SystemTime {
+    let distance = Duration::from_nanos(nanos.unsigned_abs());
+    if nanos >= 0 { UNIX_EPOCH + distance } else { UNIX_EPOCH - distance }
+}
+
+/// A connection that goes back to the pool.
+struct Pooled<'a> {
+    db: &'a Db,
+    connection: Option<Connection>,
+}
+
+impl std::ops::Deref for Pooled<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection.as_ref().expect("taken only by drop")
+    }
+}
+
+impl Drop for Pooled<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.db.keep(connection);
+        }
+    }
+}
+
+fn begin_change_commit<T>(
+    path: &Path,
+    connection: &Connection,
+    change: impl FnOnce(&Transaction<'_>) -> Result<T>,
+) -> Result<T> {
+    let tx = patiently(path, || Ok(Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?))?;
+    let value = change(&tx)?;
+    tx.commit()?;
+    Ok(value)
+}
+
+/// Repeats `attempt` while another process holds the lock it needs, saying so now and then.
+fn patiently<T>(path: &Path, attempt: impl Fn() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(StoreError::Database(error)) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                let pid = holder(path);
+                if start.elapsed() > GIVE_UP {
+                    return Err(StoreError::Busy { pid });
+                }
+                match pid {
+                    Some(pid) => tracing::warn!("waiting for process {pid}, which holds the store's database"),
+                    None => tracing::warn!("waiting for another process, which holds the store's database"),
+                }
+            }
+            other => return other,
+        }
+    }
+}
+
+/// The process that holds a write lock on the database, as the kernel lists it. (The file itself must not be opened.)
+fn holder(path: &Path) -> Option<u32> {
+    let mut shm = path.as_os_str().to_owned();
+    shm.push("-shm");
+    let inode = rustix::fs::stat(Path::new(&shm)).ok()?.st_ino.to_string();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    // 1: POSIX  ADVISORY  WRITE 1234 08:02:5678 120 120
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, "POSIX", _, "WRITE", pid, file, ..] = words[..] else { return None };
+        (file.rsplit(':').next() == Some(&inode)).then(|| pid.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn database() -> (tempfile::TempDir, Db) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db.sqlite");
+        let found = Db::prepare(&path, |tx| {
+            tx.execute("INSERT INTO state VALUES (1, 'id', 'overlay', 'boot', 1, 0)", [])?;
+            Ok(())
+        });
+        assert_eq!(found.unwrap(), 0);
+        assert_eq!(Db::prepare(&path, |_| panic!("it is there")).unwrap(), schema::VERSION);
+        let db = Db::open(&path).unwrap();
+        (dir, db)
+    }
+
+    #[test]
+    fn who_waits_learns_for_whom() {
+        let (_dir, db) = database();
+        assert_eq!(holder(&db.path), None);
+        let held = db.write(Durability::Cache, |_| Ok(holder(&db.path))).unwrap();
+        assert_eq!(held, Some(std::process::id()));
+    }
+
+    #[test]
+    fn a_change_is_whole_or_nothing() {
+        let (_dir, db) = database();
+        let count = || db.read(|tx| Ok(tx.query_row("SELECT count(*) FROM claims", [], |row| row.get::<_, i64>(0))?));
+        let failed = db.write(Durability::Named, |tx| {
+            tx.execute("INSERT INTO claims VALUES ('k', 'l')", [])?;
+            Err::<(), _>(StoreError::NoSnapshot("x".into()))
+        });
+        assert!(matches!(failed, Err(StoreError::NoSnapshot(_))));
+        assert_eq!(count().unwrap(), 0);
+        db.write(Durability::Named, |tx| Ok(tx.execute("INSERT INTO claims VALUES ('k', 'l')", [])?)).unwrap();
+        assert_eq!(count().unwrap(), 1);
+        // Readers see the last whole state while a change is under way.
+        let seen = db.write(Durability::Cache, |tx| {
+            tx.execute("DELETE FROM claims", [])?;
+            count()
+        });
+        assert_eq!((seen.unwrap(), count().unwrap()), (1, 0));
+    }
+
+    #[test]
+    fn a_newer_database_is_left_alone() {
+        let (_dir, db) = database();
+        db.write(Durability::Named, |tx| Ok(tx.pragma_update(None, "user_version", 99)?)).unwrap();
+        let error = Db::prepare(&db.path, |_| Ok(())).unwrap_err();
+        assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error}");
+    }
+
+    #[test]
+    fn times_survive() {
+        for offset in [0i64, 1, -1, 1_700_000_000_123_456_789, -5_000_000_001] {
+            assert_eq!(nanos(time(offset)), offset);
+        }
+    }
+}

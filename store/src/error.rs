@@ -1,0 +1,110 @@
+//! What can go wrong in the store.
+
+use std::io;
+use std::path::PathBuf;
+
+use rbuild_oci::{Digest, OciError};
+
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// Every failure of this crate. Messages name the thing; [`StoreError::hint`] says what can be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+    #[error("store database: {0}")]
+    Database(#[from] rusqlite::Error),
+    #[error("store database is locked by another process{}", .pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
+    Busy { pid: Option<u32> },
+    #[error("store {root:?}: {reason}")]
+    Refused { root: PathBuf, reason: String },
+    #[error("store {root:?} has version {found}, which is newer than this program's {known}")]
+    Newer { root: PathBuf, found: u32, known: u32 },
+    #[error("store {root:?} is read-only")]
+    ReadOnly { root: PathBuf },
+    #[error("blob {0} is not in the store")]
+    NoBlob(Digest),
+    #[error("blob {digest} is damaged: {reason}")]
+    DamagedBlob { digest: Digest, reason: String },
+    #[error("digest of {what} is {found}, expected {expected}")]
+    WrongDigest { what: String, expected: Digest, found: Digest },
+    #[error("{what} has {found} bytes, expected {expected}")]
+    WrongSize { what: String, expected: u64, found: u64 },
+    #[error("snapshot {0} is not in the store")]
+    NoSnapshot(String),
+    #[error("snapshot {0} is in use")]
+    SnapshotInUse(String),
+    #[error("snapshot of {depth} layers is over the limit of {limit} layers")]
+    TooDeep { depth: usize, limit: usize },
+    #[error("No such image: {0}")]
+    NoImage(String),
+    #[error("image id prefix {0} is ambiguous: it matches several images")]
+    AmbiguousImage(String),
+    #[error("image {image} is in use by {}", .users.join(", "))]
+    ImageInUse { image: String, users: Vec<String> },
+    #[error("image {image} has no manifest for platform {platform}")]
+    NoPlatform { image: String, platform: String },
+    #[error("{what} is over the limit of {limit} {unit}")]
+    Limit { what: String, limit: u64, unit: &'static str },
+    #[error("invalid {what}: {reason}")]
+    Invalid { what: String, reason: String },
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    #[error(transparent)]
+    Oci(#[from] OciError),
+}
+
+impl StoreError {
+    /// An I/O failure of what `what` names: `reading blob sha256:…`.
+    pub fn io(what: impl Into<String>, source: impl Into<io::Error>) -> StoreError {
+        StoreError::Io { what: what.into(), source: source.into() }
+    }
+
+    pub fn invalid(what: impl Into<String>, reason: impl Into<String>) -> StoreError {
+        StoreError::Invalid { what: what.into(), reason: reason.into() }
+    }
+
+    /// Whether the disk (or a quota on it) is full.
+    pub fn is_full(&self) -> bool {
+        match self {
+            StoreError::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            StoreError::Database(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
+            _ => false,
+        }
+    }
+
+    /// Whether the thing asked for is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            StoreError::NoBlob(_) | StoreError::NoSnapshot(_) | StoreError::NoImage(_) | StoreError::NoPlatform { .. }
+        ) || matches!(self, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        if self.is_full() {
+            return Some("the disk that holds the store is full: free space there, for instance with `system prune`");
+        }
+        match self {
+            StoreError::Newer { .. } => Some("use the newer program, or another store with --root"),
+            StoreError::DamagedBlob { .. } => Some("pull or load the image again"),
+            StoreError::AmbiguousImage(_) => Some("give more digits of the id"),
+            _ => None,
+        }
+    }
+}
+
+/// Adds the name of the thing to an I/O result.
+pub(crate) trait Context<T> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| StoreError::Io { what: what(), source: source.into() })
+    }
+}

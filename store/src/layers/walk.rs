@@ -1,0 +1,233 @@
+//! Walks a snapshot's own directory side by side with what lies below it.
+//!
+//! One walk serves both drivers. Overlay's upper directory holds only what changed; a directory that is opaque, or new,
+//! or any directory of the `vfs` driver, holds everything: there, what it lacks is gone. Names come sorted as the
+//! archive will have them, parents before what they hold.
+//!
+//! The stack is a vector, and only the innermost levels keep their directories open, so that a tree of any depth can
+//! be walked with few descriptors.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+
+use rbuild_oci::limits;
+
+use super::read::shown;
+use super::whiteout::{Below, Lowers, Name, OPAQUE, PREFIX, as_path, is_opaque};
+use crate::error::{Context, Result, StoreError};
+use crate::root::{Dir, Kind, Metadata, Root, Walk};
+
+/// Levels that keep their directories open.
+const OPEN_LEVELS: usize = 16;
+
+/// A snapshot's directory and what it lies on.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) root: Root,
+    pub(crate) lowers: Lowers,
+    /// Whether `root` shows everything (`vfs`), not only what differs from `lowers` (overlay).
+    pub(crate) full: bool,
+}
+
+/// What the walk comes upon.
+pub(crate) enum Visit {
+    /// A directory; what it holds comes next, and then its [`Visit::Leave`].
+    Enter(Node),
+    Leave,
+    /// Anything else.
+    Node(Node),
+    /// The name in the archive, `.wh.` included, of something that is gone.
+    Whiteout(Vec<u8>),
+}
+
+/// Something that exists.
+pub(crate) struct Node {
+    pub(crate) path: Vec<u8>,
+    pub(crate) metadata: Metadata,
+    name: OsString,
+}
+
+pub(crate) struct Walker<'a> {
+    tree: &'a Tree,
+    levels: Vec<Level>,
+}
+
+struct Level {
+    path: Vec<u8>,
+    full: bool,
+    /// Items still to come, last first.
+    items: Vec<Item>,
+    parts: Vec<usize>,
+    open: Option<(Dir, Below)>,
+}
+
+enum Item {
+    Node(OsString),
+    Whiteout(Vec<u8>),
+}
+
+impl Item {
+    fn archive_name(&self) -> &[u8] {
+        match self {
+            Item::Node(name) => name.as_bytes(),
+            Item::Whiteout(name) => name,
+        }
+    }
+}
+
+impl<'a> Walker<'a> {
+    /// Starts in the root, which is not visited itself.
+    pub(crate) fn new(tree: &'a Tree) -> Result<Walker<'a>> {
+        let what = || "opening a snapshot".to_owned();
+        let dir = tree.root.top().try_clone().context(what)?;
+        let below = tree.lowers.top().context(what)?;
+        let mut walker = Walker { tree, levels: Vec::new() };
+        walker.push(Vec::new(), tree.full, dir, below)?;
+        Ok(walker)
+    }
+
+    pub(crate) fn next(&mut self) -> Result<Option<Visit>> {
+        let Some(level) = self.levels.last_mut() else {
+            return Ok(None);
+        };
+        let Some(item) = level.items.pop() else {
+            self.levels.pop();
+            return Ok(if self.levels.is_empty() { None } else { Some(Visit::Leave) });
+        };
+        let path = join(&level.path, item.archive_name())?;
+        let name = match item {
+            Item::Whiteout(_) => return Ok(Some(Visit::Whiteout(path))),
+            Item::Node(name) => name,
+        };
+        let what = || format!("reading {} of a snapshot", shown(&path));
+        let full = level.full;
+        let (dir, below) = self.here()?;
+        let metadata = dir.stat(&name).context(what)?;
+        if metadata.kind != Kind::Dir {
+            return Ok(Some(Visit::Node(Node { path, metadata, name })));
+        }
+        let inner = dir.open_dir(&name).context(what)?;
+        let inner_below = below.descend(&name).context(what)?;
+        self.push(path.clone(), full, inner, inner_below)?;
+        Ok(Some(Visit::Enter(Node { path, metadata, name })))
+    }
+
+    /// The directory we are in, and the view below it: after [`Visit::Enter`] the one just entered, after
+    /// [`Visit::Node`] the one that holds the node.
+    pub(crate) fn here(&mut self) -> Result<(&Dir, &Below)> {
+        let tree = self.tree;
+        let level = self.levels.last_mut().ok_or_else(|| StoreError::invalid("walk", "it has ended"))?;
+        if level.open.is_none() {
+            let what = || format!("reading {} of a snapshot", shown(&level.path));
+            let path = as_path(&level.path);
+            let dir = tree.root.open_dir(path, Walk::NoLinks).context(what)?;
+            level.open = Some((dir, tree.lowers.reopen(path, &level.parts).context(what)?));
+        }
+        let (dir, below) = level.open.as_ref().ok_or_else(|| StoreError::invalid("walk", "its directory is closed"))?;
+        Ok((dir, below))
+    }
+
+    fn push(&mut self, path: Vec<u8>, full: bool, dir: Dir, below: Below) -> Result<()> {
+        let what = || format!("reading {} of a snapshot", shown(&path));
+        let full = full || (!below.is_empty() && !self.levels.is_empty() && is_opaque(&dir).context(what)?);
+        let items = list(&path, &dir, &below, full)?;
+        if let Some(outer) = self.levels.len().checked_sub(OPEN_LEVELS) {
+            self.levels[outer].open = None;
+        }
+        self.levels.push(Level { path, full, items, parts: below.parts(), open: Some((dir, below)) });
+        Ok(())
+    }
+}
+
+impl Node {
+    /// Its name in the directory that holds it.
+    pub(crate) fn name(&self) -> &OsStr {
+        &self.name
+    }
+}
+
+/// What a directory holds and lacks, last first.
+fn list(path: &[u8], dir: &Dir, below: &Below, full: bool) -> Result<Vec<Item>> {
+    let what = || format!("listing {} of a snapshot", shown(path));
+    let mut nodes = BTreeSet::new();
+    let mut gone = BTreeSet::new();
+    for entry in dir.entries().context(what)? {
+        let entry = entry.context(what)?;
+        let marks = match entry.kind {
+            Some(Kind::Socket) => true, // no archive can hold one, and no program can use one that is left behind
+            Some(Kind::CharDevice) | None => {
+                let metadata = dir.stat(&entry.name).context(what)?;
+                metadata.is_whiteout() || metadata.kind == Kind::Socket
+            }
+            Some(_) => false,
+        };
+        if marks {
+            gone.insert(entry.name);
+            continue;
+        }
+        if Name::of(entry.name.as_bytes()) != Name::Plain {
+            let name = shown(&join(path, entry.name.as_bytes())?);
+            return Err(StoreError::Unsupported(format!(
+                "{name} in a layer: names that start with .wh. mean removed files there"
+            )));
+        }
+        nodes.insert(entry.name);
+    }
+    let mut items = removed(below, full, &nodes, gone).context(what)?;
+    items.extend(nodes.into_iter().map(Item::Node));
+    items.sort_by(|a, b| b.archive_name().cmp(a.archive_name()));
+    Ok(items)
+}
+
+/// What of the directory below is gone. Marks that hide nothing give nothing.
+///
+/// It depends only on what was shown before and what is shown now, not on the marks by which a driver got there, so
+/// that all drivers give the same layer. A directory that holds something, but nothing of what it held before, is
+/// opaque; otherwise each lost name is one whiteout.
+fn removed(
+    below: &Below,
+    full: bool,
+    nodes: &BTreeSet<OsString>,
+    gone: BTreeSet<OsString>,
+) -> std::io::Result<Vec<Item>> {
+    if below.is_empty() || (!full && gone.is_empty()) {
+        return Ok(Vec::new());
+    }
+    let replaced;
+    let lost: Vec<OsString> = if full {
+        let before = below.names()?;
+        replaced = before.is_disjoint(nodes);
+        before.into_iter().filter(|name| !nodes.contains(name)).collect()
+    } else {
+        let mut lost = Vec::new();
+        for name in gone {
+            if below.find(&name)?.is_some() {
+                lost.push(name);
+            }
+        }
+        replaced = !nodes.is_empty() && !lost.is_empty() && below.names()?.len() == lost.len();
+        lost
+    };
+    if replaced && !lost.is_empty() && !nodes.is_empty() {
+        return Ok(vec![Item::Whiteout(OPAQUE.to_vec())]);
+    }
+    Ok(lost.into_iter().map(|name| Item::Whiteout([PREFIX, name.as_bytes()].concat())).collect())
+}
+
+/// A name in a directory as an archive has it; an error where no archive of ours can be read back.
+fn join(path: &[u8], name: &[u8]) -> Result<Vec<u8>> {
+    let joined = if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };
+    let limit = |what: &str, limit: usize| {
+        Err(StoreError::Limit {
+            what: format!("{what} {} in a layer", shown(&joined)),
+            limit: limit as u64,
+            unit: "bytes",
+        })
+    };
+    match () {
+        () if joined.len() >= limits::PATH => limit("the path", limits::PATH),
+        () if name.len() > limits::COMPONENT => limit("the name", limits::COMPONENT),
+        () => Ok(joined),
+    }
+}
