@@ -4,9 +4,9 @@ use rbuild_graph::ops::{CacheSharing, Mount, MountKind};
 
 use super::Text;
 use crate::Diagnostic;
-use crate::ignore::clean_path;
 use crate::lower::paths;
 use crate::lower::stage::{Inputs, StageRun};
+use rbuild_graph::pattern::clean_path;
 
 /// A mount as written.
 #[derive(Debug, Clone)]

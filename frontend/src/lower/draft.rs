@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rbuild_graph::ops::{ContextSource, FileAction, FileOp, ImageSource, Mkdir, Op, SourceOp};
 use rbuild_graph::{BuildGraph, Edge, GraphError, VertexId, VertexMeta};
+use rbuild_oci::{Platform, Reference};
 
 use crate::Diagnostic;
 use crate::glob::has_wildcards;
@@ -15,7 +16,7 @@ use crate::glob::has_wildcards;
 pub(super) struct Draft {
     vertices: Vec<(Op, Vec<Edge>, VertexMeta)>,
     contexts: BTreeMap<String, Context>,
-    images: HashMap<(String, String), Edge>,
+    images: HashMap<(Reference, Platform), Edge>,
     empty: Option<Edge>,
 }
 
@@ -49,11 +50,7 @@ impl Draft {
     }
 
     pub(super) fn image(&mut self, source: ImageSource, meta: VertexMeta) -> Edge {
-        let name = match &source.digest {
-            Some(digest) => source.reference.with_digest(digest.clone()).canonical(),
-            None => source.reference.canonical(),
-        };
-        let key = (name, source.platform.to_string());
+        let key = (source.reference.clone(), source.platform.clone());
         if let Some(edge) = self.images.get(&key) {
             return *edge;
         }

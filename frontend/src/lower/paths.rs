@@ -1,6 +1,6 @@
 //! Paths of the image and of sources.
 
-use crate::ignore::clean_path;
+use rbuild_graph::pattern::clean_path;
 
 /// A path of the image, absolute and clean; a relative one starts at `cwd`.
 pub(crate) fn absolute(cwd: &str, path: &str) -> String {

@@ -380,8 +380,8 @@ impl Lowering<'_> {
 /// An image with the digest it was resolved to.
 pub(super) fn image_name(source: &ImageSource) -> String {
     match &source.digest {
-        Some(digest) => source.reference.with_digest(digest.clone()).canonical(),
-        None => source.reference.canonical(),
+        Some(digest) if source.reference.digest().is_none() => format!("{}@{digest}", source.reference.canonical()),
+        _ => source.reference.canonical(),
     }
 }
 
