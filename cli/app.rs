@@ -1,10 +1,10 @@
 //! What every command is given: settings, printers and, when it asks, the engine.
 
-use std::cell::OnceCell;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use rbuild_engine::images::Images;
 use rbuild_engine::registry::{Client, ClientOptions, Mirrors, Proxies, Roots};
 use rbuild_engine::runtime::network::BridgeOptions;
 use rbuild_engine::{Engine, EngineOptions};
@@ -22,14 +22,14 @@ const BUNDLES: [&str; 3] =
 /// One invocation of the program.
 pub struct App {
     pub settings: Settings,
-    engine: OnceCell<Engine>,
+    engine: OnceLock<Engine>,
 }
 
 impl App {
     /// # Errors
     /// No place for the state directory.
     pub fn new(globals: &Globals) -> Result<Self, CliError> {
-        Ok(Self { settings: Settings::from_environment(globals)?, engine: OnceCell::new() })
+        Ok(Self { settings: Settings::from_environment(globals)?, engine: OnceLock::new() })
     }
 
     /// The engine on the state directory, opened when the first caller asks.
@@ -42,6 +42,14 @@ impl App {
         }
         let engine = Engine::open(self.engine_options()?)?;
         Ok(self.engine.get_or_init(|| engine))
+    }
+
+    /// The images of the engine.
+    ///
+    /// # Errors
+    /// As [`App::engine`].
+    pub fn images(&self) -> Result<Images, CliError> {
+        Ok(self.engine()?.images()?)
     }
 
     fn engine_options(&self) -> Result<EngineOptions, CliError> {

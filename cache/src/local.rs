@@ -25,6 +25,10 @@ const NAMES: usize = 64;
 /// How old the time of last use may be before it is written again: a build that finds everything writes nothing.
 const USED: Duration = Duration::from_secs(3600);
 
+/// How many parts a record names. More (a copy of very many files) would cost more to write than the copy: then the
+/// hashes over them are kept, and what they were made of is not.
+const PARTS: usize = 10_000;
+
 /// How results of type `R` are written down.
 pub trait Stored<R>: Send + Sync {
     /// The result as data, and what must stay in the store for that to be of use. `None` for a result that cannot
@@ -126,7 +130,10 @@ impl<C> LocalCache<C> {
         let targets: Vec<String> =
             outputs.iter().flat_map(|output| &output.targets).map(|target| target.to_string()).collect();
         let result = serde_json::Value::Array(outputs.into_iter().map(|output| output.data).collect()).to_string();
-        let record = RunRecord { results: targets.clone(), ..entry.record };
+        let mut record = RunRecord { results: targets.clone(), ..entry.record };
+        if record.inputs.iter().map(|input| input.parts.len()).sum::<usize>() > PARTS {
+            record.inputs.iter_mut().for_each(|input| input.parts.clear());
+        }
         let cost = nanos_of(record.took);
         let record = serde_json::to_string(&record)
             .map_err(|error| rbuild_store::StoreError::invalid("record", error.to_string()))?;

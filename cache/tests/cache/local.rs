@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use rbuild_solver::{Cache, Keep};
+use rbuild_solver::{Cache, ContentHash, Keep, KeyPart, RecordedInput};
 use rbuild_store::db::nanos;
 use rbuild_store::{CollectOptions, Durability, Records};
 use tempfile::TempDir;
@@ -87,6 +87,24 @@ async fn names_do_not_grow_without_bound() {
         assert_eq!(process.cache.resolve(key(&name)).await.unwrap(), Some(key("a")));
     }
     assert_eq!(count(&process, "SELECT count(*) FROM aliases"), 64);
+}
+
+/// A record does not outgrow what it is about.
+#[tokio::test]
+async fn a_record_of_too_many_parts_keeps_the_hash_over_them() {
+    let root = TempDir::new().unwrap();
+    let process = Process::start(&root);
+    for (name, parts) in [("few", 100), ("many", 20_000)] {
+        let mut entry = entry(name, &[], 7, Keep::First);
+        let content = ContentHash::of(b"x");
+        let parts: Vec<KeyPart> = (0..parts).map(|n| KeyPart::content(format!("f{n}"), content)).collect();
+        entry.record.inputs =
+            vec![RecordedInput { key: key("i"), selector: None, content: Some(content), parts: parts.clone() }];
+        process.cache.save(entry).await.unwrap();
+        let record = process.cache.record(key(name)).unwrap().unwrap();
+        assert_eq!(record.inputs[0].content, Some(content));
+        assert_eq!(record.inputs[0].parts, if name == "few" { parts } else { vec![] });
+    }
 }
 
 #[tokio::test]

@@ -84,11 +84,12 @@ pub struct Writer<W: Write> {
     written: u64,
     owed: u64,
     padding: usize,
+    newest: Option<i64>,
 }
 
 impl<W: Write> Writer<W> {
     pub fn new(out: W) -> Writer<W> {
-        Writer { out, written: 0, owed: 0, padding: 0 }
+        Writer { out, written: 0, owed: 0, padding: 0, newest: None }
     }
 
     /// Writes the header of `entry`.
@@ -97,6 +98,7 @@ impl<W: Write> Writer<W> {
     /// When the body of the entry before is not complete, and what the output says.
     pub fn entry(&mut self, entry: &Entry) -> io::Result<()> {
         self.end_body()?;
+        self.newest = self.newest.max(Some(entry.mtime.seconds));
         let records = pax_records(entry);
         if !records.is_empty() {
             let mut header = Header::new_ustar();
@@ -124,6 +126,11 @@ impl<W: Write> Writer<W> {
             .checked_sub(bytes.len() as u64)
             .ok_or_else(|| io::Error::other("the content is longer than the size in its header"))?;
         self.put(bytes)
+    }
+
+    /// The newest time of all entries so far, in seconds since 1970.
+    pub fn newest(&self) -> Option<i64> {
+        self.newest
     }
 
     /// How many bytes the body of the last entry still lacks.
