@@ -124,6 +124,18 @@ impl Cgroup {
         cgroup
     }
 
+    /// Takes the writer's side of the lock that every move into a v1 cgroup takes, by moving the calling process to where it
+    /// is. The first to do so waits for an RCU grace period, some ten milliseconds; others within some twenty do not.
+    pub(super) fn warm(hierarchies: &Hierarchies) -> io::Result<()> {
+        let Some(hierarchy) = hierarchies.v1("pids").or(hierarchies.v1.first()) else { return Ok(()) };
+        let ours = fs::read_to_string("/proc/self/cgroup")?;
+        let is_it = |list: &str| list.split(',').eq(hierarchy.controllers.iter());
+        let place =
+            ours.lines().filter_map(|line| line.split_once(':')?.1.split_once(':')).find(|(list, _)| is_it(list));
+        let Some((_, path)) = place else { return Ok(()) };
+        fs::write(hierarchy.mount.join(path.trim_start_matches('/')).join("cgroup.procs"), "0")
+    }
+
     fn named(hierarchies: &Hierarchies, path: &Path) -> Self {
         let v1 = hierarchies.v1.iter().map(|hierarchy| Hierarchy {
             controllers: hierarchy.controllers.clone(),
@@ -200,11 +212,15 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Moves the calling process into the v1 hierarchies.
-    pub(super) fn enter_v1(&self) -> Result<(), Failure> {
+    /// Moves a process into the v1 hierarchies.
+    pub(super) fn take_in(&self, pid: i32) -> Result<(), Failure> {
         for hierarchy in &self.v1 {
             let file = hierarchy.mount.join("cgroup.procs");
-            fs::write(&file, "0").doing(|| format!("enter {}", hierarchy.mount.display()))?;
+            match fs::write(&file, pid.to_string()) {
+                // It died already; whoever waits for it will tell why.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+                moved => moved.doing(|| format!("enter {}", hierarchy.mount.display()))?,
+            }
         }
         Ok(())
     }
