@@ -7,8 +7,12 @@
 //! Nothing forks from the threaded program. A sandbox is set up by the same binary executed again as a
 //! small single-threaded process; [`helper_main`] is its entry and must be the first call of `main`.
 
+pub mod container;
 mod error;
+pub mod logs;
+pub mod monitor;
 pub mod network;
+mod passing;
 pub mod sandbox;
 pub mod users;
 

@@ -63,6 +63,11 @@ impl Namespace {
         self.endpoint.as_ref()
     }
 
+    /// A namespace that came from another process.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self { fd, endpoint: None }
+    }
+
     /// Gives up the handle for the bare descriptor.
     pub fn into_fd(self) -> OwnedFd {
         self.fd

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::db::Durability;
 use crate::error::{Context, Result, StoreError};
 use crate::lease::Lease;
-use crate::root::{Root, Walk};
+use crate::root::Root;
 use crate::store::Core;
 
 pub use active::Active;
@@ -273,16 +273,24 @@ impl Snapshots {
 
     /// [`Snapshots::path`], open.
     pub fn open(&self, id: &SnapshotId) -> Result<Root> {
-        let dir = self.core.open_dir("snapshots")?;
-        let root = Root::from_fd(dir.into_fd()).context(|| "opening the snapshots".to_owned())?;
-        let fs = root.walk(&Path::new(id.as_str()).join("fs"), Walk::NoLinks);
-        fs.and_then(Root::from_fd).context(|| format!("opening snapshot {id}"))
+        rows::open_fs(&self.core, id)
     }
 
     /// Notes what layer a snapshot is, once that is known. Its chain id, and those of snapshots above that waited for it,
     /// follow.
     pub fn set_layer(&self, id: &SnapshotId, diff: &DiffId, tar_size: u64) -> Result<()> {
         self.core.db.write(Durability::Cache, |tx| rows::set_layer(tx, id, diff, tar_size))
+    }
+
+    /// As [`Snapshots::set_layer`], with the newest time in the layer, in seconds since 1970.
+    ///
+    /// # Errors
+    /// There is no such snapshot.
+    pub fn set_dated_layer(&self, id: &SnapshotId, diff: &DiffId, tar_size: u64, newest: Option<i64>) -> Result<()> {
+        self.core.db.write(Durability::Cache, |tx| {
+            rows::set_layer(tx, id, diff, tar_size)?;
+            newest.map_or(Ok(()), |newest| rows::set_newest(tx, id, newest))
+        })
     }
 
     /// Notes how long a snapshot took to make.

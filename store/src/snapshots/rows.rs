@@ -1,6 +1,6 @@
 //! The table of snapshots.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rbuild_oci::{ChainId, DiffId};
@@ -8,11 +8,12 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::{DEEPEST, Driver, Snapshot, SnapshotId};
 use crate::db::{self, Durability, nanos};
-use crate::error::{Result, StoreError};
+use crate::error::{Context, Result, StoreError};
 use crate::lease::{Lease, Target};
+use crate::root::{Root, Walk};
 use crate::store::Core;
 
-const COLUMNS: &str = "id, parent, driver, size, diff_id, chain_id, tar_size, created, used, cost, volatile";
+const COLUMNS: &str = "id, parent, driver, size, diff_id, chain_id, tar_size, newest, created, used, cost, volatile";
 
 /// What the database knows of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct SnapshotRow {
     pub chain_id: Option<ChainId>,
     /// Bytes of its uncompressed layer.
     pub tar_size: Option<u64>,
+    /// The newest time of an entry in its layer, in seconds since 1970; known for layers whose tar was made here.
+    pub newest: Option<i64>,
     pub created: SystemTime,
     /// When somebody last asked for it.
     pub used: SystemTime,
@@ -115,6 +118,17 @@ pub(super) fn fs_path(core: &Core, id: &SnapshotId) -> PathBuf {
     core.path.join("snapshots").join(id.as_str()).join("fs")
 }
 
+/// The directory of [`fs_path`], reached without a link on the way.
+pub(super) fn open_fs(core: &Core, id: &SnapshotId) -> Result<Root> {
+    let fs = Root::from_fd(core.open_dir("snapshots")?.into_fd())
+        .and_then(|root| root.walk(&Path::new(id.as_str()).join("fs"), Walk::NoLinks))
+        .and_then(Root::from_fd);
+    match fs {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::NoSnapshot(id.to_string())),
+        fs => fs.context(|| format!("opening snapshot {id}")),
+    }
+}
+
 /// The next id. It is taken when the transaction is committed.
 pub(super) fn next_id(tx: &Transaction<'_>) -> Result<SnapshotId> {
     let number: i64 = tx
@@ -134,6 +148,11 @@ pub(super) fn insert(tx: &Transaction<'_>, id: &SnapshotId, parent: Option<&Snap
             now,
             db::Db::mark(tx)?
         ])?;
+    Ok(())
+}
+
+pub(super) fn set_newest(tx: &Transaction<'_>, id: &SnapshotId, newest: i64) -> Result<()> {
+    tx.prepare_cached("UPDATE snapshots SET newest = ? WHERE id = ?")?.execute(params![newest, id.as_str()])?;
     Ok(())
 }
 
@@ -193,6 +212,7 @@ fn of_row(row: &Row<'_>) -> Result<SnapshotRow> {
         diff_id: digest(row.get("diff_id")?)?.map(DiffId),
         chain_id: digest(row.get("chain_id")?)?.map(ChainId),
         tar_size: row.get::<_, Option<i64>>("tar_size")?.map(i64::unsigned_abs),
+        newest: row.get("newest")?,
         created: db::time(row.get("created")?),
         used: db::time(row.get("used")?),
         cost: row.get::<_, i64>("cost")?.unsigned_abs(),

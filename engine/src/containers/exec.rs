@@ -1,0 +1,65 @@
+//! One more process in a running container.
+
+use std::path::{Path, PathBuf};
+
+use rbuild_runtime::container::{Attached, Attachment, ExecSpec, SeccompChoice};
+use rbuild_runtime::monitor;
+use rbuild_runtime::sandbox::SandboxOptions;
+use rbuild_store::Root;
+
+use super::record::Seen;
+use super::request::ExecRequest;
+use super::start::{runtime, start_error};
+use super::{Containers, process};
+use crate::error::Error;
+
+/// A process that was started in a container.
+#[derive(Debug)]
+pub enum Executed {
+    /// With its streams here; it ends with this process.
+    Attached(Attachment),
+    /// In the care of the container's monitor.
+    Detached,
+}
+
+impl Containers {
+    /// Runs a process in a running container. When this returns its program has been executed.
+    ///
+    /// # Errors
+    /// `Conflict` for a container that does not run; `CommandNotFound` and `NotExecutable` for the program.
+    pub fn exec(&self, seen: &Seen, request: &ExecRequest, detached: bool) -> Result<Executed, Error> {
+        self.running(seen)?;
+        if request.command.is_empty() {
+            return Err(Error::invalid("No exec command specified"));
+        }
+        if let Some(path) = request.working_dir.as_deref().filter(|path| !path.starts_with('/')) {
+            return Err(Error::invalid(format!("the working directory '{path}' is invalid, it needs to be an absolute path")));
+        }
+        let container = &seen.container;
+        let root = Root::open(Path::new(&format!("/proc/{}/root", seen.state.pid))).map_err(Error::internal)?;
+        let host = &container.host;
+        let spec = ExecSpec {
+            id: container.id.clone(),
+            process: process::exec_process(container, &root, request)?,
+            terminal: request.tty.then_some(request.size),
+            stdin: request.stdin,
+            cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
+            seccomp: if host.privileged || host.seccomp_unconfined || request.privileged {
+                SeccompChoice::Unconfined
+            } else {
+                SeccompChoice::Default
+            },
+        };
+        if detached {
+            let answer = monitor::exec_detached(&self.directory(&container.id), spec).map_err(runtime)?;
+            return answer.map(|_| Executed::Detached).map_err(start_error);
+        }
+        let options = SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
+        let mut attachment = monitor::exec(options, &spec, seen.state.pid).map_err(runtime)?;
+        match attachment.next_event().map_err(Error::internal)? {
+            Some(Attached::Started { .. }) => Ok(Executed::Attached(attachment)),
+            Some(Attached::Failed(failure)) => Err(start_error(failure)),
+            _ => Err(Error::internal("the process was not started")),
+        }
+    }
+}

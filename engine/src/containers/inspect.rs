@@ -1,0 +1,264 @@
+//! A container as docker's JSON shows it.
+
+use serde_json::{Map, Value, json};
+
+use super::record::{Container, MountKind, MountPoint, Seen, Status};
+use super::request::{HostSettings, NamespaceMode, NetworkMode};
+use super::Containers;
+use crate::volumes;
+
+/// What docker prints for a time that has not come.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+impl Containers {
+    /// The whole of what `inspect` prints for a container.
+    pub fn inspect(&self, seen: &Seen) -> Value {
+        let Seen { container, state, status } = seen;
+        let args = container.args();
+        let directory = self.directory(&container.id);
+        json!({
+            "Id": container.id,
+            "Created": timestamp(container.created),
+            "Path": args.first().cloned().unwrap_or_default(),
+            "Args": args.get(1..).unwrap_or_default(),
+            "State": {
+                "Status": status.as_str(),
+                "Running": matches!(status, Status::Running | Status::Paused),
+                "Paused": *status == Status::Paused,
+                "Restarting": false,
+                "OOMKilled": state.oom,
+                "Dead": false,
+                "Pid": if matches!(status, Status::Running | Status::Paused) { state.pid } else { 0 },
+                "ExitCode": state.exit_code,
+                "Error": state.error,
+                "StartedAt": state.started.as_deref().unwrap_or(NEVER),
+                "FinishedAt": state.finished.as_deref().unwrap_or(NEVER),
+            },
+            "Image": container.image_id,
+            "ResolvConfPath": directory.join("resolv.conf"),
+            "HostnamePath": directory.join("hostname"),
+            "HostsPath": directory.join("hosts"),
+            "LogPath": directory.join("log"),
+            "Name": format!("/{}", container.name),
+            "RestartCount": 0,
+            "Driver": self.store.driver().to_string(),
+            "Platform": "linux",
+            "MountLabel": "",
+            "ProcessLabel": "",
+            "AppArmorProfile": "",
+            "ExecIDs": Value::Null,
+            "HostConfig": host_config(container),
+            "GraphDriver": { "Name": self.store.driver().to_string(), "Data": Value::Null },
+            "Mounts": container.mounts.iter().map(|m| self.mount(m)).collect::<Vec<_>>(),
+            "Config": config(container),
+            "NetworkSettings": network_settings(seen),
+        })
+    }
+
+    fn mount(&self, mount: &MountPoint) -> Value {
+        let mode = if mount.read_only { "ro" } else { "" };
+        let common = |kind: &str, source: Value, propagation: &str| {
+            json!({
+                "Type": kind,
+                "Source": source,
+                "Destination": mount.destination,
+                "Mode": mode,
+                "RW": !mount.read_only,
+                "Propagation": propagation,
+            })
+        };
+        match &mount.kind {
+            MountKind::Bind { source, propagation, .. } => {
+                common("bind", json!(source), propagation.as_deref().unwrap_or("rprivate"))
+            }
+            MountKind::Volume { name, .. } => {
+                let mut value = common("volume", json!(volumes::path(self.store.root(), name)), "");
+                value["Name"] = json!(name);
+                value["Driver"] = json!("local");
+                value
+            }
+            MountKind::Tmpfs { .. } => common("tmpfs", json!(""), ""),
+        }
+    }
+}
+
+fn timestamp(nanos: i64) -> String {
+    let time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos.into()).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    rbuild_runtime::logs::rfc3339(time)
+}
+
+fn config(container: &Container) -> Value {
+    let config = &container.config;
+    let mut value = json!({
+        "Hostname": container.hostname,
+        "Domainname": container.domainname,
+        "User": config.user,
+        "AttachStdin": container.stdin_once,
+        "AttachStdout": true,
+        "AttachStderr": true,
+        "Tty": container.tty,
+        "OpenStdin": container.stdin,
+        "StdinOnce": container.stdin_once,
+        "Env": config.env,
+        "Cmd": config.cmd,
+        "Image": container.image,
+        "Volumes": if config.volumes.is_empty() { Value::Null } else { json!(config.volumes) },
+        "WorkingDir": config.working_dir,
+        "Entrypoint": config.entrypoint,
+        "OnBuild": Value::Null,
+        "Labels": config.labels,
+    });
+    if !config.exposed_ports.is_empty() {
+        value["ExposedPorts"] = json!(config.exposed_ports);
+    }
+    if !config.stop_signal.is_empty() {
+        value["StopSignal"] = json!(config.stop_signal);
+    }
+    if let Some(timeout) = config.stop_timeout {
+        value["StopTimeout"] = json!(timeout);
+    }
+    if let Some(healthcheck) = &config.healthcheck {
+        value["Healthcheck"] = json!(healthcheck);
+    }
+    value
+}
+
+fn host_config(container: &Container) -> Value {
+    let host = &container.host;
+    let binds: Vec<String> = container
+        .mounts
+        .iter()
+        .filter_map(|mount| {
+            let source = match &mount.kind {
+                MountKind::Bind { source, .. } => source.display().to_string(),
+                MountKind::Volume { name, anonymous: false } => name.clone(),
+                _ => return None,
+            };
+            let mode = if mount.read_only { ":ro" } else { "" };
+            Some(format!("{source}:{}{mode}", mount.destination))
+        })
+        .collect();
+    let tmpfs: Map<String, Value> = container
+        .mounts
+        .iter()
+        .filter_map(|mount| match &mount.kind {
+            MountKind::Tmpfs { options } => Some((mount.destination.clone(), json!(options.join(",")))),
+            _ => None,
+        })
+        .collect();
+    json!({
+        "Binds": if binds.is_empty() { Value::Null } else { json!(binds) },
+        "NetworkMode": network_mode(&host.network),
+        "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+        "AutoRemove": host.auto_remove,
+        "LogConfig": { "Type": "json-file", "Config": {} },
+        "PortBindings": {},
+        "CapAdd": list(&host.cap_add),
+        "CapDrop": list(&host.cap_drop),
+        "Dns": host.dns,
+        "DnsOptions": host.dns_options,
+        "DnsSearch": host.dns_search,
+        "ExtraHosts": list(&host.extra_hosts),
+        "GroupAdd": list(&host.group_add),
+        "IpcMode": namespace_mode(&host.ipc, "private"),
+        "PidMode": namespace_mode(&host.pid, ""),
+        "UTSMode": namespace_mode(&host.uts, ""),
+        "Cgroup": "",
+        "CgroupParent": host.cgroup_parent.as_deref().unwrap_or_default(),
+        "OomScoreAdj": host.oom_score_adj.unwrap_or(0),
+        "Privileged": host.privileged,
+        "ReadonlyRootfs": host.read_only,
+        "SecurityOpt": security_options(host),
+        "Tmpfs": if tmpfs.is_empty() { Value::Null } else { Value::Object(tmpfs) },
+        "ShmSize": host.shm_size.unwrap_or(64 << 20),
+        "Memory": host.memory.unwrap_or(0),
+        "MemorySwap": host.memory.map_or(0, |m| host.memory_swap.unwrap_or(m.saturating_mul(2))),
+        "MemoryReservation": host.memory_reservation.unwrap_or(0),
+        "NanoCpus": host.nano_cpus.unwrap_or(0),
+        "CpuShares": host.cpu_shares.unwrap_or(0),
+        "CpuPeriod": host.cpu_period.unwrap_or(0),
+        "CpuQuota": host.cpu_quota.unwrap_or(0),
+        "CpusetCpus": host.cpuset_cpus.as_deref().unwrap_or_default(),
+        "CpusetMems": host.cpuset_mems.as_deref().unwrap_or_default(),
+        "PidsLimit": host.pids_limit,
+        "Ulimits": host.ulimits.iter().map(|l| json!({"Name": l.name, "Soft": l.soft, "Hard": l.hard})).collect::<Vec<_>>(),
+        "Devices": host.devices.iter().map(|d| json!({
+            "PathOnHost": d.host, "PathInContainer": d.inside, "CgroupPermissions": d.permissions,
+        })).collect::<Vec<_>>(),
+        "Sysctls": host.sysctls,
+    })
+}
+
+fn list(values: &[String]) -> Value {
+    if values.is_empty() { Value::Null } else { json!(values) }
+}
+
+fn security_options(host: &HostSettings) -> Value {
+    let mut options = Vec::new();
+    if host.no_new_privileges {
+        options.push("no-new-privileges");
+    }
+    if host.seccomp_unconfined {
+        options.push("seccomp=unconfined");
+    }
+    if options.is_empty() { Value::Null } else { json!(options) }
+}
+
+pub(super) fn network_mode(mode: &NetworkMode) -> String {
+    match mode {
+        NetworkMode::Bridge => "bridge".into(),
+        NetworkMode::Host => "host".into(),
+        NetworkMode::None => "none".into(),
+        NetworkMode::Container(id) => format!("container:{id}"),
+    }
+}
+
+fn namespace_mode(mode: &NamespaceMode, private: &str) -> String {
+    match mode {
+        NamespaceMode::Private => private.into(),
+        NamespaceMode::Host => "host".into(),
+        NamespaceMode::Container(id) => format!("container:{id}"),
+    }
+}
+
+fn network_settings(seen: &Seen) -> Value {
+    let running = matches!(seen.status, Status::Running | Status::Paused);
+    let endpoint = seen.state.endpoint.as_ref().filter(|_| running);
+    let text = |value: Option<String>| value.unwrap_or_default();
+    let address = text(endpoint.map(|e| e.address.to_string()));
+    let gateway = text(endpoint.map(|e| e.gateway.to_string()));
+    let mac = text(endpoint.map(|e| e.mac.to_string()));
+    let prefix = endpoint.map_or(0, |e| e.subnet.prefix());
+    let mut networks = Map::new();
+    let name = network_mode(&seen.container.host.network);
+    if !name.starts_with("container:") {
+        networks.insert(
+            name,
+            json!({
+                "IPAMConfig": Value::Null,
+                "Links": Value::Null,
+                "Aliases": Value::Null,
+                "MacAddress": mac,
+                "NetworkID": "",
+                "EndpointID": "",
+                "Gateway": gateway,
+                "IPAddress": address,
+                "IPPrefixLen": prefix,
+                "IPv6Gateway": "",
+                "GlobalIPv6Address": "",
+                "GlobalIPv6PrefixLen": 0,
+                "DNSNames": Value::Null,
+            }),
+        );
+    }
+    json!({
+        "Bridge": "",
+        "SandboxKey": if running { format!("/proc/{}/ns/net", seen.state.pid) } else { String::new() },
+        "Ports": {},
+        "Gateway": gateway,
+        "IPAddress": address,
+        "IPPrefixLen": prefix,
+        "MacAddress": mac,
+        "Networks": networks,
+    })
+}

@@ -1,0 +1,294 @@
+//! Stopping, signalling, waiting, removing; and clearing away what killed processes left.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rbuild_runtime::container::{Attached, Attachment, ContainerLock, State, is_locked};
+use rbuild_runtime::sandbox::{CgroupSpec, NativeSandbox, SandboxOptions};
+use rbuild_store::Durability;
+
+use super::record::{self, Container, MountKind, Seen, Status};
+use super::{Containers, create};
+use crate::error::{Error, Kind};
+use crate::volumes;
+
+/// How long a killed container may take to be gone before that is an error.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Seconds between the stop signal and the kill, when nobody says otherwise.
+const STOP_TIMEOUT: i64 = 10;
+
+/// How a container is removed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Removal {
+    /// Kill it first if it runs.
+    pub force: bool,
+    /// Remove its anonymous volumes.
+    pub volumes: bool,
+}
+
+impl Containers {
+    /// Attaches to a running container.
+    ///
+    /// # Errors
+    /// `Conflict` for one that does not run.
+    pub fn attach(&self, container: &Container, stdin: bool) -> Result<Attachment, Error> {
+        let found = Attachment::to(&self.directory(&container.id), stdin, true).map_err(Error::internal)?;
+        found.ok_or_else(|| {
+            Error::new(Kind::Conflict, "You cannot attach to a stopped container, start it first".to_owned())
+        })
+    }
+
+    /// Sends a signal to the container's first process.
+    pub fn kill(&self, container: &Container, signal: i32) -> Result<(), Error> {
+        let attached = Attachment::to(&self.directory(&container.id), false, false).map_err(Error::internal)?;
+        let Some(attached) = attached else {
+            let message = format!("cannot kill container: {}: container {} is not running", container.name, container.id);
+            return Err(Error::new(Kind::Conflict, message));
+        };
+        attached.input().and_then(|mut input| input.signal(signal)).map_err(Error::internal)
+    }
+
+    /// Asks the container to end, and kills it after the timeout (seconds; negative waits for ever; `None` is the
+    /// container's own or ten). Quiet for one that does not run.
+    pub fn stop(&self, container: &Container, signal: Option<i32>, timeout: Option<i64>) -> Result<(), Error> {
+        let attached = Attachment::to(&self.directory(&container.id), false, false).map_err(Error::internal)?;
+        let Some(mut attached) = attached else { return Ok(()) };
+        let mut input = attached.input().map_err(Error::internal)?;
+        let signal = signal.or_else(|| signal_number(&container.config.stop_signal)).unwrap_or(15);
+        let timeout = timeout.or(container.config.stop_timeout).unwrap_or(STOP_TIMEOUT);
+        // A failed write means that it ended meanwhile, which is what is wanted.
+        let _ = input.signal(signal);
+        let patience = u64::try_from(timeout).ok().map(Duration::from_secs);
+        if ended_within(&mut attached, patience)? {
+            return Ok(());
+        }
+        let _ = input.signal(KILL);
+        if ended_within(&mut attached, Some(PATIENCE))? {
+            return Ok(());
+        }
+        Err(Error::internal(format!("container {} does not end although it was killed", container.name)))
+    }
+
+    /// Waits for the end of a container; its exit code.
+    pub fn wait(&self, container: &Container) -> Result<i32, Error> {
+        let directory = self.directory(&container.id);
+        if let Some(mut attached) = Attachment::to(&directory, false, false).map_err(Error::internal)? {
+            while let Some(event) = attached.next_event().map_err(Error::internal)? {
+                if let Attached::Ended(ended) = event {
+                    return Ok(ended.status);
+                }
+            }
+        }
+        Ok(self.see(container.clone()).state.exit_code)
+    }
+
+    /// Removes a container.
+    ///
+    /// # Errors
+    /// `Conflict` for one that runs, unless forced.
+    pub fn remove(&self, container: &Container, removal: Removal) -> Result<(), Error> {
+        let directory = self.directory(&container.id);
+        let mut lock = ContainerLock::try_take(&directory).map_err(|e| self.vanished(container, e))?;
+        if lock.is_none() && removal.force {
+            // Nobody listening means that it is just ending, or being started: then the lock comes, or not, by itself.
+            let _ = self.kill(container, KILL);
+            lock = ContainerLock::take_within(&directory, PATIENCE).map_err(|e| self.vanished(container, e))?;
+        }
+        let Some(_lock) = lock else {
+            let message = format!(
+                "cannot remove container \"/{}\": container is running: stop the container before removing or force remove",
+                container.name
+            );
+            return Err(Error::new(Kind::Conflict, message));
+        };
+        let durability = if container.host.auto_remove { Durability::Cache } else { Durability::Named };
+        self.remove_locked(&container.id, removal.volumes || container.host.auto_remove, durability)
+    }
+
+    /// The directory went away between finding the container and locking it: somebody else removed it.
+    fn vanished(&self, container: &Container, error: std::io::Error) -> Error {
+        match error.kind() {
+            std::io::ErrorKind::NotFound => Error::not_found(format!("No such container: {}", container.name)),
+            _ => Error::internal(error),
+        }
+    }
+
+    /// Removes rows, then files, of a container whose lock the caller holds.
+    pub(super) fn remove_locked(&self, id: &str, anonymous_volumes: bool, durability: Durability) -> Result<(), Error> {
+        let volumes = self.store.db().write(durability, |tx| {
+            let Some(container) = record::by_id(tx, id)? else { return Ok(Vec::new()) };
+            record::delete(tx, id)?;
+            let mut gone = Vec::new();
+            if anonymous_volumes && !container.mounts.is_empty() {
+                let used = volumes::used(&record::all(tx)?);
+                for mount in &container.mounts {
+                    if let MountKind::Volume { name, anonymous: true } = &mount.kind
+                        && !used.contains(name)
+                    {
+                        volumes::delete(tx, name)?;
+                        gone.push(name.clone());
+                    }
+                }
+            }
+            Ok(gone)
+        })?;
+        self.remove_directory(&self.directory(id));
+        for volume in volumes {
+            self.volumes().remove_files(&volume);
+        }
+        Ok(())
+    }
+
+    /// Gives a container another name.
+    pub fn rename(&self, container: &Container, name: &str) -> Result<(), Error> {
+        super::names::check(name)?;
+        let taken = self.store.db().write(Durability::Named, |tx| {
+            if let Some(other) = record::by_name(tx, name)? {
+                return Ok(Some(other.id));
+            }
+            record::update(tx, &Container { name: name.to_owned(), ..container.clone() })?;
+            Ok(None)
+        })?;
+        taken.map_or(Ok(()), |other| Err(create::name_conflict(name, &other)))
+    }
+
+    /// Clears away what killed processes left: containers that ended unseen are marked so (and removed, if they were to
+    /// be), and directories that no container has go. Never fails: what resists is met again.
+    pub fn sweep(&self) {
+        let Ok(all) = self.store.db().read(|tx| Ok(record::all(tx)?)) else { return };
+        for container in &all {
+            let directory = self.directory(&container.id);
+            let state = State::read(&directory);
+            let was_run = state.started.is_some() || !state.error.is_empty();
+            let unseen = state.started.is_some() && state.finished.is_none();
+            if !was_run || !(unseen || container.host.auto_remove) || is_locked(&directory) {
+                continue;
+            }
+            if let Ok(Some(_lock)) = ContainerLock::try_take(&directory) {
+                self.bury(container, unseen);
+            }
+        }
+        let Ok(entries) = fs::read_dir(self.store.root().join("containers")) else { return };
+        for entry in entries.flatten() {
+            let known = entry.file_name().to_str().is_some_and(|name| all.iter().any(|c| c.id == name));
+            if known || is_locked(&entry.path()) {
+                continue;
+            }
+            // Locked first, then asked again: it may have been made after the list was read.
+            let Ok(Some(_lock)) = ContainerLock::try_take(&entry.path()) else { continue };
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let row = self.store.db().read(|tx| Ok(record::by_id(tx, &name)?));
+            if matches!(row, Ok(None)) {
+                self.remove_directory(&entry.path());
+            }
+        }
+    }
+
+    /// Writes down the unseen end of a container whose lock the caller holds, or removes it.
+    fn bury(&self, container: &Container, unseen: bool) {
+        let directory = self.directory(&container.id);
+        if unseen {
+            let options =
+                SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
+            let parent = container.host.cgroup_parent.as_ref().map(std::path::PathBuf::from);
+            let cgroup =
+                NativeSandbox::new(options).and_then(|sandbox| sandbox.cgroup(&CgroupSpec { parent }, &container.id));
+            if let Ok(cgroup) = cgroup {
+                cgroup.kill();
+                cgroup.remove();
+            }
+            let Seen { mut state, .. } = container.clone().see_dead(&directory);
+            state.finished = state.started.clone();
+            if let Err(error) = state.write(&directory) {
+                tracing::warn!(%error, "the end of a container is not written down");
+            }
+        }
+        if container.host.auto_remove
+            && let Err(error) = self.remove_locked(&container.id, true, Durability::Cache)
+        {
+            tracing::warn!(%error, "a container that should be gone is not removed");
+        }
+    }
+
+    /// Refuses a container that does not run, in docker's words.
+    pub(super) fn running(&self, seen: &Seen) -> Result<(), Error> {
+        match seen.status {
+            Status::Running => Ok(()),
+            Status::Paused => {
+                let message = format!("Container {} is paused, unpause the container before exec", seen.container.id);
+                Err(Error::new(Kind::Conflict, message))
+            }
+            _ => Err(Error::new(Kind::Conflict, format!("container {} is not running", seen.container.id))),
+        }
+    }
+}
+
+const KILL: i32 = 9;
+
+/// Whether the end is told of within the time (`None`: for ever), or the other side is gone.
+fn ended_within(attached: &mut Attachment, patience: Option<Duration>) -> Result<bool, Error> {
+    let until = patience.map(|patience| Instant::now() + patience);
+    loop {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        match attached.next_within(left).map_err(Error::internal)? {
+            None => return Ok(false),
+            Some(None | Some(Attached::Ended(_))) => return Ok(true),
+            Some(Some(_)) => {}
+        }
+    }
+}
+
+/// The number of a signal by name (with or without `SIG`) or number.
+pub fn signal_number(text: &str) -> Option<i32> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
+        "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
+        "PWR", "SYS",
+    ];
+    if let Ok(number) = text.parse() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    if let Some(offset) = name.strip_prefix("RTMIN") {
+        let offset: i32 = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
+        return (0..=30).contains(&offset).then_some(34 + offset);
+    }
+    if let Some(offset) = name.strip_prefix("RTMAX") {
+        let offset: i32 = if offset.is_empty() { 0 } else { offset.strip_prefix('-')?.parse().ok()? };
+        return (0..=30).contains(&offset).then_some(64 - offset);
+    }
+    let name = match name {
+        "IOT" => "ABRT",
+        "CLD" => "CHLD",
+        "POLL" => "IO",
+        other => other,
+    };
+    NAMES.iter().position(|known| *known == name).map(|at| at as i32 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::signal_number;
+
+    #[test]
+    fn signals() {
+        for (text, want) in [
+            ("TERM", Some(15)),
+            ("SIGTERM", Some(15)),
+            ("sigusr2", Some(12)),
+            ("9", Some(9)),
+            ("KILL", Some(9)),
+            ("SYS", Some(31)),
+            ("RTMIN+3", Some(37)),
+            ("SIGRTMAX-1", Some(63)),
+            ("0", None),
+            ("65", None),
+            ("NOPE", None),
+            ("", None),
+        ] {
+            assert_eq!(signal_number(text), want, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What a caller asks for when it wants a container: plain data, in docker's notions.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A container to be made.
+#[derive(Debug, Clone, Default)]
+pub struct CreateRequest {
+    /// As the user wrote it: a name, an id or the beginning of one.
+    pub image: String,
+    pub name: Option<String>,
+    /// The program and its arguments, in place of the image's.
+    pub command: Vec<String>,
+    /// In place of the image's; an empty string takes it away.
+    pub entrypoint: Option<Vec<String>>,
+    pub user: Option<String>,
+    pub working_dir: Option<String>,
+    pub hostname: Option<String>,
+    pub domainname: Option<String>,
+    /// `NAME=value`; a bare `NAME` takes the image's away.
+    pub env: Vec<String>,
+    pub labels: BTreeMap<String, String>,
+    pub tty: bool,
+    /// Keep the input open.
+    pub stdin: bool,
+    /// The first one who feeds the input ends it.
+    pub stdin_once: bool,
+    pub stop_signal: Option<String>,
+    pub stop_timeout: Option<i64>,
+    /// Binds, volumes and tmpfs, in the user's order.
+    pub mounts: Vec<MountRequest>,
+    /// Containers whose mounts this one gets too, `NAME[:ro|rw]`.
+    pub volumes_from: Vec<String>,
+    pub host: HostSettings,
+}
+
+/// One thing to be mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountRequest {
+    pub source: MountWish,
+    /// Absolute path inside.
+    pub destination: String,
+    pub read_only: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountWish {
+    /// A path of the host's. Whether a missing one is made as a directory (`-v` does, `--mount` does not).
+    Bind { source: PathBuf, make: bool, propagation: Option<String>, recursive: bool },
+    /// A volume; without a name a new one of this container's own.
+    Volume { name: Option<String>, copy: bool },
+    /// Memory, with the options of `mount`.
+    Tmpfs { options: Vec<String> },
+}
+
+/// How a container stands to its host: what docker calls `HostConfig`. Kept with the container.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct HostSettings {
+    pub auto_remove: bool,
+    pub network: NetworkMode,
+    pub read_only: bool,
+    pub privileged: bool,
+    pub cap_add: Vec<String>,
+    pub cap_drop: Vec<String>,
+    pub no_new_privileges: bool,
+    pub seccomp_unconfined: bool,
+    /// Bytes.
+    pub memory: Option<i64>,
+    /// Bytes of memory and swap; -1 is without limit.
+    pub memory_swap: Option<i64>,
+    pub memory_reservation: Option<i64>,
+    /// Billionths of a processor.
+    pub nano_cpus: Option<i64>,
+    pub cpu_shares: Option<u64>,
+    pub cpu_period: Option<u64>,
+    pub cpu_quota: Option<i64>,
+    pub cpuset_cpus: Option<String>,
+    pub cpuset_mems: Option<String>,
+    pub pids_limit: Option<i64>,
+    pub ulimits: Vec<Ulimit>,
+    /// Bytes of `/dev/shm`.
+    pub shm_size: Option<u64>,
+    /// `NAME:ADDRESS`.
+    pub extra_hosts: Vec<String>,
+    pub dns: Vec<String>,
+    pub dns_search: Vec<String>,
+    pub dns_options: Vec<String>,
+    pub group_add: Vec<String>,
+    pub pid: NamespaceMode,
+    pub ipc: NamespaceMode,
+    pub uts: NamespaceMode,
+    pub cgroup_parent: Option<String>,
+    pub oom_score_adj: Option<i32>,
+    pub devices: Vec<DeviceRequest>,
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// A limit of `setrlimit`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    pub name: String,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// A device of the host's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRequest {
+    pub host: PathBuf,
+    pub inside: PathBuf,
+    /// Of `rwm`.
+    pub permissions: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum NetworkMode {
+    /// The default bridge.
+    #[default]
+    Bridge,
+    Host,
+    None,
+    /// That of another container, by its id.
+    Container(String),
+}
+
+/// Which namespace of a kind a container is in.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum NamespaceMode {
+    /// Its own.
+    #[default]
+    Private,
+    Host,
+    /// That of another container, by its id.
+    Container(String),
+}
+
+/// One more process for a running container.
+#[derive(Debug, Clone, Default)]
+pub struct ExecRequest {
+    pub command: Vec<String>,
+    pub env: Vec<String>,
+    pub user: Option<String>,
+    pub working_dir: Option<String>,
+    pub tty: bool,
+    pub stdin: bool,
+    pub privileged: bool,
+    /// Rows and columns, with `tty`.
+    pub size: (u16, u16),
+}

@@ -1,0 +1,328 @@
+//! Starting a container: network, files, mounts, and a monitor that takes it from there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxDeviceBuilder, LinuxDeviceType, LinuxNamespaceType, Spec};
+use rbuild_runtime::container::{
+    Attached, Attachment, ContainerLock, ContainerNetwork, ContainerSpec, Input, InsideMount, SeccompChoice,
+    StartFailure,
+};
+use rbuild_runtime::monitor::{self, Start};
+use rbuild_runtime::network::{Bridge, Namespace};
+use rbuild_runtime::Error as RuntimeError;
+use rbuild_store::{Store, StoreOptions};
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use super::record::{Container, MountKind, Status};
+use super::request::{NamespaceMode, NetworkMode};
+use super::{Containers, ContainerParts, etc, process};
+use crate::error::{Error, Kind};
+use crate::volumes;
+
+/// How a container is started.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StartRequest {
+    /// Feed its input from here.
+    pub stdin: bool,
+    /// Show its output here.
+    pub output: bool,
+    /// The container may end with this process: no second process is started for it.
+    pub here: bool,
+    /// Rows and columns, for a container with a terminal.
+    pub size: (u16, u16),
+}
+
+/// What a monitor process needs to remove its container after the end.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    root: PathBuf,
+    id: String,
+}
+
+impl Containers {
+    /// Starts a container; `None` when it runs already. When this returns its program has been executed.
+    ///
+    /// # Errors
+    /// `CommandNotFound` and `NotExecutable` for the program; `Conflict` while somebody else starts or removes it.
+    pub fn start(&self, container: &Container, request: &StartRequest) -> Result<Option<Attachment>, Error> {
+        let directory = self.directory(&container.id);
+        let lock = ContainerLock::try_take(&directory).map_err(Error::internal)?;
+        let Some(lock) = lock else {
+            return match self.see(container.clone()).status {
+                Status::Running | Status::Paused => Ok(None),
+                _ => Err(Error::new(Kind::Conflict, format!("container {} is being changed", container.name))),
+            };
+        };
+        let (spec, namespace) = self.prepare(container, request, &directory)?;
+        let note = if container.host.auto_remove {
+            let note = Note { root: self.store.root().to_owned(), id: container.id.clone() };
+            serde_json::to_string(&note).map_err(Error::internal)?
+        } else {
+            String::new()
+        };
+        let start = Start { spec, namespace, lock, stdin: request.stdin, output: request.output, note };
+        let mut attachment = if request.here {
+            let (containers, id) = (self.clone(), container.id.clone());
+            monitor::run_here(start, Box::new(move |_, note| containers.after_end(note, &id)))
+        } else {
+            monitor::spawn(start)
+        }
+        .map_err(runtime)?;
+        match attachment.next_event().map_err(Error::internal)? {
+            Some(Attached::Started { .. }) => Ok(Some(attachment)),
+            Some(Attached::Failed(failure)) => Err(start_error(failure)),
+            _ => Err(Error::internal("the container's monitor ended early")),
+        }
+    }
+
+    /// Removes a container whose monitor is at its end and that was to be removed then.
+    fn after_end(&self, note: &str, id: &str) {
+        if note.is_empty() {
+            return;
+        }
+        if let Err(error) = self.remove_locked(id, true, rbuild_store::Durability::Cache) {
+            tracing::warn!(%error, "the container is not removed");
+        }
+    }
+
+    fn prepare(
+        &self,
+        container: &Container,
+        request: &StartRequest,
+        directory: &Path,
+    ) -> Result<(ContainerSpec, Option<Namespace>), Error> {
+        let host = &container.host;
+        let (network, namespace) = self.network(container)?;
+        let endpoint = namespace.as_ref().and_then(Namespace::endpoint).cloned();
+        let address = endpoint.as_ref().map(|e| IpAddr::V4(e.address));
+        let gateway = endpoint.as_ref().map(|e| IpAddr::V4(e.gateway));
+        let files =
+            etc::write(container, directory, &self.parts.names, address, gateway).map_err(Error::internal)?;
+        let stub_dir = directory.join("stubs");
+        fs::create_dir_all(&stub_dir).map_err(Error::internal)?;
+        let root = self.image_root(container)?;
+        let mut spec = process::spec(container, &root)?;
+        self.join(container, &mut spec)?;
+        devices(container, &mut spec)?;
+        let mounts = self.inside_mounts(container)?;
+        // A place that something of the user's is mounted on is not ours to fill.
+        let theirs: BTreeSet<&Path> = mounts.iter().map(|m| m.destination.as_path()).collect();
+        let own = |place: &str, path: PathBuf| (!theirs.contains(Path::new(place))).then_some(path);
+        let spec = ContainerSpec {
+            id: container.id.clone(),
+            directory: directory.to_owned(),
+            spec,
+            rootfs: self.mounts(container)?,
+            volatile: host.auto_remove,
+            stub_dir,
+            network: match (&network, endpoint) {
+                (ContainerNetwork::Attached(_), endpoint) => ContainerNetwork::Attached(endpoint),
+                (other, _) => other.clone(),
+            },
+            hosts: own("/etc/hosts", files.hosts),
+            hostname: own("/etc/hostname", files.hostname),
+            resolv_conf: own("/etc/resolv.conf", files.resolv_conf),
+            mounts,
+            terminal: container.tty.then_some(request.size),
+            stdin: match (container.stdin, container.stdin_once) {
+                (false, _) => Input::Closed,
+                (true, true) => Input::Once,
+                (true, false) => Input::Open,
+            },
+            cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
+            seccomp: if host.privileged || host.seccomp_unconfined {
+                SeccompChoice::Unconfined
+            } else {
+                SeccompChoice::Default
+            },
+            helper: self.parts.helper.clone(),
+            state_dir: self.parts.state_dir.clone(),
+        };
+        Ok((spec, namespace))
+    }
+
+    fn network(&self, container: &Container) -> Result<(ContainerNetwork, Option<Namespace>), Error> {
+        let failed = |e: rbuild_runtime::network::Error| Error::internal(format!("cannot set up the network: {e}"));
+        Ok(match &container.host.network {
+            NetworkMode::Host => (ContainerNetwork::Host, None),
+            NetworkMode::None => (ContainerNetwork::None, None),
+            NetworkMode::Bridge => {
+                let bridge = Bridge::ensure(&self.parts.bridge).map_err(failed)?;
+                let namespace = Namespace::attached(&bridge, None).map_err(failed)?;
+                (ContainerNetwork::Attached(None), Some(namespace))
+            }
+            NetworkMode::Container(other) => {
+                let path = self.namespace_of(other, "net")?;
+                let fd = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(|e| Error::internal(format!("cannot join the network of container {other}: {e}")))?;
+                (ContainerNetwork::Attached(None), Some(Namespace::from_fd(fd)))
+            }
+        })
+    }
+
+    /// The namespaces of other containers that this one is to be in.
+    fn join(&self, container: &Container, spec: &mut Spec) -> Result<(), Error> {
+        let host = &container.host;
+        for (mode, kind, name) in
+            [(&host.pid, LinuxNamespaceType::Pid, "pid"), (&host.ipc, LinuxNamespaceType::Ipc, "ipc")]
+        {
+            if let NamespaceMode::Container(other) = mode {
+                process::join_namespace(spec, kind, &self.namespace_of(other, name)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn namespace_of(&self, id: &str, name: &str) -> Result<PathBuf, Error> {
+        let seen = self.find(id)?;
+        if seen.status != Status::Running {
+            let message = format!("cannot join the {name} namespace of container {id}: it is not running");
+            return Err(Error::new(Kind::Conflict, message));
+        }
+        Ok(PathBuf::from(format!("/proc/{}/ns/{name}", seen.state.pid)))
+    }
+
+    fn inside_mounts(&self, container: &Container) -> Result<Vec<InsideMount>, Error> {
+        let mut mounts = Vec::new();
+        for point in &container.mounts {
+            let mut options = Vec::new();
+            if point.read_only {
+                options.push("ro".to_owned());
+            }
+            let source = match &point.kind {
+                MountKind::Bind { source, propagation, recursive } => {
+                    options.push(if *recursive { "rbind".to_owned() } else { "bind".to_owned() });
+                    options.extend(propagation.clone());
+                    Some(source.clone())
+                }
+                MountKind::Volume { name, .. } => {
+                    options.push("rbind".to_owned());
+                    Some(volumes::path(self.store.root(), name))
+                }
+                MountKind::Tmpfs { options: given } => {
+                    options.extend(["nosuid".to_owned(), "nodev".to_owned()]);
+                    if !given.iter().any(|option| option == "exec") {
+                        options.push("noexec".to_owned());
+                    }
+                    options.extend(given.iter().filter(|option| *option != "exec").cloned());
+                    None
+                }
+            };
+            mounts.push(InsideMount { source, destination: PathBuf::from(&point.destination), options });
+        }
+        Ok(mounts)
+    }
+}
+
+/// The devices of the host that were asked for, or with `--privileged` all of them.
+fn devices(container: &Container, spec: &mut Spec) -> Result<(), Error> {
+    let mut nodes = Vec::new();
+    let mut rules = Vec::new();
+    for wish in &container.host.devices {
+        let metadata = fs::metadata(&wish.host).map_err(|e| {
+            let shown = wish.host.display();
+            Error::invalid(format!("error gathering device information while adding custom device \"{shown}\": {e}"))
+        })?;
+        let (node, rule) = device(&wish.host, &wish.inside, &metadata, &wish.permissions)?;
+        nodes.push(node);
+        rules.push(rule);
+    }
+    if container.host.privileged {
+        for entry in fs::read_dir("/dev").map_err(Error::internal)?.flatten() {
+            let path = entry.path();
+            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+            let is_device = metadata.file_type().is_char_device() || metadata.file_type().is_block_device();
+            let ours = ["console", "ptmx", "tty", "null", "zero", "full", "random", "urandom"];
+            if is_device && !ours.iter().any(|name| entry.file_name() == *name) {
+                nodes.push(device(&path, &path, &metadata, "rwm")?.0);
+            }
+        }
+    }
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_devices(Some(nodes));
+        if let Some(resources) = linux.resources_mut().as_mut()
+            && !container.host.privileged
+        {
+            let mut all = resources.devices().clone().unwrap_or_default();
+            all.extend(rules);
+            resources.set_devices(Some(all));
+        }
+    }
+    Ok(())
+}
+
+fn device(
+    host: &Path,
+    inside: &Path,
+    metadata: &fs::Metadata,
+    permissions: &str,
+) -> Result<(oci_spec::runtime::LinuxDevice, oci_spec::runtime::LinuxDeviceCgroup), Error> {
+    use std::os::unix::fs::MetadataExt;
+    let kind = match metadata.file_type() {
+        kind if kind.is_char_device() => LinuxDeviceType::C,
+        kind if kind.is_block_device() => LinuxDeviceType::B,
+        _ => return Err(Error::invalid(format!("\"{}\" is not a device node", host.display()))),
+    };
+    let number = (
+        i64::from(rustix::fs::major(metadata.rdev())),
+        i64::from(rustix::fs::minor(metadata.rdev())),
+    );
+    let node = LinuxDeviceBuilder::default()
+        .path(inside)
+        .typ(kind)
+        .major(number.0)
+        .minor(number.1)
+        .file_mode(metadata.mode() & 0o777)
+        .uid(metadata.uid())
+        .gid(metadata.gid())
+        .build()
+        .map_err(Error::internal)?;
+    Ok((node, process::device_rule(kind, Some(number), permissions)?))
+}
+
+pub(super) fn start_error(failure: StartFailure) -> Error {
+    let kind = match failure.exit_code {
+        Some(127) => Kind::CommandNotFound,
+        Some(_) => Kind::NotExecutable,
+        None => Kind::Internal,
+    };
+    Error::new(kind, failure.message)
+}
+
+/// A failure of the sandbox in the engine's terms.
+pub(super) fn runtime(error: RuntimeError) -> Error {
+    match &error {
+        RuntimeError::Exec(failure) if failure.exit_code == 127 => Error::new(Kind::CommandNotFound, error.to_string()),
+        RuntimeError::Exec(_) => Error::new(Kind::NotExecutable, error.to_string()),
+        RuntimeError::Refused(_) => Error::invalid(error.to_string()),
+        RuntimeError::Unsupported(_) => Error::unsupported(error.to_string()),
+        _ => Error::internal(error),
+    }
+}
+
+/// What the program is when it was started as a helper of the engine's, with the status to exit with; `None` in every
+/// other process. Must come first in `main`.
+pub fn helper_main() -> Option<i32> {
+    monitor::monitor_main(Box::new(|_, note| remove_from_monitor(note))).or_else(rbuild_runtime::helper_main)
+}
+
+/// In a monitor process, after the end of a container that is to be removed then.
+fn remove_from_monitor(note: &str) {
+    let Ok(note) = serde_json::from_str::<Note>(note) else { return };
+    let Ok(store) = Store::open(StoreOptions::new(note.root)) else { return };
+    let parts = ContainerParts {
+        helper: PathBuf::new(),
+        state_dir: PathBuf::new(),
+        names: super::HostNames::default(),
+        bridge: rbuild_runtime::network::BridgeOptions::default(),
+    };
+    Containers::new(store, parts).after_end("remove", &note.id);
+}

@@ -1,0 +1,283 @@
+//! The monitor of a container: starts it, owns its streams and log, and writes down how it ended.
+//!
+//! It is either a process of its own ([`spawn`], the same binary executed again), which outlives the command that
+//! started it, or a thread of the command ([`run_here`]) for a container that is to end with the command anyway: without
+//! a second process between the pipes a short container starts and ends faster. Both are the same code and listen on
+//! the container's socket, so attaching, signalling and waiting work alike.
+
+mod session;
+pub(crate) mod wire;
+
+use std::env;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio as ChildStdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{PidfdFlags, pidfd_open, setsid};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::container::{
+    Attached, Attachment, ContainerLock, ContainerNetwork, ContainerSpec, Ended, ExecSpec, Input, StartFailure, State,
+    connect, socket_address,
+};
+use crate::error::{Error, Result};
+use crate::logs::{LogWriter, rfc3339};
+use crate::network::Namespace;
+use crate::passing;
+use crate::sandbox::{NativeSandbox, Sandbox, SandboxOptions, Stdio};
+use session::Session;
+use wire::{Frame, Hello};
+
+/// Argument zero of a monitor.
+const MARKER: &str = "rbuild-monitor";
+
+/// What a starter hands to the monitor.
+#[derive(Debug)]
+pub struct Start {
+    pub spec: ContainerSpec,
+    pub namespace: Option<Namespace>,
+    pub lock: ContainerLock,
+    /// Whether the starter's connection feeds the input, and whether it is told of output.
+    pub stdin: bool,
+    pub output: bool,
+    /// Handed to [`AtEnd`] as it is.
+    pub note: String,
+}
+
+/// What happens after a container's end while its lock is still held: `(directory's id, note of the starter)`.
+pub type AtEnd = Box<dyn FnOnce(&ContainerSpec, &str) + Send>;
+
+/// The form in which a [`Start`] crosses to another process; descriptors go beside it.
+#[derive(Serialize, Deserialize)]
+struct Handed {
+    spec: ContainerSpec,
+    stdin: bool,
+    output: bool,
+    note: String,
+}
+
+/// Starts the container under a monitor process. The attachment's first event says whether it runs.
+pub fn spawn(start: Start) -> Result<Attachment> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| Error::system("make a socket pair", e))?;
+    let program = fs::canonicalize(&start.spec.helper)
+        .map_err(|e| Error::system(format!("find the program {}", start.spec.helper.display()), e))?;
+    let mut child = Command::new(&program)
+        .arg0(MARKER)
+        .env_clear()
+        .current_dir("/")
+        .stdin(ChildStdio::from(OwnedFd::from(theirs)))
+        .stdout(ChildStdio::null())
+        .stderr(ChildStdio::null())
+        .spawn()
+        .map_err(|e| Error::system(format!("execute {}", program.display()), e))?;
+    let mut fds = vec![start.lock.into_fd()];
+    fds.extend(start.namespace.map(Namespace::into_fd));
+    let handed = Handed { spec: start.spec, stdin: start.stdin, output: start.output, note: start.note };
+    let sent =
+        serde_json::to_vec(&handed).map_err(io::Error::from).and_then(|bytes| passing::send(&ours, &bytes, &fds));
+    // A starter that lives longer than the monitor (it is attached) takes its exit status, so that no zombie stays.
+    let reaper = thread::Builder::new().name("monitor".into()).spawn(move || child.wait());
+    sent.map_err(|e| Error::system("talk to the monitor", e))?;
+    reaper.map_err(|e| Error::system("start a thread", e))?;
+    Ok(Attachment::new(ours))
+}
+
+/// Starts the container under a thread of this process: it ends when this process does.
+pub fn run_here(start: Start, at_end: AtEnd) -> Result<Attachment> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| Error::system("make a socket pair", e))?;
+    thread::Builder::new()
+        .name("monitor".into())
+        .spawn(move || monitor(start, theirs, at_end))
+        .map_err(|e| Error::system("start a thread", e))?;
+    Ok(Attachment::new(ours))
+}
+
+/// Becomes a monitor when the program was started as one, and says with which status to exit; `None` in every
+/// other process. Must come first in `main`. `at_end` runs after the container's end.
+pub fn monitor_main(at_end: AtEnd) -> Option<i32> {
+    if env::args_os().next()? != MARKER {
+        return None;
+    }
+    let _ = setsid();
+    Some(i32::from(serve(at_end).is_err()))
+}
+
+fn serve(at_end: AtEnd) -> io::Result<()> {
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    let socket = UnixStream::from(socket);
+    let (bytes, fds) = passing::receive(&socket)?;
+    let handed: Handed = serde_json::from_slice(&bytes)?;
+    let mut fds = fds.into_iter();
+    let lock = fds.next().ok_or(io::ErrorKind::InvalidData)?;
+    let start = Start {
+        namespace: fds.next().map(Namespace::from_fd),
+        lock: ContainerLock::from_fd(lock),
+        spec: handed.spec,
+        stdin: handed.stdin,
+        output: handed.output,
+        note: handed.note,
+    };
+    monitor(start, socket, at_end);
+    Ok(())
+}
+
+/// The whole life of a container.
+fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
+    let Start { spec, namespace, lock, stdin, output, note } = start;
+    let directory = spec.directory.clone();
+    let mut state = State {
+        endpoint: match &spec.network {
+            ContainerNetwork::Attached(endpoint) => endpoint.clone(),
+            _ => None,
+        },
+        ..State::default()
+    };
+    let begun = begin(&spec, namespace);
+    let (session, outputs, listener) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            let failure = StartFailure::from(&error);
+            state.exit_code = failure.exit_code.map_or(128, i32::from);
+            state.error.clone_from(&failure.message);
+            let _ = state.write(&directory);
+            at_end(&spec, &note);
+            drop(lock);
+            let _ = Frame::Failed(failure).send(&mut starter);
+            return;
+        }
+    };
+    state.started = Some(now());
+    state.pid = session.pid();
+    let _ = state.write(&directory);
+    let _ = Frame::Started { pid: session.pid() }.send(&mut starter);
+    session.attach(starter, stdin, output);
+    listen(listener, &session, &spec);
+    let ended = match outputs.pump(&session).map_err(|e| Error::system("start a thread", e)) {
+        Ok(pumps) => session.finish(pumps),
+        Err(error) => Err(error),
+    };
+    let ended = ended.unwrap_or_else(|error| {
+        state.error = error.to_string();
+        Ended { status: 255, oom: false }
+    });
+    state.pid = 0;
+    state.finished = Some(now());
+    state.exit_code = ended.status;
+    state.oom = ended.oom;
+    let _ = state.write(&directory);
+    let _ = fs::remove_file(directory.join("socket"));
+    at_end(&spec, &note);
+    drop(lock);
+    session.tell_end(&ended);
+}
+
+type Begun = (Arc<Session>, session::Outputs, UnixListener);
+
+fn begin(spec: &ContainerSpec, namespace: Option<Namespace>) -> Result<Begun> {
+    let listener = bind(spec)?;
+    let log = LogWriter::open(&spec.directory.join("log")).map_err(|e| Error::system("open the container's log", e))?;
+    let sandbox = NativeSandbox::new(spec.sandbox_options())?;
+    let running = sandbox.start(spec.process_spec(namespace.map(Namespace::into_fd))?)?;
+    let (session, outputs) = Session::new(running, Some(log), spec.stdin)?;
+    Ok((session, outputs, listener))
+}
+
+fn bind(spec: &ContainerSpec) -> Result<UnixListener> {
+    let _ = fs::remove_file(spec.directory.join("socket"));
+    socket_address(&spec.directory)
+        .and_then(|(_directory, address)| UnixListener::bind(address))
+        .map_err(|e| Error::system("make the container's socket", e))
+}
+
+/// Accepts connections until the process is gone. The thread ends with the process it belongs to: a monitor's `main`
+/// returns, and a command that ran the container itself exits.
+fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec) {
+    let session = Arc::downgrade(session);
+    let spec = spec.clone();
+    let accept = move || {
+        for connection in listener.incoming() {
+            let Ok(mut socket) = connection else { return };
+            let Some(session) = session.upgrade() else { return };
+            let _ = socket.set_read_timeout(Some(Duration::from_secs(10)));
+            let hello = Frame::receive(&mut socket);
+            let _ = socket.set_read_timeout(None);
+            match hello {
+                Ok(Some(Frame::Hello(Hello::Attach { stdin, output }))) => session.attach(socket, stdin, output),
+                Ok(Some(Frame::Hello(Hello::Exec(exec)))) => exec_here(&spec, &session, *exec, socket),
+                _ => {}
+            }
+        }
+    };
+    if thread::Builder::new().name("listener".into()).spawn(accept).is_err() {
+        tracing::warn!("nobody can attach to the container");
+    }
+}
+
+/// Runs a process nobody is attached to; it lives in the monitor's care until it or the container ends.
+fn exec_here(spec: &ContainerSpec, session: &Arc<Session>, exec: ExecSpec, mut socket: UnixStream) {
+    let answer = enter(spec.sandbox_options(), &exec, session.pid(), Stdio::Null);
+    let frame = match &answer {
+        Ok(running) => Frame::Started { pid: running.pid() },
+        Err(error) => Frame::Failed(error.into()),
+    };
+    let _ = frame.send(&mut socket);
+    if let Ok(running) = answer {
+        let wait = move || {
+            let _ = running.wait();
+        };
+        let _ = thread::Builder::new().name("exec".into()).spawn(wait);
+    }
+}
+
+fn enter(options: SandboxOptions, exec: &ExecSpec, pid: i32, stdio: Stdio) -> Result<crate::Running> {
+    let gone = || Error::Refused(format!("process {pid} of the container is gone"));
+    let target = rustix::process::Pid::from_raw(pid).ok_or_else(gone)?;
+    let target = pidfd_open(target, PidfdFlags::empty()).map_err(|_| gone())?;
+    NativeSandbox::new(options)?.enter(exec.enter_spec(target, stdio))
+}
+
+/// Runs one more process in a container, with its streams on the attachment; it ends when this process does.
+pub fn exec(options: SandboxOptions, exec: &ExecSpec, pid: i32) -> Result<Attachment> {
+    let stdio = match exec.terminal {
+        Some((rows, columns)) => Stdio::Terminal { rows, columns },
+        None if exec.stdin => Stdio::Pipes,
+        None => Stdio::Output,
+    };
+    let running = enter(options, exec, pid, stdio)?;
+    let (ours, mut theirs) = UnixStream::pair().map_err(|e| Error::system("make a socket pair", e))?;
+    let input = if exec.stdin { Input::Once } else { Input::Closed };
+    let (session, outputs) = Session::new(running, None, input)?;
+    let _ = Frame::Started { pid: session.pid() }.send(&mut theirs);
+    session.attach(theirs, exec.stdin, true);
+    let follow = move || {
+        let ended = outputs.pump(&session).map_err(|e| Error::system("start a thread", e));
+        let ended = ended.and_then(|pumps| session.finish(pumps)).unwrap_or(Ended { status: 255, oom: false });
+        session.tell_end(&ended);
+    };
+    thread::Builder::new().name("exec".into()).spawn(follow).map_err(|e| Error::system("start a thread", e))?;
+    Ok(Attachment::new(ours))
+}
+
+/// Has the container's monitor run a process that nobody is attached to.
+pub fn exec_detached(directory: &std::path::Path, exec: ExecSpec) -> Result<std::result::Result<i32, StartFailure>> {
+    let failed = |e: io::Error| Error::system("talk to the container's monitor", e);
+    let socket = connect(directory, Hello::Exec(Box::new(exec))).map_err(failed)?;
+    match Attachment::new(socket).next_event().map_err(failed)? {
+        Some(Attached::Started { pid }) => Ok(Ok(pid)),
+        Some(Attached::Failed(failure)) => Ok(Err(failure)),
+        _ => Err(Error::Lost("the container ended".to_owned())),
+    }
+}
+
+fn now() -> String {
+    rfc3339(OffsetDateTime::now_utc())
+}
