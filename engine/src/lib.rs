@@ -6,10 +6,13 @@
 //! The engine is made of explicit parts: it reads no environment, prints nothing and starts no async runtime. Dropping
 //! a future cancels what it does.
 
+pub mod containers;
 mod engine;
 pub mod error;
 mod request;
+pub mod volumes;
 
+pub use containers::helper_main;
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
 pub use request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
@@ -20,6 +23,5 @@ pub use rbuild_graph::ops::{ExtraHost, Network, Ulimit};
 pub use rbuild_oci as oci;
 pub use rbuild_registry as registry;
 pub use rbuild_runtime as runtime;
-pub use rbuild_runtime::helper_main;
 pub use rbuild_solver::{Event, EventStream, Events, LogStream, Outcome, StepId, StepKind, Unit};
 pub use rbuild_store as store;

@@ -139,7 +139,7 @@ impl Containers {
             tty: request.tty,
             stdin: request.stdin,
             stdin_once: request.stdin_once,
-            mounts: self.mounts(request, &merged)?,
+            mounts: self.mount_points(request, &merged)?,
             host: request.host.clone(),
             config: merged,
             id,
@@ -168,7 +168,7 @@ impl Containers {
     }
 
     /// The mounts of the request, of the containers it names, and the volumes of the image.
-    fn mounts(&self, request: &CreateRequest, config: &ContainerConfig) -> Result<Vec<MountPoint>, Error> {
+    fn mount_points(&self, request: &CreateRequest, config: &ContainerConfig) -> Result<Vec<MountPoint>, Error> {
         let mut mounts: Vec<MountPoint> = Vec::new();
         let mut places = BTreeSet::new();
         for mount in &request.mounts {

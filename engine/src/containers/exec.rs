@@ -9,7 +9,7 @@ use rbuild_store::Root;
 
 use super::record::Seen;
 use super::request::ExecRequest;
-use super::start::{runtime, start_error};
+use super::start::start_error;
 use super::{Containers, process};
 use crate::error::Error;
 
@@ -51,11 +51,11 @@ impl Containers {
             },
         };
         if detached {
-            let answer = monitor::exec_detached(&self.directory(&container.id), spec).map_err(runtime)?;
+            let answer = monitor::exec_detached(&self.directory(&container.id), spec)?;
             return answer.map(|_| Executed::Detached).map_err(start_error);
         }
         let options = SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
-        let mut attachment = monitor::exec(options, &spec, seen.state.pid).map_err(runtime)?;
+        let mut attachment = monitor::exec(options, &spec, seen.state.pid)?;
         match attachment.next_event().map_err(Error::internal)? {
             Some(Attached::Started { .. }) => Ok(Executed::Attached(attachment)),
             Some(Attached::Failed(failure)) => Err(start_error(failure)),
