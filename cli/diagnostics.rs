@@ -13,14 +13,78 @@
 //! People and scripts know this form from docker, so it is kept rather than a compiler's; what was expected and
 //! what to do about it follow in lines of their own.
 
+use std::io::IsTerminal as _;
 use std::ops::RangeInclusive;
 
-use crate::terminal::clean_line;
+use rbuild_engine::{Diagnostic, Error, FailedStep, Severity, SourceText, Span};
+
+use crate::error::CliError;
+use crate::terminal::{clean, clean_line};
 
 /// Lines of context before and behind the marked ones.
 const AROUND: usize = 2;
 /// A marked block longer than this loses its middle: a heredoc of a thousand lines is no excerpt.
 const MOST_MARKED: usize = 20;
+
+/// A failed build as the user sees it: the end of the step's output, where in the Dockerfile it is, what happened.
+pub fn build_failure(error: &Error) -> CliError {
+    let mut preamble = String::new();
+    if let Some(step) = &error.step {
+        preamble.push_str(&step_log(step, std::io::stderr().is_terminal()));
+    }
+    if let Some(source) = &error.source_text {
+        let mistakes: Vec<&Diagnostic> = error.diagnostics.iter().filter(|d| d.severity == Severity::Error).collect();
+        for mistake in &mistakes {
+            preamble.push_str(&diagnostic(mistake, source, mistakes.len() > 1));
+        }
+        if let Some(span) = error.span.filter(|_| mistakes.is_empty()) {
+            preamble.push_str(&excerpt(&source.name, &source.text, lines_of(span)));
+        }
+    }
+    let message = format!("failed to build: failed to solve: {}", clean(&error.message));
+    CliError { preamble, prefix: "ERROR", hints: error.hints.clone(), ..CliError::new(message) }
+}
+
+/// The warnings of a build that succeeded; empty when there are none.
+pub fn warnings(found: &[Diagnostic]) -> String {
+    if found.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n {} warning{} found:\n", found.len(), if found.len() == 1 { "" } else { "s" });
+    for warning in found {
+        let rule = warning.rule.map(|rule| format!("{rule}: ")).unwrap_or_default();
+        let place = warning.span.map(|span| format!(" (line {})", span.line)).unwrap_or_default();
+        text.push_str(&format!(" - {rule}{}{place}\n", clean_line(&warning.message)));
+    }
+    text
+}
+
+/// One mistake: its excerpt, what was expected, what to try. The message itself when it is one of several;
+/// a single one is told by the last line.
+fn diagnostic(mistake: &Diagnostic, source: &SourceText, with_message: bool) -> String {
+    let mut text = mistake.span.map(|span| excerpt(&source.name, &source.text, lines_of(span))).unwrap_or_default();
+    if with_message {
+        text.push_str(&format!("error: {}\n", clean_line(&mistake.message)));
+    }
+    if let Some(expected) = &mistake.label {
+        text.push_str(&format!("  {}\n", clean_line(expected)));
+    }
+    for hint in &mistake.hints {
+        text.push_str(&format!("  hint: {}\n", clean_line(hint)));
+    }
+    if with_message { text + "\n" } else { text }
+}
+
+fn step_log(step: &FailedStep, cleaned: bool) -> String {
+    let log = String::from_utf8_lossy(&step.log_tail);
+    let log = if cleaned { clean(&log) } else { log };
+    let newline = if log.is_empty() || log.ends_with('\n') { "" } else { "\n" };
+    format!("------\n > {}:\n{log}{newline}------\n", clean_line(&step.name))
+}
+
+fn lines_of(span: Span) -> RangeInclusive<usize> {
+    span.line as usize..=span.end_line as usize
+}
 
 /// The excerpt of `text` around the lines `marked` (from 1), with a final newline.
 pub fn excerpt(name: &str, text: &str, marked: RangeInclusive<usize>) -> String {

@@ -101,6 +101,12 @@ impl std::fmt::Display for CliError {
 
 impl std::error::Error for CliError {}
 
+impl From<rbuild_engine::Error> for CliError {
+    fn from(error: rbuild_engine::Error) -> Self {
+        Self { hints: error.hints, ..Self::new(error.message) }
+    }
+}
+
 impl From<std::io::Error> for CliError {
     fn from(error: std::io::Error) -> Self {
         if error.kind() == std::io::ErrorKind::BrokenPipe {

@@ -4,6 +4,11 @@
 //! lends the engine what the user has (files, environment, terminal), and encodes events and errors.
 //! There is no daemon behind it.
 
+#![allow(
+    unreachable_pub,
+    reason = "nothing of a program can be reached from outside; `pub` says what other modules use"
+)]
+
 mod app;
 mod args;
 mod commands;
@@ -12,8 +17,10 @@ mod error;
 mod format;
 mod progress;
 mod settings;
+mod signals;
 mod terminal;
 mod units;
+mod values;
 
 use std::process::ExitCode;
 
@@ -22,15 +29,14 @@ use args::{Globals, Parsed};
 use error::CliError;
 
 fn main() -> ExitCode {
+    // Sandboxes are set up by this same program, started again: that comes before any thread and any parsing.
+    if let Some(code) = rbuild_engine::helper_main() {
+        return ExitCode::from(u8::try_from(code).unwrap_or(error::exit::FAILURE));
+    }
     match start() {
         Ok(code) => code,
         Err(error) => {
-            let text = error.render();
-            if !text.is_empty() {
-                let mut err = std::io::stderr().lock();
-                // Nobody to tell it to: the exit code still says it.
-                drop(std::io::Write::write_all(&mut err, text.as_bytes()));
-            }
+            terminal::tell(&error.render());
             error.exit_code()
         }
     }

@@ -33,7 +33,6 @@ pub struct DaemonConfig {
     pub registry_mirrors: Vec<String>,
     pub insecure_registries: Vec<String>,
     pub storage_driver: Option<String>,
-    pub bip: Option<String>,
 }
 
 impl Settings {
@@ -91,18 +90,9 @@ impl Settings {
         self.non_empty("SSL_CERT_FILE").map(PathBuf::from)
     }
 
-    /// The proxy variables that a build step sees without their entering the image (S50), as the user has them.
-    pub fn proxies(&self) -> Vec<(String, String)> {
-        const NAMES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
-        let mut found = Vec::new();
-        for name in NAMES {
-            for name in [name.to_owned(), name.to_lowercase()] {
-                if let Some(value) = self.non_empty(&name) {
-                    found.push((name, value.to_owned()));
-                }
-            }
-        }
-        found
+    /// A variable that is known in capitals and in small letters, as the proxy variables are.
+    pub fn either_case(&self, name: &str) -> Option<&str> {
+        self.non_empty(name).or_else(|| self.non_empty(&name.to_lowercase()))
     }
 
     /// The configuration of this root: the file named by `RBUILD_CONFIG`, else `daemon.json` in the root.

@@ -6,6 +6,7 @@
 //! stay as they are.
 
 use std::borrow::Cow;
+use std::io::{IsTerminal as _, Write as _};
 
 /// Text without control characters (C0, DEL, C1) and without the bidirectional overrides that make text read
 /// as what it is not; newline and tab stay. Escape sequences go as a whole, so that no `[31m` litter is left.
@@ -31,6 +32,13 @@ pub fn clean(text: &str) -> Cow<'_, str> {
 /// The same for one line: newlines and tabs become spaces.
 pub fn clean_line(text: &str) -> String {
     clean(text).replace(['\n', '\t'], " ")
+}
+
+/// Writes text to standard error; a terminal gets it cleaned. That nobody reads it is no reason to fail.
+pub fn tell(text: &str) {
+    let mut err = std::io::stderr().lock();
+    let text = if err.is_terminal() { clean(text) } else { Cow::Borrowed(text) };
+    drop(err.write_all(text.as_bytes()));
 }
 
 fn refused(c: char) -> bool {

@@ -3,12 +3,19 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use rbuild_engine::{
+    BuildContext, BuildRequest, BuildResult, DockerfileSource, Events, ExtraHost, Kind, Network, Ulimit,
+};
 use rbuild_oci::{Platform, Reference};
 
 use crate::app::App;
 use crate::args::key_value;
+use crate::commands::DONE;
+use crate::diagnostics;
 use crate::error::CliError;
-use crate::progress::Mode;
+use crate::progress::{self, Mode};
+use crate::signals::Signals;
+use crate::values;
 
 /// Build an image from a Dockerfile
 ///
@@ -51,6 +58,21 @@ pub struct Args {
     /// Network of the RUN steps: default, none or host
     #[arg(long, value_name = "MODE", default_value = "default")]
     network: String,
+    /// Allow the Dockerfile a privilege: network.host
+    #[arg(long, value_name = "PRIVILEGE")]
+    allow: Vec<String>,
+    /// Name for an address in the RUN steps' hosts file; the address 'host-gateway' is this machine
+    #[arg(long = "add-host", value_name = "NAME:ADDRESS", value_parser = values::extra_host)]
+    extra_hosts: Vec<ExtraHost>,
+    /// Size of /dev/shm in RUN steps
+    #[arg(long, value_name = "BYTES", value_parser = values::bytes)]
+    shm_size: Option<u64>,
+    /// Limit for the processes of RUN steps
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", value_parser = values::ulimit)]
+    ulimits: Vec<Ulimit>,
+    /// Parent of the RUN steps' cgroups
+    #[arg(long, value_name = "CGROUP")]
+    cgroup_parent: Option<String>,
     /// How many steps may run at once (default: the number of processors)
     #[arg(long, short, value_name = "N")]
     jobs: Option<std::num::NonZeroUsize>,
@@ -91,8 +113,6 @@ struct Refused(Vec<&'static str>);
 
 /// Name, short name, whether a value follows.
 const REFUSED: &[(&str, Option<char>, bool)] = &[
-    ("add-host", None, true),
-    ("allow", None, true),
     ("annotation", None, true),
     ("attest", None, true),
     ("build-context", None, true),
@@ -102,7 +122,6 @@ const REFUSED: &[(&str, Option<char>, bool)] = &[
     ("call", None, true),
     ("cap-add", None, true),
     ("cap-drop", None, true),
-    ("cgroup-parent", None, true),
     ("check", None, false),
     ("cpu-period", None, true),
     ("cpu-quota", None, true),
@@ -120,10 +139,8 @@ const REFUSED: &[(&str, Option<char>, bool)] = &[
     ("resource", None, true),
     ("secret", None, true),
     ("security-opt", None, true),
-    ("shm-size", None, true),
     ("squash", None, false),
     ("ssh", None, true),
-    ("ulimit", None, true),
 ];
 
 impl clap::Args for Refused {
@@ -167,44 +184,110 @@ impl clap::FromArgMatches for Refused {
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let (request, mode) = prepare(&args, app).map_err(|e| e.with_prefix("ERROR"))?;
-    drop((request, mode));
-    Err(CliError::new("the engine is not part of this program yet"))
+    if let Some(path) = &args.iidfile {
+        // A failed build must not leave the id of an older one behind.
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(cannot_write(path, &e)),
+            _ => {}
+        }
+    }
+    let result = build(request, mode, app).await?;
+    if let Some(path) = &args.iidfile {
+        write_whole(path, &result.image_id.to_string())?;
+    }
+    match mode {
+        Mode::Quiet if args.quiet => app.print(&format!("{}\n", result.image_id))?,
+        Mode::Terminal | Mode::Plain if !result.warnings.is_empty() => {
+            app.tell(diagnostics::warnings(&result.warnings).trim_end())
+        }
+        _ => {}
+    }
+    DONE
+}
+
+/// Builds while progress is shown, until the end or a signal. Dropping the build's future stops all it started.
+async fn build(request: BuildRequest, mode: Mode, app: &App) -> Result<BuildResult, CliError> {
+    let mut signals = Signals::new()?;
+    let engine = app.engine()?;
+    let (events, stream) = Events::channel();
+    let clock = events.clone();
+    let shown = tokio::spawn(progress::follow(stream, mode.renderer(&app.settings)));
+    let result = tokio::select! {
+        result = async { drop((engine, request, events)); Err(rbuild_engine::Error::unsupported("building is not supported yet")) } => result.map_err(|error| match error.kind {
+            Kind::Cancelled => CliError::new("failed to build: canceled").with_prefix("ERROR"),
+            _ => diagnostics::build_failure(&error),
+        }),
+        code = signals.next() => Err(CliError::new("failed to build: canceled").with_prefix("ERROR").with_code(code)),
+    };
+    let now = clock.now();
+    drop(clock);
+    // Steps that were stopped still report their end; a second signal does not wait for them.
+    tokio::select! {
+        renderer = shown => if let Ok(mut renderer) = renderer { renderer.finish(result.is_err(), now) },
+        code = signals.next() => return Err(CliError::silent(code)),
+    }
+    result
 }
 
 /// The request, from validated arguments; nothing is built yet.
-fn prepare(args: &Args, app: &App) -> Result<(Request, Mode), CliError> {
+fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
     if let Some(name) = args.refused.0.first() {
         return Err(CliError::new(format!("--{name} is not supported yet")));
     }
     let mode = Mode::choose(args.quiet, args.progress.as_deref(), &app.settings)?;
-    let request = Request {
-        tags: args.tags.iter().map(|t| tag(t)).collect::<Result<_, _>>()?,
+    let network = network(&args.network)?;
+    let tags = args.tags.iter().map(|t| tag(t)).collect::<Result<_, _>>()?;
+    let platform = platform(&args.platform)?;
+    let epoch = app.settings.non_empty("SOURCE_DATE_EPOCH").map(source_date_epoch).transpose()?;
+    let (context, dockerfile) = source(args)?;
+    let request = BuildRequest {
+        context,
+        dockerfile,
+        tags,
+        target: args.target.clone(),
         build_args: build_args(&args.build_args, |name| app.settings.variable(name).map(str::to_owned)),
         labels: args.labels.iter().map(|l| key_value(l)).map(|(k, v)| (k, v.unwrap_or_default())).collect(),
-        platform: platform(&args.platform)?,
-        source: source(args)?,
+        platform,
+        no_cache: args.no_cache,
+        pull: args.pull,
+        allow_host_network: network == Network::Host || allows_host_network(&args.allow)?,
+        network,
+        jobs: args.jobs.map(std::num::NonZeroUsize::get),
+        extra_hosts: args.extra_hosts.clone(),
+        shm_size: args.shm_size,
+        ulimits: args.ulimits.clone(),
+        cgroup_parent: args.cgroup_parent.clone(),
+        source_date_epoch: epoch,
     };
     Ok((request, mode))
 }
 
-/// Everything the engine needs to know, from outside the engine.
-struct Request {
-    tags: Vec<Reference>,
-    build_args: BTreeMap<String, String>,
-    labels: Vec<(String, String)>,
-    platform: Option<Platform>,
-    source: Source,
+fn network(word: &str) -> Result<Network, CliError> {
+    match word {
+        "default" | "bridge" => Ok(Network::Default),
+        "none" => Ok(Network::None),
+        "host" => Ok(Network::Host),
+        other => {
+            Err(CliError::new(format!("network mode \"{}\" is not supported yet", crate::terminal::clean_line(other)))
+                .with_hint("modes are default, none and host"))
+        }
+    }
 }
 
-/// Where the Dockerfile and the files come from.
-#[derive(Debug)]
-struct Source {
-    /// `None`: an empty context.
-    context: Option<PathBuf>,
-    /// `None`: the usual names in the context. A path is relative to the working directory.
-    dockerfile: Option<PathBuf>,
-    /// The Dockerfile itself, when it came through standard input.
-    text: Option<Vec<u8>>,
+/// A Dockerfile cannot give itself the host's network (`RUN --network=host`): the caller has to say so.
+fn allows_host_network(allowed: &[String]) -> Result<bool, CliError> {
+    let mut words = allowed.iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty());
+    match words.find(|word| *word != "network.host") {
+        Some(other) => {
+            Err(CliError::new(format!("--allow {} is not supported yet", crate::terminal::clean_line(other))))
+        }
+        None => Ok(!allowed.is_empty()),
+    }
+}
+
+/// The build's own time, as the reproducible builds project defines the variable.
+fn source_date_epoch(text: &str) -> Result<i64, CliError> {
+    text.parse().map_err(|_| CliError::new(format!("invalid SOURCE_DATE_EPOCH: {}", crate::terminal::clean_line(text))))
 }
 
 fn tag(text: &str) -> Result<Reference, CliError> {
@@ -240,7 +323,8 @@ fn platform(given: &[String]) -> Result<Option<Platform>, CliError> {
     }
 }
 
-fn source(args: &Args) -> Result<Source, CliError> {
+/// Where the files and the Dockerfile come from. A Dockerfile's path is relative to the working directory.
+fn source(args: &Args) -> Result<(BuildContext, DockerfileSource), CliError> {
     let unable = |why: String| CliError::new(format!("unable to prepare context: {why}"));
     let (context, file) = (args.context.as_str(), args.file.as_deref());
     if context == "-" {
@@ -254,7 +338,7 @@ fn source(args: &Args) -> Result<Source, CliError> {
         if let Some(file) = file {
             return Err(CliError::new(format!("-f {file} needs a build context, and standard input is a Dockerfile")));
         }
-        return Ok(Source { context: None, dockerfile: None, text: Some(text) });
+        return Ok((BuildContext::Empty, DockerfileSource::Text(text)));
     }
     if let Some(kind) = remote(context) {
         return Err(CliError::new(format!(
@@ -274,15 +358,17 @@ fn source(args: &Args) -> Result<Source, CliError> {
     if let Err(e) = std::fs::read_dir(context) {
         return Err(unable(format!("path \"{shown}\": {e}")));
     }
-    let context = Some(PathBuf::from(context));
-    match file {
-        Some("-") => Ok(Source { context, dockerfile: None, text: Some(standard_input()?) }),
+    let dockerfile = match file {
+        Some("-") => DockerfileSource::Text(standard_input()?),
         Some(file) if remote(file).is_some() => {
-            Err(CliError::new(format!("a URL as Dockerfile is not supported yet: {file}")))
+            return Err(CliError::new(format!(
+                "a URL as Dockerfile is not supported yet: {}",
+                crate::terminal::clean_line(file)
+            )));
         }
-        Some(file) => Ok(Source { context, dockerfile: Some(PathBuf::from(file)), text: None }),
-        None => Ok(Source { context, dockerfile: None, text: None }),
-    }
+        file => DockerfileSource::File(file.map(PathBuf::from)),
+    };
+    Ok((BuildContext::Directory(PathBuf::from(context)), dockerfile))
 }
 
 /// What kind of remote place a context names, by its form.
@@ -317,16 +403,19 @@ fn is_archive(bytes: &[u8]) -> bool {
 
 /// Puts `text` into a file that is either not there or complete.
 fn write_whole(path: &Path, text: &str) -> Result<(), CliError> {
-    let failed = |e: std::io::Error| CliError::new(format!("writing {}: {e}", path.display()));
     let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?);
+    name.push(path.file_name().ok_or_else(|| cannot_write(path, &std::io::ErrorKind::InvalidInput.into()))?);
     name.push(format!(".{}", std::process::id()));
     let aside = path.with_file_name(name);
     std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, path)).map_err(|e| {
         // What is left aside is of no use; the write's own error is the one to tell.
         drop(std::fs::remove_file(&aside));
-        failed(e)
+        cannot_write(path, &e)
     })
+}
+
+fn cannot_write(path: &Path, error: &std::io::Error) -> CliError {
+    CliError::new(format!("writing {}: {error}", path.display())).with_prefix("ERROR")
 }
 
 #[cfg(test)]
@@ -401,6 +490,14 @@ mod tests {
         assert!(platform(&["linux/amd64,linux/arm64".into()]).unwrap_err().message.contains("several platforms"));
         assert!(tag("UPPER").unwrap_err().message.starts_with("invalid tag \"UPPER\": "));
         assert_eq!(tag("name").unwrap().familiar(), "name:latest");
+    }
+
+    #[test]
+    fn privileges_are_given_by_name() {
+        assert!(!allows_host_network(&[]).unwrap());
+        assert!(allows_host_network(&["network.host".into()]).unwrap());
+        let error = allows_host_network(&["network.host,security.insecure".into()]).unwrap_err();
+        assert_eq!(error.message, "--allow security.insecure is not supported yet");
     }
 
     #[test]

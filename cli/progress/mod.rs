@@ -1,7 +1,46 @@
 //! Showing a build while it runs. One file per way of showing.
 
+mod json;
+mod lines;
+mod plain;
+mod quiet;
+mod tty;
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant, SystemTime};
+
+pub use rbuild_engine::{Event, EventStream, LogStream, Outcome, StepId, StepKind, Unit};
+
 use crate::error::CliError;
 use crate::settings::Settings;
+
+/// How often a renderer may redraw, and looks for steps that fell silent.
+const TICK: Duration = Duration::from_millis(100);
+
+/// One way of showing events.
+pub trait Renderer: Send {
+    fn event(&mut self, event: &Event);
+    /// Time passes; `now` is on the clock of the events.
+    fn tick(&mut self, now: Duration);
+    /// No more events will come.
+    fn finish(&mut self, failed: bool, now: Duration);
+}
+
+/// Shows events until the stream ends, then gives the renderer back for its ending, which depends on the result.
+pub async fn follow(mut events: EventStream, mut renderer: Box<dyn Renderer>) -> Box<dyn Renderer> {
+    let start = Instant::now();
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(event) => renderer.event(&event),
+                None => return renderer,
+            },
+            _ = ticks.tick() => renderer.tick(start.elapsed()),
+        }
+    }
+}
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +66,20 @@ impl Mode {
             asked.or_else(|| settings.non_empty("BUILDKIT_PROGRESS")),
             console::Term::stderr().is_term(),
         )
+    }
+
+    /// The renderer of this mode; all write to standard error.
+    pub fn renderer(self, settings: &Settings) -> Box<dyn Renderer> {
+        let err = std::io::stderr();
+        match self {
+            Self::Terminal => Box::new(tty::Terminal::new(settings.colour())),
+            Self::Plain => {
+                let is_terminal = err.is_terminal();
+                Box::new(plain::Plain::new(std::io::BufWriter::new(err), is_terminal))
+            }
+            Self::Json => Box::new(json::Json::new(std::io::BufWriter::new(err), SystemTime::now())),
+            Self::Quiet => Box::new(quiet::Quiet),
+        }
     }
 
     fn from_words(quiet: bool, word: Option<&str>, is_terminal: bool) -> Result<Self, CliError> {

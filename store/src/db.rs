@@ -159,9 +159,8 @@ impl Db {
         if !self.read_only {
             // Else each command, being the last to close, would write back the WAL and sync.
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-            connection.execute_batch(&format!(
-                "PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};"
-            ))?;
+            let settings = format!("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};");
+            patiently(&self.path, || Ok(connection.execute_batch(&settings)?))?;
         }
         Ok(connection)
     }

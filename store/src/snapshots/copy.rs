@@ -30,9 +30,8 @@ impl Copy {
         let fs = dir.mkdir(OsStr::new("fs"), 0o755).context(|| "making a writable layer".to_owned())?;
         let Some(parent) = parent else { return Ok(()) };
         rows::chain_below(&self.core, parent)?;
-        let what = || format!("copying snapshot {parent}");
-        let from = Root::open(&rows::fs_path(&self.core, parent)).context(what)?;
-        tree::copy_tree(from.top(), &fs).context(what)
+        let from = rows::open_fs(&self.core, parent)?;
+        tree::copy_tree(from.top(), &fs).context(|| format!("copying snapshot {parent}"))
     }
 }
 

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::db::Durability;
 use crate::error::{Context, Result, StoreError};
 use crate::lease::Lease;
-use crate::root::{Root, Walk};
+use crate::root::Root;
 use crate::store::Core;
 
 pub use active::Active;
@@ -273,10 +273,7 @@ impl Snapshots {
 
     /// [`Snapshots::path`], open.
     pub fn open(&self, id: &SnapshotId) -> Result<Root> {
-        let dir = self.core.open_dir("snapshots")?;
-        let root = Root::from_fd(dir.into_fd()).context(|| "opening the snapshots".to_owned())?;
-        let fs = root.walk(&Path::new(id.as_str()).join("fs"), Walk::NoLinks);
-        fs.and_then(Root::from_fd).context(|| format!("opening snapshot {id}"))
+        rows::open_fs(&self.core, id)
     }
 
     /// Notes what layer a snapshot is, once that is known. Its chain id, and those of snapshots above that waited for it,

@@ -41,8 +41,7 @@ impl Overlay {
         dir.mkdir(OsStr::new("work"), 0o700).context(what)?;
         let fs = dir.mkdir(OsStr::new("fs"), 0o755).context(what)?;
         if let Some(parent) = parent {
-            let above =
-                Root::open(&rows::fs_path(&self.core, parent)).context(|| format!("opening snapshot {parent}"))?;
+            let above = rows::open_fs(&self.core, parent)?;
             copy_root_attributes(above.top(), &fs).context(what)?;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! The table of snapshots.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rbuild_oci::{ChainId, DiffId};
@@ -8,8 +8,9 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::{DEEPEST, Driver, Snapshot, SnapshotId};
 use crate::db::{self, Durability, nanos};
-use crate::error::{Result, StoreError};
+use crate::error::{Context, Result, StoreError};
 use crate::lease::{Lease, Target};
+use crate::root::{Root, Walk};
 use crate::store::Core;
 
 const COLUMNS: &str = "id, parent, driver, size, diff_id, chain_id, tar_size, created, used, cost, volatile";
@@ -113,6 +114,17 @@ pub(super) fn chain_below(core: &Core, parent: &SnapshotId) -> Result<Vec<Snapsh
 
 pub(super) fn fs_path(core: &Core, id: &SnapshotId) -> PathBuf {
     core.path.join("snapshots").join(id.as_str()).join("fs")
+}
+
+/// The directory of [`fs_path`], reached without a link on the way.
+pub(super) fn open_fs(core: &Core, id: &SnapshotId) -> Result<Root> {
+    let fs = Root::from_fd(core.open_dir("snapshots")?.into_fd())
+        .and_then(|root| root.walk(&Path::new(id.as_str()).join("fs"), Walk::NoLinks))
+        .and_then(Root::from_fd);
+    match fs {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(StoreError::NoSnapshot(id.to_string())),
+        fs => fs.context(|| format!("opening snapshot {id}")),
+    }
 }
 
 /// The next id. It is taken when the transaction is committed.

@@ -1,0 +1,107 @@
+//! When a step runs again, and when not.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, SystemTime};
+
+use crate::scene::{Said, Scene};
+
+const DOCKERFILE: &str = "FROM busybox\nCOPY a.txt /a\nCOPY b.txt /b\nRUN cat /a /b > /both\n";
+
+fn project() -> Scene {
+    let scene = Scene::with_busybox();
+    scene.write("a.txt", "a\n");
+    scene.write("b.txt", "b\n");
+    scene.write("Dockerfile", DOCKERFILE);
+    scene
+}
+
+fn build(scene: &Scene) -> Said {
+    scene.rb(&["build", "--network", "none", "-t", "cached", "."]).ok()
+}
+
+/// Which of the three steps came from the cache.
+fn hits(said: &Said) -> [bool; 3] {
+    ["COPY a.txt /a", "COPY b.txt /b", "RUN cat /a /b > /both"].map(|name| said.was_cached(name))
+}
+
+#[test]
+fn a_new_time_keeps_the_cache() {
+    let scene = project();
+    assert_eq!(hits(&build(&scene)), [false; 3]);
+    assert_eq!(hits(&build(&scene)), [true; 3]);
+    let file = std::fs::File::options().write(true).open(scene.work().join("b.txt")).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(86_400)).unwrap();
+    assert_eq!(hits(&build(&scene)), [true; 3]);
+}
+
+#[test]
+fn a_changed_byte_mode_or_owner_misses_where_it_is_copied() {
+    let scene = project();
+    let path = scene.work().join("b.txt");
+    build(&scene);
+    scene.write("b.txt", "c\n");
+    assert_eq!(hits(&build(&scene)), [true, false, false]);
+    assert_eq!(scene.in_image("cached", "cat /both"), "a\nc\n");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(hits(&build(&scene))[..2], [true, false]);
+    std::os::unix::fs::chown(&path, Some(1234), None).unwrap();
+    // COPY gives root everything, so an owner changes nothing that arrives: docker keeps the cache too.
+    let said = build(&scene);
+    assert!(hits(&said)[0], "{said:?}");
+    scene.write("unrelated.txt", "x");
+    assert_eq!(hits(&build(&scene)), [true; 3]);
+}
+
+#[test]
+fn no_cache_runs_everything_and_gives_the_same_image() {
+    let scene = project();
+    scene.write("Dockerfile", "FROM busybox\nCOPY a.txt /a\nRUN touch -d @1000000000 / /a\n");
+    let id = |scene: &Scene| scene.inspect("cached")["Id"].as_str().unwrap().to_owned();
+    build(&scene);
+    let first = id(&scene);
+    let said = scene.rb(&["build", "--no-cache", "--network", "none", "-t", "cached", "."]).ok();
+    assert_eq!(said.cached(), 0, "{said:?}");
+    assert_eq!(id(&scene), first);
+
+    let other = project();
+    other.write("Dockerfile", "FROM busybox\nCOPY a.txt /a\nRUN touch -d @1000000000 / /a\n");
+    let mtime = std::fs::metadata(scene.work().join("a.txt")).unwrap().modified().unwrap();
+    std::fs::File::options().write(true).open(other.work().join("a.txt")).unwrap().set_modified(mtime).unwrap();
+    build(&other);
+    assert_eq!(id(&other), first, "another store, the same image");
+}
+
+/// Two programs that start together do the work once, or at least do not harm each other.
+#[test]
+fn two_builds_at_once_share_their_work() {
+    let scene = project();
+    scene.write("Dockerfile", "FROM busybox\nRUN sleep 1; cat /proc/sys/kernel/random/uuid > /id\n");
+    let start = |tag: &str| {
+        let mut command = scene.command(&["build", "--network", "none", "-t", tag, "."]);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let children = [start("one"), start("two")];
+    for child in children {
+        Said::from(child.wait_with_output().unwrap()).ok();
+    }
+    let id = |image: &str| scene.in_image(image, "cat /id");
+    assert_eq!(id("one"), id("two"), "the step ran once");
+}
+
+#[test]
+fn independent_stages_run_at_the_same_time() {
+    let scene = Scene::with_busybox();
+    let mut text = String::new();
+    for n in 0..6 {
+        text.push_str(&format!("FROM busybox AS s{n}\nRUN sleep 1; echo {n} > /f\n"));
+    }
+    text.push_str("FROM busybox\n");
+    for n in 0..6 {
+        text.push_str(&format!("COPY --from=s{n} /f /f{n}\n"));
+    }
+    scene.write("Dockerfile", text);
+    let start = std::time::Instant::now();
+    scene.rb(&["build", "--network", "none", "--jobs", "6", "-t", "wide", "."]).ok();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?} for six steps of a second", start.elapsed());
+    assert_eq!(scene.in_image("wide", "cat /f?"), "0\n1\n2\n3\n4\n5\n");
+}

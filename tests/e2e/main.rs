@@ -1,0 +1,12 @@
+//! End-to-end tests: the real program, a state directory of its own for each test, nothing of the host's engines.
+//!
+//! One binary for all files, so that it links once. What a test needs from outside is the static busybox of the
+//! host, for a base image; registries are in memory, on the loopback interface.
+
+mod bad_input;
+mod build;
+mod caching;
+mod interrupt;
+mod run;
+mod scene;
+mod usage;

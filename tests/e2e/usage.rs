@@ -1,0 +1,57 @@
+//! The command line itself: help, version, wrong use.
+
+use crate::scene::Scene;
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    let scene = Scene::new();
+    assert!(scene.rb(&["--version"]).ok().out.starts_with("rbuild version "));
+    assert!(scene.rb(&["--help"]).ok().out.contains("build"));
+    let help = scene.rb(&["build", "--help"]).ok().out;
+    for option in
+        ["--tag", "--file", "--target", "--build-arg", "--label", "--no-cache", "--pull", "--iidfile", "--progress"]
+    {
+        assert!(help.contains(option), "{option}: {help}");
+    }
+    assert_eq!(scene.rb(&["version", "--format", "{{.Client.Os}}"]).ok().out, "linux\n");
+    assert!(!scene.root().exists(), "asking for help makes no state directory");
+}
+
+#[test]
+fn wrong_use_is_named() {
+    let scene = Scene::new();
+    for (line, words) in [
+        (&["no-such-command"][..], &["'no-such-command' is not a rbuild command", "rbuild --help"][..]),
+        (&["biuld", "."], &["Did you mean this?", "\tbuild"]),
+        (&["build", "--no-such-flag", "."], &["unknown flag: --no-such-flag"]),
+        (&["build", "-X", "."], &["unknown shorthand flag: 'X' in -X"]),
+        (&["build"], &["\"rbuild build\" requires exactly 1 argument."]),
+        (&["build", "a", "b"], &["\"rbuild build\" requires exactly 1 argument."]),
+        (&["build", "--secret", "id=x", "."], &["--secret is not supported yet"]),
+        (&["build", "-o", "out", "."], &["--output is not supported yet"]),
+        (&["build", "--progress", "fancy", "."], &["invalid progress mode fancy"]),
+        (&["build", "-t", "UPPER", "."], &["invalid tag \"UPPER\""]),
+        (&["build", "--platform", "linux/amd64,linux/arm64", "."], &["several platforms"]),
+    ] {
+        scene.rb(line).refused(1, words);
+    }
+    scene.rb(&["run"]).refused(125, &["\"rbuild run\" requires at least 1 argument."]);
+    scene.rb(&["run", "--no-such-flag", "x"]).refused(125, &["unknown flag: --no-such-flag"]);
+}
+
+#[test]
+fn completion_knows_the_commands() {
+    let scene = Scene::new();
+    let script = scene.rb(&["completion", "bash"]).ok().out;
+    assert!(script.contains("complete -F _rbuild") && script.contains("--build-arg"), "{script}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_crash() {
+    let scene = Scene::new();
+    let mut command = scene.command(&["--help"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"), "{output:?}");
+}
