@@ -1,17 +1,18 @@
 //! What every command is given: settings, printers and, when it asks, the engine.
 
-use std::cell::OnceCell;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use rbuild_engine::registry::{ClientOptions, Credentials, Mirrors, Proxies, Roots};
+use rbuild_engine::images::Images;
+use rbuild_engine::registry::{Client, ClientOptions, Mirrors, Proxies, Roots};
 use rbuild_engine::runtime::network::BridgeOptions;
 use rbuild_engine::{Engine, EngineOptions};
 
 use crate::args::Globals;
+use crate::credentials::CredentialStore;
 use crate::error::CliError;
-use crate::settings::Settings;
+use crate::settings::{DaemonConfig, Settings};
 use crate::terminal::{clean, tell};
 
 /// The bundles of certificates that distributions keep, the first that is there.
@@ -21,14 +22,14 @@ const BUNDLES: [&str; 3] =
 /// One invocation of the program.
 pub struct App {
     pub settings: Settings,
-    engine: OnceCell<Engine>,
+    engine: OnceLock<Engine>,
 }
 
 impl App {
     /// # Errors
     /// No place for the state directory.
     pub fn new(globals: &Globals) -> Result<Self, CliError> {
-        Ok(Self { settings: Settings::from_environment(globals)?, engine: OnceCell::new() })
+        Ok(Self { settings: Settings::from_environment(globals)?, engine: OnceLock::new() })
     }
 
     /// The engine on the state directory, opened when the first caller asks.
@@ -43,15 +44,51 @@ impl App {
         Ok(self.engine.get_or_init(|| engine))
     }
 
+    /// The images of the engine.
+    ///
+    /// # Errors
+    /// As [`App::engine`].
+    pub fn images(&self) -> Result<Images, CliError> {
+        Ok(self.engine()?.images()?)
+    }
+
     fn engine_options(&self) -> Result<EngineOptions, CliError> {
         let config = self.settings.daemon_config()?;
-        let driver = self.settings.storage_driver.clone().or(config.storage_driver);
+        let driver = self.settings.storage_driver.clone().or(config.storage_driver.clone());
         let driver = driver.map(|name| name.parse()).transpose().map_err(|e| CliError::new(format!("{e}")))?;
+        Ok(EngineOptions {
+            root: self.settings.root.clone(),
+            driver,
+            helper: PathBuf::from("/proc/self/exe"),
+            // A host without the file has no resolver, and neither have its containers.
+            resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            registry: self.client_options(&config)?,
+            bridge: BridgeOptions::default(),
+        })
+    }
+
+    /// A client for registries that needs no state directory.
+    ///
+    /// # Errors
+    /// The settings make no client.
+    pub fn registry_client(&self) -> Result<Client, CliError> {
+        let options = self.client_options(&self.settings.daemon_config()?)?;
+        Client::new(options).map_err(|e| CliError::new(e.to_string()))
+    }
+
+    /// Docker's credentials, or podman's where docker has none.
+    pub fn credentials(&self) -> CredentialStore {
+        let fallback = self.settings.non_empty("REGISTRY_AUTH_FILE").map(PathBuf::from);
+        CredentialStore::new(self.settings.docker_config.clone(), fallback)
+    }
+
+    fn client_options(&self, config: &DaemonConfig) -> Result<ClientOptions, CliError> {
         let mirrors = Mirrors::new(&config.registry_mirrors, &config.insecure_registries);
         let variable = |name: &str| self.settings.either_case(name).map(str::to_owned);
-        let registry = ClientOptions {
+        let credentials = self.credentials();
+        Ok(ClientOptions {
             mirrors: mirrors.map_err(|e| CliError::new(e.to_string()))?,
-            credentials: Arc::new(credentials),
+            credentials: Arc::new(move |host: &str| credentials.get(host)),
             roots: roots(self.settings.certificates())?,
             proxies: Proxies {
                 http: variable("HTTP_PROXY"),
@@ -59,15 +96,6 @@ impl App {
                 no_proxy: variable("NO_PROXY").unwrap_or_default(),
             },
             ..ClientOptions::default()
-        };
-        Ok(EngineOptions {
-            root: self.settings.root.clone(),
-            driver,
-            helper: PathBuf::from("/proc/self/exe"),
-            // A host without the file has no resolver, and neither have its containers.
-            resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-            registry,
-            bridge: BridgeOptions::default(),
         })
     }
 
@@ -107,16 +135,4 @@ fn roots(named: Option<PathBuf>) -> Result<Roots, CliError> {
         return read.map(Roots::Pem).map_err(|e| CliError::new(format!("SSL_CERT_FILE {}: {e}", path.display())));
     }
     Ok(BUNDLES.iter().find_map(|path| std::fs::read(path).ok()).map_or(Roots::BuiltIn, Roots::Pem))
-}
-
-/// What docker's configuration knows about a registry: its own entries, and the helper programs it names.
-fn credentials(host: &str) -> Result<Credentials, String> {
-    use docker_credential::{CredentialRetrievalError as E, DockerCredential};
-    let key = if host == "docker.io" { "https://index.docker.io/v1/" } else { host };
-    match docker_credential::get_credential(key) {
-        Ok(DockerCredential::UsernamePassword(username, password)) => Ok(Credentials::Password { username, password }),
-        Ok(DockerCredential::IdentityToken(token)) => Ok(Credentials::IdentityToken(token)),
-        Err(E::NoCredentialConfigured | E::ConfigNotFound) => Ok(Credentials::Anonymous),
-        Err(error) => Err(error.to_string()),
-    }
 }

@@ -208,8 +208,12 @@ fn from_auths(config: &Map<String, Value>, registry: &str, path: &Path) -> Resul
     let Some(auth) = text("auth") else { return Ok(None) };
     let decoded = decode(auth).and_then(|bytes| String::from_utf8(bytes).ok());
     let decoded = decoded.ok_or_else(|| format!("{}: invalid auth configuration file for {key}", path.display()))?;
-    let (username, password) = decoded.split_once(':').ok_or_else(|| format!("{}: auth of {key} holds no password", path.display()))?;
-    Ok(Some(Credentials::Password { username: username.to_owned(), password: password.trim_end_matches('\0').to_owned() }))
+    let (username, password) =
+        decoded.split_once(':').ok_or_else(|| format!("{}: auth of {key} holds no password", path.display()))?;
+    Ok(Some(Credentials::Password {
+        username: username.to_owned(),
+        password: password.trim_end_matches('\0').to_owned(),
+    }))
 }
 
 /// The helper that answers for a registry: its own, else the one for all.
@@ -237,7 +241,8 @@ fn from_helper(helper: &str, key: &str) -> Result<Credentials, String> {
         username: String,
         secret: String,
     }
-    let answer: Answer = serde_json::from_slice(&answer).map_err(|_| format!("docker-credential-{helper}: the answer is not understood"))?;
+    let answer: Answer = serde_json::from_slice(&answer)
+        .map_err(|_| format!("docker-credential-{helper}: the answer is not understood"))?;
     Ok(match (answer.username.as_str(), answer.secret) {
         (_, secret) if secret.is_empty() => Credentials::Anonymous,
         (TOKEN_USER, token) => Credentials::IdentityToken(token),

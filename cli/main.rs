@@ -12,6 +12,7 @@
 mod app;
 mod args;
 mod commands;
+mod credentials;
 mod diagnostics;
 mod error;
 mod format;

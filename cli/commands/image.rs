@@ -15,6 +15,21 @@ commands! {
     /// What stands after `rbuild image`.
     ImageCommand {
         Build(build),
+        History(history),
+        Import(import),
+        Inspect(image_inspect),
+        Load(load),
+        /// List images
+        #[command(visible_alias = "list")]
+        Ls(images),
+        Prune(image_prune),
+        Pull(pull),
+        Push(push),
+        /// Remove one or more images
+        #[command(visible_alias = "remove")]
+        Rm(rmi),
+        Save(save),
+        Tag(tag),
     }
 }
 

@@ -119,6 +119,6 @@ impl Quiet {
 
 impl Drop for Quiet {
     fn drop(&mut self) {
-        drop(tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0));
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
     }
 }

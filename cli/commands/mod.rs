@@ -6,10 +6,26 @@
 mod build;
 mod builder;
 mod completion;
+mod history;
 mod image;
+mod image_inspect;
+mod image_prune;
+mod images;
+mod import;
+mod inspect;
+mod load;
+mod login;
+mod logout;
+mod pull;
+mod push;
+mod rmi;
+mod save;
+mod tag;
 mod version;
 
 use std::process::ExitCode;
+
+use rbuild_engine::oci::Reference;
 
 use crate::error::CliError;
 
@@ -43,9 +59,31 @@ commands! {
         Build(build),
         Builder(builder),
         Completion(completion),
+        History(history),
         Image(image),
+        Images(images),
+        Import(import),
+        Inspect(inspect),
+        Load(load),
+        Login(login),
+        Logout(logout),
+        Pull(pull),
+        Push(push),
+        Rmi(rmi),
+        Save(save),
+        Tag(tag),
         Version(version),
     }
+}
+
+/// A name that somebody wrote, with the tag `latest` where it has neither tag nor digest.
+pub(crate) fn reference(text: &str) -> Result<Reference, CliError> {
+    Reference::parse(text).map_err(|e| CliError::new(crate::terminal::clean_line(&e.to_string())))
+}
+
+/// A name that somebody wrote, as it is.
+pub(crate) fn reference_untagged(text: &str) -> Result<Reference, CliError> {
+    Reference::parse_untagged(text).map_err(|e| CliError::new(crate::terminal::clean_line(&e.to_string())))
 }
 
 /// Success, for commands that have nothing else to say.

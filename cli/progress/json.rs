@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use rbuild_oci::Digest;
 use serde::Serialize;
 
@@ -150,7 +152,12 @@ impl<W: Write> Json<W> {
             }
             Event::Log { id, stream, bytes, at } => {
                 let stream = if matches!(stream, LogStream::Stdout) { 1 } else { 2 };
-                let log = Log { vertex: self.name(*id), stream, data: base64(bytes), timestamp: self.time(*at) };
+                let log = Log {
+                    vertex: self.name(*id),
+                    stream,
+                    data: BASE64_STANDARD.encode(bytes),
+                    timestamp: self.time(*at),
+                };
                 Line { logs: vec![log], ..Line::default() }
             }
             Event::Progress { id, item, current, total, done, .. } => {
@@ -175,7 +182,7 @@ impl<W: Write> Json<W> {
                 let warning = Warning {
                     vertex: id.map(|id| self.name(id)),
                     level: 1,
-                    short: base64(message.as_bytes()),
+                    short: BASE64_STANDARD.encode(message),
                     url: url.clone(),
                     range: range.into_iter().collect(),
                 };
@@ -207,33 +214,10 @@ impl<W: Write + Send> Renderer for Json<W> {
     }
 }
 
-/// Standard base64 with padding; too little to bring a crate for.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let group = chunk.iter().fold(0u32, |group, b| group << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
-        for n in 0..4 {
-            let sextet = (group >> (18 - 6 * n) & 63) as usize;
-            text.push(if n <= chunk.len() { char::from(ALPHABET[sextet]) } else { '=' });
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::progress::StepKind;
-
-    #[test]
-    fn base64_of_the_rfc() {
-        for (given, want) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")]
-        {
-            assert_eq!(base64(given.as_bytes()), want);
-        }
-    }
 
     #[test]
     fn a_step_in_lines() {

@@ -3,13 +3,19 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use rbuild_executor::Value;
 use rbuild_registry::{Client, ClientOptions};
 use rbuild_runtime::network::{BridgeOptions, Pool};
 use rbuild_runtime::{NativeSandbox, Sandbox, SandboxOptions};
+use rbuild_solver::Solver;
 use rbuild_store::{Driver, Store, StoreOptions};
 
 use crate::error::{Error, Kind};
+use crate::stored::ValueCodec;
 
+/// Operations that run at the same time unless the caller says otherwise. Steps mostly wait (for a network, a disk, a
+/// `sleep`), and a step that computes is the scheduler's business; so this only bounds memory and descriptors.
+const JOBS: usize = 64;
 /// Network namespaces made ahead while a build runs.
 const READY_NAMESPACES: usize = 2;
 
@@ -37,6 +43,7 @@ pub struct Engine {
 struct Parts {
     store: Store,
     options: EngineOptions,
+    solver: OnceLock<Solver<Value>>,
     sandbox: OnceLock<Arc<dyn Sandbox>>,
     registry: OnceLock<Client>,
     networks: Pool,
@@ -51,7 +58,14 @@ impl Engine {
     pub fn open(options: EngineOptions) -> Result<Engine, Error> {
         let store = Store::open(StoreOptions { driver: options.driver, ..StoreOptions::new(options.root.clone()) })?;
         let networks = Pool::new(options.bridge.clone(), READY_NAMESPACES);
-        let parts = Parts { store, options, sandbox: OnceLock::new(), registry: OnceLock::new(), networks };
+        let parts = Parts {
+            store,
+            options,
+            solver: OnceLock::new(),
+            sandbox: OnceLock::new(),
+            registry: OnceLock::new(),
+            networks,
+        };
         Ok(Engine { parts: Arc::new(parts) })
     }
 
@@ -95,6 +109,26 @@ impl Engine {
         self.parts.options.bridge.gateway.map_or_else(|| "172.17.0.1".to_owned(), |gateway| gateway.to_string())
     }
 
+    /// The solver that all builds of this process share.
+    pub(crate) fn solver(&self, jobs: Option<usize>) -> Result<Solver<Value>, Error> {
+        if let Some(jobs) = jobs {
+            return self.new_solver(jobs);
+        }
+        if let Some(solver) = self.parts.solver.get() {
+            return Ok(solver.clone());
+        }
+        let made = self.new_solver(JOBS)?;
+        Ok(self.parts.solver.get_or_init(|| made).clone())
+    }
+
+    fn new_solver(&self, jobs: usize) -> Result<Solver<Value>, Error> {
+        let store = self.parts.store.clone();
+        // What is found in the cache, and claimed there, is held as long as the solver lives.
+        let lease = store.lease("cache")?;
+        let codec = ValueCodec::new(store.clone(), lease.clone());
+        Ok(Solver::new(Arc::new(rbuild_cache::LocalCache::new(store, lease, codec)), jobs))
+    }
+
     /// Network namespaces on the default bridge.
     pub fn networks(&self) -> &Pool {
         &self.parts.networks
@@ -106,7 +140,8 @@ impl From<rbuild_store::StoreError> for Error {
         use rbuild_store::StoreError as S;
         let kind = match &error {
             S::NoImage(_) | S::NoPlatform { .. } => Kind::NotFound,
-            S::Invalid { .. } | S::Limit { .. } => Kind::Invalid,
+            S::ImageInUse { .. } => Kind::Conflict,
+            S::Invalid { .. } | S::Limit { .. } | S::AmbiguousImage(_) => Kind::Invalid,
             _ => Kind::Internal,
         };
         Error::new(kind, error.to_string())
@@ -115,7 +150,15 @@ impl From<rbuild_store::StoreError> for Error {
 
 impl From<rbuild_registry::Error> for Error {
     fn from(error: rbuild_registry::Error) -> Error {
-        Error::new(Kind::Unavailable, error.to_string())
+        use rbuild_registry::Error as R;
+        let kind = match &error {
+            R::PullDenied { .. } | R::NoCredentials { .. } | R::Unauthorized { .. } | R::Denied { .. } => Kind::Denied,
+            R::ManifestNotFound { .. } | R::RepositoryNotFound { .. } | R::NoPlatform { .. } => Kind::NotFound,
+            R::Document { .. } | R::Options(_) | R::Oci(_) => Kind::Invalid,
+            R::Store(_) => Kind::Internal,
+            _ => Kind::Unavailable,
+        };
+        Error::new(kind, error.to_string())
     }
 }
 

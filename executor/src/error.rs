@@ -40,6 +40,8 @@ pub enum ExecutorError {
     Invalid(String),
     #[error("{what} is not supported yet")]
     Unsupported { what: String },
+    #[error("cannot fetch {url}: {message}")]
+    Web { url: String, message: String },
     #[error("{reference}: {message}")]
     Image { reference: String, message: String },
     #[error(transparent)]

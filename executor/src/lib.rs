@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use rbuild_graph::Vertex;
 use rbuild_graph::ops::{FileOp, Network, Op, SourceOp};
+use rbuild_registry::Client;
 use rbuild_runtime::Sandbox;
 use rbuild_runtime::network::Pool;
 use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
@@ -35,6 +36,8 @@ pub struct Executor {
     pub networks: Pool,
     pub session: Arc<dyn Session>,
     pub images: Arc<dyn Images>,
+    /// What fetches files from the web.
+    pub web: Client,
     pub logs: Arc<dyn StepLogs>,
     pub settings: ExecSettings,
 }
@@ -84,12 +87,12 @@ impl Executor {
             Op::Source(SourceOp::Context(source)) => {
                 Ok(Arc::new(ops::source::ContextRun { executor, source: source.clone() }))
             }
-            Op::Source(SourceOp::Http(_)) => unsupported("ADD from a URL"),
+            Op::Source(SourceOp::Http(source)) => Ok(Arc::new(ops::http::HttpRun::new(executor, source.clone()))),
             Op::Source(SourceOp::Git(_)) => unsupported("ADD from a git repository"),
             Op::Source(_) => unsupported("this kind of source"),
             Op::Exec(op) => Ok(Arc::new(ops::exec::ExecRun { executor, op: op.clone() })),
             Op::File(op) => self.file_operation(op),
-            Op::Merge(_) => unsupported("merging file trees (COPY --link)"),
+            Op::Merge(op) => Ok(Arc::new(ops::merge::MergeRun { executor, op: op.clone() })),
             Op::Diff(_) => unsupported("taking file trees from each other"),
             _ => unsupported("this kind of operation"),
         }

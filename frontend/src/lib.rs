@@ -12,10 +12,16 @@
 mod diagnostic;
 mod facts;
 pub mod ignore;
+mod instructions;
+mod lower;
 mod options;
+mod stages;
+mod syntax;
 
 pub use rbuild_graph::pattern as glob;
 
 pub use diagnostic::{Diagnostic, Severity, nearest};
 pub use facts::{FactRequest, Facts, ImageFact};
+pub use lower::lower;
 pub use options::{BaseImage, HistoryStep, LowerOptions, Lowered, NamedContext, Outcome};
+pub use stages::{Dockerfile, Stage, parse};

@@ -54,7 +54,7 @@ impl Default for ClientOptions {
 /// A client for any number of registries. Cheap to clone; clones share connections and tokens.
 #[derive(Clone)]
 pub struct Client {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 impl fmt::Debug for Client {
@@ -63,8 +63,8 @@ impl fmt::Debug for Client {
     }
 }
 
-struct Inner {
-    transport: Transport,
+pub(crate) struct Inner {
+    pub(crate) transport: Transport,
     authorizer: Authorizer,
     mirrors: Mirrors,
     parallel: usize,

@@ -8,6 +8,7 @@
 //! * [`auth`] answers challenges. A credential is shown to the origin it was stored for and to nobody else.
 //! * [`transport`] sends one request: redirects, retries and bounds live there and nowhere else.
 //! * [`download`] is a blob's body that survives cuts.
+//! * `web` fetches plain files (`ADD https://…`).
 //! * [`memory`] is a strict registry in memory, on loopback, for tests of this crate and of its users.
 //!
 //! The crate reads no environment and no files: certificates, proxies, mirrors and credentials come in
@@ -26,6 +27,7 @@ mod text;
 mod tls;
 mod transport;
 mod upload;
+mod web;
 
 pub use auth::{CredentialSource, Credentials, anonymous};
 pub use client::{Client, ClientOptions, Fetched, Resolved};
@@ -37,3 +39,4 @@ pub use source::{Progress, ProgressSink, Pulled, Stage, choose};
 pub use text::clean;
 pub use tls::Roots;
 pub use transport::{Proxies, Retry};
+pub use web::WebFile;

@@ -60,7 +60,7 @@ pub struct Proxies {
 }
 
 /// No bytes for this long is a dead peer.
-const IDLE: Duration = Duration::from_secs(50);
+pub(crate) const IDLE: Duration = Duration::from_secs(50);
 const SILENT: &str = "the peer is silent";
 const CONNECT: Duration = Duration::from_secs(10);
 /// Failed connects are tried this often: refused and unresolvable show within seconds.

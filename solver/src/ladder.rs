@@ -15,7 +15,7 @@
 //! name may differ (content, other names of a source), and work goes backwards only from what is missing.
 //!
 //! **Tasks.** A question is polled once where it is asked, and becomes a task only if it has to wait. It is asked after
-//! the questions it will ask itself, or steps aside first ([`leave`]), so nothing is polled inside its parent (rule 4): a
+//! the questions it will ask itself, or steps aside first ([`leave`](crate::launch::leave)), so nothing is polled inside its parent (rule 4): a
 //! chain of 50,000 nests no deeper than one of three.
 //!
 //! **Starting early.** A content key waits for its content, and a chain of such keys would make independent stages wait for

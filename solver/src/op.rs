@@ -76,24 +76,30 @@ impl<R> Ran<R> {
 }
 
 /// Tells work on other threads that nobody waits for it any more.
+///
+/// As long as a clone lives, the execution counts as being at work: work that outlives its future (a thread that blocks)
+/// keeps one until it is over, so that [`Solver::idle`](crate::Solver::idle) waits for it.
 #[derive(Debug, Clone)]
-pub struct Cancel(watch::Receiver<bool>);
+pub struct Cancel {
+    cancelled: watch::Receiver<bool>,
+    _at_work: Option<Arc<AtWork>>,
+}
 
 impl Cancel {
     pub fn is_cancelled(&self) -> bool {
-        *self.0.borrow()
+        *self.cancelled.borrow()
     }
 
     /// Ends when the execution is cancelled. Never ends when it comes to its own end.
     pub async fn cancelled(&mut self) {
-        if self.0.wait_for(|cancelled| *cancelled).await.is_err() {
+        if self.cancelled.wait_for(|cancelled| *cancelled).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     /// One that nobody cancels, for running an operation by hand.
     pub fn never() -> Cancel {
-        Cancel(watch::channel(false).1)
+        Cancel { cancelled: watch::channel(false).1, _at_work: None }
     }
 }
 
@@ -105,9 +111,9 @@ pub(crate) struct CancelOnDrop {
 }
 
 impl CancelOnDrop {
-    pub(crate) fn new() -> (CancelOnDrop, Cancel) {
-        let (sender, receiver) = watch::channel(false);
-        (CancelOnDrop { sender, finished: false }, Cancel(receiver))
+    pub(crate) fn new(at_work: AtWork) -> (CancelOnDrop, Cancel) {
+        let (sender, cancelled) = watch::channel(false);
+        (CancelOnDrop { sender, finished: false }, Cancel { cancelled, _at_work: Some(Arc::new(at_work)) })
     }
 
     pub(crate) fn finish(mut self) {
@@ -120,5 +126,22 @@ impl Drop for CancelOnDrop {
         if !self.finished {
             self.sender.send_replace(true);
         }
+    }
+}
+
+/// One that is at work, as long as it lives.
+#[derive(Debug)]
+pub(crate) struct AtWork(Arc<watch::Sender<usize>>);
+
+impl AtWork {
+    pub(crate) fn new(count: &Arc<watch::Sender<usize>>) -> AtWork {
+        count.send_modify(|count| *count += 1);
+        AtWork(count.clone())
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Instant, SystemTime};
 use futures::channel::oneshot;
 use futures::future::{FutureExt, Shared};
 use rbuild_graph::{BuildGraph, Edge, Span, VertexId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 
 use crate::cache::{Cache, CacheError, Claim, ClaimGuard, Entry, Keep};
@@ -22,7 +22,7 @@ use crate::event::{Audience, Events, LogStream, Member, StepId};
 use crate::key::{CacheKey, KeyPart};
 use crate::ladder::{Ladder, Outputs};
 use crate::launch::launch;
-use crate::op::{Cancel, CancelOnDrop, OpError, OpFactory, RunContext, RunOp};
+use crate::op::{AtWork, Cancel, CancelOnDrop, OpError, OpFactory, RunContext, RunOp};
 use crate::record::{RecordedInput, RunRecord};
 
 /// Solves the builds of one process over one cache. Cheap to clone; clones are the same solver.
@@ -41,7 +41,15 @@ impl<R: Clone + Send + Sync + 'static> Solver<R> {
     pub fn new(cache: Arc<dyn Cache<R>>, permits: usize) -> Solver<R> {
         let permits = Semaphore::new(permits.clamp(1, Semaphore::MAX_PERMITS));
         let running = Mutex::new(HashMap::new());
-        Solver { workshop: Arc::new(Workshop { cache, permits, running, builds: AtomicU64::new(0) }) }
+        let at_work = Arc::new(watch::Sender::new(0));
+        Solver { workshop: Arc::new(Workshop { cache, permits, running, at_work, builds: AtomicU64::new(0) }) }
+    }
+
+    /// Ends when nothing runs. Dropping a build cancels at once, but a process has still to be killed and a thread to
+    /// notice: whoever is about to exit and wants to leave nothing behind waits here.
+    pub async fn idle(&self) {
+        // The sender is ours, so it cannot go away.
+        let _ = self.workshop.at_work.subscribe().wait_for(|count| *count == 0).await;
     }
 
     /// A build that tells `events` what happens.
@@ -106,7 +114,7 @@ impl<R: Clone + Send + Sync + 'static> Build<R> {
     /// The results of `edges`, in their order.
     ///
     /// Everything a graph asked before is kept: solving further edges of the same graph repeats nothing, and equal keys
-    /// run once for all graphs of the build. Must be polled within a tokio runtime.
+    /// run once for all graphs of the build. As soon as something has to wait it needs a tokio runtime around it.
     ///
     /// # Errors
     /// The first failure, at once; what else was under way is cancelled then, unless another build waits for it.
@@ -135,6 +143,8 @@ pub(crate) struct Workshop<R> {
     pub(crate) cache: Arc<dyn Cache<R>>,
     permits: Semaphore,
     running: Mutex<HashMap<Job, Weak<Execution<R>>>>,
+    /// How many executions there are.
+    at_work: Arc<watch::Sender<usize>>,
     builds: AtomicU64,
 }
 
@@ -288,7 +298,7 @@ impl<R: Clone + Send + Sync + 'static> Site<R> {
         answer: oneshot::Sender<Result<Finished<R>, Fault>>,
     ) {
         let events = Events::audience(&member.events, execution.audience.clone());
-        let (guard, cancel) = CancelOnDrop::new();
+        let (guard, cancel) = CancelOnDrop::new(AtWork::new(&self.workshop.at_work));
         let run = Run {
             workshop: self.workshop.clone(),
             audience: execution.audience.clone(),

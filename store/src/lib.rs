@@ -6,6 +6,7 @@
 //!
 //! Storage gives mounts and mounts nothing; all calls block.
 
+pub mod archive;
 pub mod blobs;
 pub mod collect;
 pub mod db;
@@ -19,6 +20,7 @@ pub mod root;
 mod schema;
 pub mod snapshots;
 mod store;
+pub mod transfer;
 
 pub use blobs::{BlobReader, BlobWriter, Blobs};
 pub use collect::{CollectOptions, Collected, Records};

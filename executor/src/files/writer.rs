@@ -11,6 +11,8 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -300,6 +302,15 @@ impl TreeWriter {
     /// # Errors
     /// As `openat`, `write`.
     pub fn write_file(&mut self, path: &[u8], content: &[u8], look: &Look) -> Result<(), ExecutorError> {
+        let mut rest = content;
+        self.stream_file(path, &mut rest, look)
+    }
+
+    /// Writes a file from a stream; whatever is at `path` (but a directory) is replaced.
+    ///
+    /// # Errors
+    /// As `openat`, `write`, and what reading says.
+    pub fn stream_file(&mut self, path: &[u8], content: &mut dyn Read, look: &Look) -> Result<(), ExecutorError> {
         let (parent, name) = split_parent(path);
         let dir = self.open_dir(parent)?;
         let fail = |errno: Errno| ExecutorError::write(path, errno);
@@ -307,15 +318,9 @@ impl TreeWriter {
         self.clear(&dir, &name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&dir.fd, name.as_c_str(), flags, Mode::from_raw_mode(0o600)).map_err(fail)?;
-        let mut rest = content;
-        while !rest.is_empty() {
-            match rustix::io::write(&fd, rest) {
-                Ok(n) => rest = &rest[n..],
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(fail(errno)),
-            }
-        }
-        apply_look(&fd, look, true).map_err(fail)?;
+        let mut file = File::from(fd);
+        std::io::copy(content, &mut file).map_err(|error| fail(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        apply_look(&OwnedFd::from(file), look, true).map_err(fail)?;
         self.changed = true;
         Ok(())
     }

@@ -2,5 +2,7 @@
 
 pub(crate) mod exec;
 pub(crate) mod file;
+pub(crate) mod http;
+pub(crate) mod merge;
 pub(crate) mod source;
 pub(crate) mod unpack;

@@ -111,6 +111,51 @@ async fn the_last_to_let_go_cancels() {
     assert_eq!(endless.runs(), 1);
 }
 
+/// Rule 3: build and tasks do not hold each other. When the future of a solve and the build are gone, so is all they had;
+/// what runs on as a thread is waited for.
+#[tokio::test]
+async fn nothing_outlives_a_build() {
+    let (started, ended) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+    let hooks = (started.clone(), ended.clone());
+    let stubborn = Arc::new(Int::new("stubborn", 1).hook(move |_, context| {
+        let (started, ended) = hooks.clone();
+        async move {
+            let thread = tokio::task::spawn_blocking(move || {
+                started.notify_one();
+                while !context.cancel.is_cancelled() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                std::thread::sleep(Duration::from_millis(50));
+                ended.store(true, Ordering::SeqCst);
+                drop(context);
+            });
+            thread.await.map_err(|_| crate::integers::failure("panicked"))?;
+            Ok(vec![1])
+        }
+    }));
+    let above = Arc::new(Int::new("above", 1).by_content(&[0]));
+    let mut sums = Sums::new();
+    let mut last = sums.add(&stubborn, &[]);
+    for _ in 0..10 {
+        last = sums.add(&above, &[last]);
+    }
+    let (sum, solver) = (sums.done(), Solver::new(Counted::new(), 1));
+    let build = solver.build(Events::null());
+    let mut solve = Box::pin(sum.solve(&build, last));
+    assert!(futures::poll!(&mut solve).is_pending());
+    in_time(started.notified()).await;
+    drop(solve);
+    drop((build, sum));
+    in_time(solver.idle()).await;
+    assert!(ended.load(Ordering::SeqCst));
+    in_time(async {
+        while Arc::strong_count(&above) + Arc::strong_count(&stubborn) > 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 /// After a cancelled solve the same build can be asked again.
 #[tokio::test]
 async fn a_cancelled_build_starts_again() {

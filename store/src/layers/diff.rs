@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
+use std::sync::{Mutex, PoisonError};
 
 use super::read::shown;
 use super::tar::{Entry, EntryKind, Writer, Xattrs, travels};
@@ -23,6 +24,11 @@ const BUFFER: usize = 64 << 10;
 
 /// Writes the layer of `tree`; returns its size.
 pub(crate) fn write_diff<W: Write>(tree: &Tree, out: W) -> Result<u64> {
+    write_dated(tree, out).map(|(size, _)| size)
+}
+
+/// As [`write_diff`]; returns the newest time of its entries as well.
+fn write_dated<W: Write>(tree: &Tree, out: W) -> Result<(u64, Option<i64>)> {
     let mut writer = DiffWriter {
         writer: Writer::new(out),
         pending: Vec::new(),
@@ -49,8 +55,9 @@ pub(crate) fn write_diff<W: Write>(tree: &Tree, out: W) -> Result<u64> {
             })?,
         }
     }
+    let newest = writer.writer.newest();
     let (_, size) = writer.writer.finish().context(|| "writing a layer".to_owned())?;
-    Ok(size)
+    Ok((size, newest))
 }
 
 struct DiffWriter<'a, W: Write> {
@@ -299,10 +306,15 @@ fn travelling(all: Vec<(std::ffi::OsString, Vec<u8>)>) -> Xattrs {
     all.into_iter().map(|(name, value)| (name.into_vec(), value)).filter(|(name, _)| travels(name)).collect()
 }
 
-/// Hashes a layer while it is read.
-pub(crate) fn digest_of(tree: &Tree) -> Result<(rbuild_oci::Digest, u64)> {
-    super::pipe::scoped(
-        |out| write_diff(tree, out).map(drop),
+/// Hashes a layer while it is read: digest, size, newest time.
+pub(crate) fn digest_of(tree: &Tree) -> Result<(rbuild_oci::Digest, u64, Option<i64>)> {
+    let newest = &Mutex::new(None);
+    let (digest, size) = super::pipe::scoped(
+        move |out| {
+            let (_, found) = write_dated(tree, out)?;
+            *newest.lock().unwrap_or_else(PoisonError::into_inner) = found;
+            Ok(())
+        },
         |mut input| {
             let mut hash = rbuild_oci::Sha256::new();
             let mut size = 0;
@@ -315,5 +327,7 @@ pub(crate) fn digest_of(tree: &Tree) -> Result<(rbuild_oci::Digest, u64)> {
                 size += bytes.len() as u64;
             }
         },
-    )
+    )?;
+    let newest = *newest.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok((digest, size, newest))
 }

@@ -46,6 +46,8 @@ const AT_ONCE: usize = 4;
 pub struct LayerDigest {
     pub diff_id: DiffId,
     pub size: u64,
+    /// The newest time of an entry, in seconds since 1970; `None` for a layer of nothing, or one made elsewhere.
+    pub newest: Option<i64>,
 }
 
 /// A layer that was unpacked.
@@ -75,17 +77,17 @@ impl Layers {
     pub fn diff(&self, id: &SnapshotId) -> Result<LayerDigest> {
         let row = self.store.snapshots().row(id)?;
         if let (Some(diff_id), Some(size)) = (row.diff_id, row.tar_size) {
-            return Ok(LayerDigest { diff_id, size });
+            return Ok(LayerDigest { diff_id, size, newest: row.newest });
         }
         let made = self.canonical(id)?;
-        self.store.snapshots().set_layer(id, &made.diff_id, made.size)?;
+        self.store.snapshots().set_dated_layer(id, &made.diff_id, made.size, made.newest)?;
         Ok(made)
     }
 
     /// What the canonical tar of a snapshot is, whatever its row says.
     pub(crate) fn canonical(&self, id: &SnapshotId) -> Result<LayerDigest> {
-        let (digest, size) = diff::digest_of(&self.tree(id)?)?;
-        Ok(LayerDigest { diff_id: DiffId(digest), size })
+        let (digest, size, newest) = diff::digest_of(&self.tree(id)?)?;
+        Ok(LayerDigest { diff_id: DiffId(digest), size, newest })
     }
 
     /// Writes the tar of a snapshot's layer; returns its size.
@@ -105,13 +107,7 @@ impl Layers {
     /// # Errors
     /// [`StoreError::NoBlob`] when there is neither.
     pub fn open(&self, layer: &Descriptor) -> Result<Box<dyn Read + Send>> {
-        if self.store.blobs().has(&layer.digest)? {
-            return Ok(Box::new(self.store.blobs().reader(&layer.digest)?));
-        }
-        match self.regenerate(&DiffId(layer.digest.clone()))? {
-            Some(tar) => Ok(tar),
-            None => Err(StoreError::NoBlob(layer.digest.clone())),
-        }
+        self.open_diff(&DiffId(layer.digest.clone()))
     }
 
     /// As [`Layers::open`].
@@ -121,7 +117,16 @@ impl Layers {
 
     /// Whether [`Layers::open`] would find the bytes that this digest names.
     pub fn has(&self, digest: &Digest) -> Result<bool> {
-        Ok(self.store.blobs().has(digest)? || !self.store.snapshots().by_diff_id(&DiffId(digest.clone()))?.is_empty())
+        if self.store.blobs().has(digest)? {
+            return Ok(true);
+        }
+        let diff_id = DiffId(digest.clone());
+        for (blob, _) in self.known_blobs(&diff_id)? {
+            if self.store.blobs().has(&blob)? {
+                return Ok(true);
+            }
+        }
+        Ok(!self.store.snapshots().by_diff_id(&diff_id)?.is_empty())
     }
 
     /// The uncompressed tar of a layer.
@@ -241,7 +246,7 @@ impl Layers {
     /// As [`Layers::stack`], but the snapshot's layer is its canonical tar: nothing of the archive needs to be kept.
     pub fn stack_anew(&self, staged: Staged, parent: Option<&Snapshot>) -> Result<Applied> {
         let snapshot = staged.stack(&self.store, parent)?;
-        let LayerDigest { diff_id, size } = self.diff(snapshot.id())?;
+        let LayerDigest { diff_id, size, .. } = self.diff(snapshot.id())?;
         Ok(Applied { snapshot, diff_id, size })
     }
 

@@ -12,7 +12,7 @@ use rbuild_oci::limits;
 use tar::Header;
 
 use super::pax::{self, Extensions};
-use super::tar::{BLOCK, Entry, EntryKind};
+use super::tar::{BLOCK, Entry, EntryKind, header_of, pax_records};
 use crate::error::{Result, StoreError};
 use crate::root::Timestamp;
 
@@ -23,6 +23,7 @@ pub struct Reader<R> {
     input: Input<R>,
     body: Body,
     ended: bool,
+    canonical: bool,
 }
 
 /// A piece of a file's content. What lies between two pieces, and after the last one, is a hole.
@@ -51,7 +52,13 @@ impl<R: Read> Reader<R> {
             input: Input { inner: input, buffer: vec![0; BUFFER].into_boxed_slice(), start: 0, end: 0 },
             body: Body::default(),
             ended: false,
+            canonical: true,
         }
+    }
+
+    /// Whether all entries so far were encoded as our own writer does. (Their choice and order is not looked at.)
+    pub fn is_canonical(&self) -> bool {
+        self.canonical
     }
 
     /// The next entry; `None` after the end mark, once everything behind it was seen to be zeros.
@@ -62,6 +69,7 @@ impl<R: Read> Reader<R> {
     pub fn next(&mut self) -> Result<Option<Entry>> {
         self.skip_body()?;
         let mut extensions = Extensions::default();
+        let mut records = Vec::new();
         loop {
             if self.ended {
                 return Ok(None);
@@ -76,8 +84,13 @@ impl<R: Read> Reader<R> {
             };
             let shown = shown(&raw_name(&header));
             let bad = |reason: String| invalid(&shown, reason);
-            match header.as_old().linkflag[0] {
-                b'x' => extensions.add_pax(&self.record(&header, &shown)?).map_err(bad)?,
+            let flag = header.as_old().linkflag[0];
+            self.canonical &= !matches!(flag, b'g' | b'L' | b'K' | b'V');
+            match flag {
+                b'x' => {
+                    records = self.record(&header, &shown)?;
+                    extensions.add_pax(&records).map_err(bad)?;
+                }
                 b'g' => pax::check_global(&self.record(&header, &shown)?).map_err(bad)?,
                 b'L' => set_once(&mut extensions.gnu_path, pax::gnu_name(&self.record(&header, &shown)?).map_err(bad)?)
                     .map_err(bad)?,
@@ -87,7 +100,13 @@ impl<R: Read> Reader<R> {
                     let size = stored_size(&header).map_err(bad)?;
                     self.input.skip(size.next_multiple_of(BLOCK as u64), &shown)?;
                 }
-                _ => return self.entry(&header, extensions).map(Some),
+                _ => {
+                    let entry = self.entry(&header, extensions)?;
+                    self.canonical = self.canonical
+                        && records == pax_records(&entry)
+                        && header.as_bytes() == header_of(&entry).as_bytes();
+                    return Ok(Some(entry));
+                }
             }
         }
     }

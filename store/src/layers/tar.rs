@@ -84,11 +84,12 @@ pub struct Writer<W: Write> {
     written: u64,
     owed: u64,
     padding: usize,
+    newest: Option<i64>,
 }
 
 impl<W: Write> Writer<W> {
     pub fn new(out: W) -> Writer<W> {
-        Writer { out, written: 0, owed: 0, padding: 0 }
+        Writer { out, written: 0, owed: 0, padding: 0, newest: None }
     }
 
     /// Writes the header of `entry`.
@@ -97,6 +98,7 @@ impl<W: Write> Writer<W> {
     /// When the body of the entry before is not complete, and what the output says.
     pub fn entry(&mut self, entry: &Entry) -> io::Result<()> {
         self.end_body()?;
+        self.newest = self.newest.max(Some(entry.mtime.seconds));
         let records = pax_records(entry);
         if !records.is_empty() {
             let mut header = Header::new_ustar();
@@ -124,6 +126,11 @@ impl<W: Write> Writer<W> {
             .checked_sub(bytes.len() as u64)
             .ok_or_else(|| io::Error::other("the content is longer than the size in its header"))?;
         self.put(bytes)
+    }
+
+    /// The newest time of all entries so far, in seconds since 1970.
+    pub fn newest(&self) -> Option<i64> {
+        self.newest
     }
 
     /// How many bytes the body of the last entry still lacks.
@@ -167,7 +174,7 @@ const MAX_OCTAL_11: u64 = 0o77_777_777_777;
 const NAME: usize = 100;
 
 /// What ustar cannot hold of this entry, as PAX records in the order of their keys.
-fn pax_records(entry: &Entry) -> Vec<u8> {
+pub(super) fn pax_records(entry: &Entry) -> Vec<u8> {
     let mut records: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
     let name = name_of(entry);
     if name.len() > NAME || !name.is_ascii() {
@@ -224,7 +231,7 @@ fn name_of(entry: &Entry) -> Vec<u8> {
     }
 }
 
-fn header_of(entry: &Entry) -> Header {
+pub(super) fn header_of(entry: &Entry) -> Header {
     let (kind, size) = match &entry.kind {
         EntryKind::File { size } => (b'0', *size),
         EntryKind::HardLink { .. } => (b'1', 0),

@@ -26,6 +26,7 @@ CREATE TABLE snapshots (
     diff_id  TEXT,
     chain_id TEXT,
     tar_size INTEGER,
+    newest   INTEGER,                 -- newest time in its layer, seconds since 1970
     created  INTEGER NOT NULL,
     used     INTEGER NOT NULL,
     cost     INTEGER NOT NULL DEFAULT 0,   -- nanoseconds it took to make

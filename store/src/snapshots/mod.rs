@@ -282,6 +282,17 @@ impl Snapshots {
         self.core.db.write(Durability::Cache, |tx| rows::set_layer(tx, id, diff, tar_size))
     }
 
+    /// As [`Snapshots::set_layer`], with the newest time in the layer, in seconds since 1970.
+    ///
+    /// # Errors
+    /// There is no such snapshot.
+    pub fn set_dated_layer(&self, id: &SnapshotId, diff: &DiffId, tar_size: u64, newest: Option<i64>) -> Result<()> {
+        self.core.db.write(Durability::Cache, |tx| {
+            rows::set_layer(tx, id, diff, tar_size)?;
+            newest.map_or(Ok(()), |newest| rows::set_newest(tx, id, newest))
+        })
+    }
+
     /// Notes how long a snapshot took to make.
     pub fn set_cost(&self, id: &SnapshotId, cost: Duration) -> Result<()> {
         let nanos = i64::try_from(cost.as_nanos()).unwrap_or(i64::MAX);

@@ -13,7 +13,7 @@ use crate::lease::{Lease, Target};
 use crate::root::{Root, Walk};
 use crate::store::Core;
 
-const COLUMNS: &str = "id, parent, driver, size, diff_id, chain_id, tar_size, created, used, cost, volatile";
+const COLUMNS: &str = "id, parent, driver, size, diff_id, chain_id, tar_size, newest, created, used, cost, volatile";
 
 /// What the database knows of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct SnapshotRow {
     pub chain_id: Option<ChainId>,
     /// Bytes of its uncompressed layer.
     pub tar_size: Option<u64>,
+    /// The newest time of an entry in its layer, in seconds since 1970; known for layers whose tar was made here.
+    pub newest: Option<i64>,
     pub created: SystemTime,
     /// When somebody last asked for it.
     pub used: SystemTime,
@@ -149,6 +151,11 @@ pub(super) fn insert(tx: &Transaction<'_>, id: &SnapshotId, parent: Option<&Snap
     Ok(())
 }
 
+pub(super) fn set_newest(tx: &Transaction<'_>, id: &SnapshotId, newest: i64) -> Result<()> {
+    tx.prepare_cached("UPDATE snapshots SET newest = ? WHERE id = ?")?.execute(params![newest, id.as_str()])?;
+    Ok(())
+}
+
 pub(super) fn set_layer(tx: &Transaction<'_>, id: &SnapshotId, diff: &DiffId, tar_size: u64) -> Result<()> {
     let size = i64::try_from(tar_size).unwrap_or(i64::MAX);
     let changed = tx
@@ -205,6 +212,7 @@ fn of_row(row: &Row<'_>) -> Result<SnapshotRow> {
         diff_id: digest(row.get("diff_id")?)?.map(DiffId),
         chain_id: digest(row.get("chain_id")?)?.map(ChainId),
         tar_size: row.get::<_, Option<i64>>("tar_size")?.map(i64::unsigned_abs),
+        newest: row.get("newest")?,
         created: db::time(row.get("created")?),
         used: db::time(row.get("used")?),
         cost: row.get::<_, i64>("cost")?.unsigned_abs(),

@@ -1,0 +1,43 @@
+//! `rbuild load`.
+
+use std::fs::File;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::DONE;
+use crate::app::App;
+use crate::error::CliError;
+
+/// Load images from an archive: docker's or an OCI layout, compressed or not
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The archive (default: standard input)
+    #[arg(short, long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Print what was loaded only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
+    let images = app.images()?;
+    let loaded = match &args.input {
+        Some(path) => {
+            let file = File::open(path).map_err(|e| CliError::new(format!("open {}: {e}", path.display())))?;
+            tokio::task::block_in_place(|| images.load(file, &|_| {}))?
+        }
+        None if std::io::stdin().is_terminal() => {
+            return Err(CliError::new("requested load from stdin, but stdin is a terminal; use -i or redirect"));
+        }
+        None => tokio::task::block_in_place(|| images.load(std::io::stdin(), &|_| {}))?,
+    };
+    for image in loaded {
+        let text = match image.names.is_empty() {
+            true => format!("Loaded image ID: {}\n", image.id.0),
+            false => image.names.iter().map(|name| format!("Loaded image: {}\n", name.familiar())).collect(),
+        };
+        app.print(&text)?;
+    }
+    DONE
+}

@@ -1,0 +1,117 @@
+//! `rbuild pull`.
+
+use std::collections::HashSet;
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use rbuild_engine::images::Images;
+use rbuild_engine::oci::{Platform, Reference};
+use rbuild_engine::registry::{Progress, Stage};
+
+use super::DONE;
+use crate::app::App;
+use crate::commands::reference_untagged;
+use crate::error::CliError;
+
+/// Bring an image from a registry
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The image
+    #[arg(value_name = "NAME[:TAG|@DIGEST]")]
+    name: String,
+    /// All tags of the repository
+    #[arg(short, long)]
+    all_tags: bool,
+    /// For another platform than this machine's
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
+    /// Print the name only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
+    let platform = match &args.platform {
+        Some(text) => Platform::parse(text).map_err(|e| CliError::new(e.to_string()))?,
+        None => Platform::host(),
+    };
+    let mut asked = reference_untagged(&args.name)?;
+    let images = app.images()?;
+    if args.all_tags {
+        if asked.tag().is_some() || asked.digest().is_some() {
+            return Err(CliError::new("tag can't be used with --all-tags/-a"));
+        }
+        for tag in images.remote_tags(&asked).await? {
+            let named = asked.with_tag(&tag).map_err(|e| CliError::new(e.to_string()))?;
+            one(app, &images, &named, &platform, &args).await?;
+        }
+        app.print(&format!("{}\n", asked.canonical()))?;
+        return DONE;
+    }
+    if asked.tag().is_none() && asked.digest().is_none() {
+        asked = asked.with_tag("latest").map_err(|e| CliError::new(e.to_string()))?;
+        if !args.quiet {
+            app.print("Using default tag: latest\n")?;
+        }
+    }
+    one(app, &images, &asked, &platform, &args).await?;
+    app.print(&format!("{}\n", asked.canonical()))?;
+    DONE
+}
+
+async fn one(app: &App, images: &Images, name: &Reference, platform: &Platform, args: &Args) -> Result<(), CliError> {
+    if !args.quiet {
+        let what = match (name.digest(), name.tag()) {
+            (Some(_), _) | (None, None) => name.canonical(),
+            (None, Some(tag)) => tag.to_owned(),
+        };
+        app.print(&format!("{what}: Pulling from {}\n", name.repository()))?;
+    }
+    let told = Lines::new(app, args.quiet);
+    let pulled = images.pull(name, platform, &|progress| told.tell(progress)).await?;
+    let have = pulled.image.config.platform();
+    if args.platform.is_some() && !have.matches(platform) {
+        app.tell(&format!(
+            "WARNING: image with reference {} was found but does not match the specified platform: wanted {platform}, actual: {have}",
+            name.familiar()
+        ));
+    }
+    if !args.quiet {
+        let status = if pulled.up_to_date { "Image is up to date for" } else { "Downloaded newer image for" };
+        app.print(&format!("Digest: {}\nStatus: {status} {}\n", pulled.digest, name.familiar()))?;
+    }
+    Ok(())
+}
+
+/// A line for each change of a layer's stage.
+pub(super) struct Lines<'a> {
+    app: &'a App,
+    quiet: bool,
+    said: Mutex<HashSet<(String, String)>>,
+}
+
+impl<'a> Lines<'a> {
+    pub(super) fn new(app: &'a App, quiet: bool) -> Self {
+        Self { app, quiet, said: Mutex::default() }
+    }
+
+    pub(super) fn tell(&self, progress: Progress) {
+        let words = match progress.stage {
+            Stage::PullingLayer => "Pulling fs layer",
+            Stage::AlreadyExists => "Already exists",
+            Stage::DownloadComplete => "Download complete",
+            Stage::PullComplete => "Pull complete",
+            Stage::Preparing => "Preparing",
+            Stage::Pushed => "Pushed",
+            Stage::LayerAlreadyExists => "Layer already exists",
+            Stage::Mounted { ref from } => &format!("Mounted from {from}"),
+            _ => return,
+        };
+        let layer = progress.blob.short().to_owned();
+        let mut said = self.said.lock().unwrap_or_else(|e| e.into_inner());
+        if !self.quiet && said.insert((layer.clone(), words.to_owned())) {
+            // Who reads this may go away; the transfer goes on.
+            drop(self.app.print(&format!("{layer}: {words}\n")));
+        }
+    }
+}

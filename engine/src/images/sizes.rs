@@ -1,0 +1,114 @@
+//! How large images are: bytes of the files in their layers, as docker counts them.
+//!
+//! Not the size of tars (which round up) nor of disk use (which depends on the file system): the same image has the same
+//! size everywhere. A layer's size is counted once and kept.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rbuild_oci::{ChainId, DiffId};
+use rbuild_store::root::Kind;
+use rbuild_store::rusqlite::OptionalExtension as _;
+use rbuild_store::{Durability, Root, SnapshotId, StoreError, Walk};
+
+use super::{Image, Images};
+use crate::error::Error;
+
+impl Images {
+    /// Bytes of the files of each layer, the lowest first. A layer that was never unpacked counts as its blob is large.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn layer_sizes(&self, image: &Image) -> Result<Vec<u64>, Error> {
+        let mut chain: Option<ChainId> = None;
+        let mut sizes = Vec::new();
+        for (at, diff) in image.config.rootfs.diff_ids.iter().enumerate() {
+            let next = match &chain {
+                Some(below) => below.then(diff),
+                None => ChainId(diff.0.clone()),
+            };
+            sizes.push(match self.known_size(diff)? {
+                Some(size) => size,
+                None => self.measure(diff, &next, image, at)?,
+            });
+            chain = Some(next);
+        }
+        Ok(sizes)
+    }
+
+    /// Bytes of all layers together.
+    ///
+    /// # Errors
+    /// As [`Images::layer_sizes`].
+    pub fn size(&self, image: &Image) -> Result<u64, Error> {
+        Ok(self.layer_sizes(image)?.iter().sum())
+    }
+
+    fn known_size(&self, diff: &DiffId) -> Result<Option<u64>, StoreError> {
+        let known: Option<i64> = self.store.db().read(|tx| {
+            let mut query = tx.prepare_cached("SELECT size FROM layer_sizes WHERE diff_id = ?")?;
+            Ok(query.query_row([diff.0.to_string()], |row| row.get(0)).optional()?)
+        })?;
+        Ok(known.map(i64::unsigned_abs))
+    }
+
+    fn measure(&self, diff: &DiffId, chain: &ChainId, image: &Image, at: usize) -> Result<u64, Error> {
+        let Some((id, parent)) = self.snapshot_of(chain)? else {
+            let manifest = self.store.images().by_target(&image.targets[0].digest)?;
+            let platform = image.config.platform();
+            let blob = manifest.and_then(|record| self.store.images().manifest(&record, &platform).ok());
+            return Ok(blob.and_then(|(manifest, ..)| manifest.layers.get(at).map(|l| l.size)).unwrap_or(0));
+        };
+        let below = match parent {
+            // A copying driver's snapshot holds the parent's files too.
+            Some(parent) if self.store.driver() == rbuild_store::Driver::Vfs => self.bytes_in(&parent)?,
+            _ => 0,
+        };
+        let size = self.bytes_in(&id)?.saturating_sub(below);
+        let kept = i64::try_from(size).unwrap_or(i64::MAX);
+        self.store.db().write(Durability::Cache, |tx| {
+            tx.prepare_cached("INSERT OR REPLACE INTO layer_sizes (diff_id, size) VALUES (?, ?)")?
+                .execute((diff.0.to_string(), kept))?;
+            Ok(())
+        })?;
+        Ok(size)
+    }
+
+    fn snapshot_of(&self, chain: &ChainId) -> Result<Option<(SnapshotId, Option<SnapshotId>)>, StoreError> {
+        let found: Option<(String, Option<String>)> = self.store.db().read(|tx| {
+            let mut query = tx.prepare_cached("SELECT id, parent FROM snapshots WHERE chain_id = ? LIMIT 1")?;
+            Ok(query.query_row([chain.0.to_string()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+        })?;
+        let Some((id, parent)) = found else { return Ok(None) };
+        Ok(Some((id.parse()?, parent.map(|p| p.parse()).transpose()?)))
+    }
+
+    fn bytes_in(&self, id: &SnapshotId) -> Result<u64, StoreError> {
+        let root = self.store.snapshots().open(id)?;
+        bytes_below(&root).map_err(|e| StoreError::io(format!("measuring snapshot {id}"), e))
+    }
+}
+
+/// Bytes of everything that is no directory; a file of several names counts once.
+fn bytes_below(root: &Root) -> io::Result<u64> {
+    let mut sum = 0;
+    let mut seen = HashSet::new();
+    let mut queue = vec![PathBuf::from("/")];
+    while let Some(path) = queue.pop() {
+        let dir = match path == Path::new("/") {
+            true => root.top().try_clone()?,
+            false => root.open_dir(&path, Walk::NoLinks)?,
+        };
+        for entry in dir.entries()? {
+            let entry = entry?;
+            let metadata = dir.stat(&entry.name)?;
+            match metadata.kind {
+                Kind::Dir => queue.push(path.join(&entry.name)),
+                _ if metadata.links > 1 && !seen.insert((metadata.device, metadata.inode)) => {}
+                _ => sum += metadata.size,
+            }
+        }
+    }
+    Ok(sum)
+}

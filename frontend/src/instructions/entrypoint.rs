@@ -1,0 +1,27 @@
+//! `ENTRYPOINT`: what a container always runs. A CMD that came with the base is gone then.
+
+use super::Instruction;
+use super::input::{CommandLine, Input};
+use crate::Diagnostic;
+use crate::lower::stage::StageRun;
+use crate::lower::words::quoted_list;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Entrypoint(CommandLine);
+
+pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
+    Some(Instruction::Entrypoint(Entrypoint(input.command_line()?)))
+}
+
+impl Entrypoint {
+    pub(super) fn lower(&self, stage: &mut StageRun<'_, '_>) -> Result<(), Diagnostic> {
+        let args = stage.argv(&self.0);
+        let words = quoted_list(&args);
+        stage.state.config.entrypoint = Some(args).filter(|args| !args.is_empty());
+        if !stage.state.cmd_set {
+            stage.state.config.cmd = None;
+        }
+        stage.metadata(format!("ENTRYPOINT {words}"));
+        Ok(())
+    }
+}

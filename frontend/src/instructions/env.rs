@@ -1,0 +1,27 @@
+//! `ENV`: variables of the image. All values of a line see the variables as they were before it.
+
+use super::Instruction;
+use super::input::{Input, Pair};
+use crate::Diagnostic;
+use crate::lower::stage::StageRun;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Env(Vec<Pair>);
+
+pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
+    Some(Instruction::Env(Env(input.pairs()?)))
+}
+
+impl Env {
+    pub(super) fn lower(&self, stage: &mut StageRun<'_, '_>) -> Result<(), Diagnostic> {
+        let pairs = stage.expand_pairs(&self.0)?;
+        let mut entry = String::from("ENV");
+        for (name, value) in pairs {
+            entry.push_str(&format!(" {name}={value}"));
+            stage.state.env.set(&name, &value);
+            stage.state.image_env.set(&name, &value);
+        }
+        stage.metadata(entry);
+        Ok(())
+    }
+}

@@ -1,0 +1,506 @@
+//! From stages to a graph.
+//!
+//! Pure: the same file, options and facts give the same outcome, so a caller asks, finds out what is missing and asks
+//! again. Lowering goes on after a mistake in an instruction, as if the instruction were not there, so that the
+//! mistakes of all instructions come at once.
+
+pub(crate) mod check;
+mod draft;
+mod env;
+pub(crate) mod git;
+pub(crate) mod owner;
+pub(crate) mod paths;
+pub(crate) mod plan;
+pub(crate) mod stage;
+pub(crate) mod words;
+
+use std::rc::Rc;
+
+use rbuild_graph::{Edge, VertexMeta};
+use rbuild_oci::{ContainerConfig, ImageConfig, Platform, Reference};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::instructions::Command;
+use crate::syntax::words::{Budget, Lexer};
+use crate::{BaseImage, Diagnostic, Dockerfile, FactRequest, Facts, HistoryStep, LowerOptions, Lowered, Outcome};
+use check::Check;
+use draft::Draft;
+use env::Env;
+use plan::{Plan, Planner, Tree};
+use stage::{StageRun, State};
+
+/// What the process of an image without PATH finds its programs by.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Lowers the target of a file for each platform asked for.
+///
+/// With [`Outcome::Failed`] the diagnostics hold an error; else they are warnings. A file that had mistakes when it
+/// was parsed fails at once and without saying them again.
+pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outcome, Vec<Diagnostic>) {
+    if file.has_mistakes || file.stages.is_empty() {
+        return (Outcome::Failed, Vec::new());
+    }
+    let mut problems = Vec::new();
+    problems.extend(foreign_frontend(file, options));
+    let check = Check::of(file, options).unwrap_or_else(|problem| {
+        problems.push(problem);
+        Check::default()
+    });
+    if problems.iter().any(Diagnostic::is_error) {
+        return (Outcome::Failed, problems);
+    }
+    let explicit = !options.platforms.is_empty();
+    let mut platforms: Vec<Platform> = options.platforms.iter().map(|p| p.clone().normalized()).collect();
+    if !explicit {
+        platforms.push(options.build_platform.clone().normalized());
+    }
+    let mut missing: Vec<FactRequest> = Vec::new();
+    let mut lowered = Vec::new();
+    for platform in &platforms {
+        let one = OnePlatform { file, options, facts, platform, explicit, multiplatform: platforms.len() > 1 };
+        lowered.extend(one.lower(&mut problems, &mut missing));
+    }
+    problems.extend(unused_args(file, options));
+    check.apply(&mut problems, &file.warned);
+    problems.sort_by_key(|problem| problem.span.map_or(usize::MAX, |span| span.start));
+    problems.dedup();
+    let mut seen = Vec::new();
+    missing.retain(|request| {
+        let FactRequest::ImageConfig { reference, platform, .. } = request;
+        let key = (reference.clone(), platform.clone());
+        let new = !seen.contains(&key);
+        seen.push(key);
+        new
+    });
+    let outcome = match (problems.iter().any(Diagnostic::is_error), missing.is_empty()) {
+        (true, _) => Outcome::Failed,
+        (false, false) => Outcome::Missing(missing),
+        (false, true) => Outcome::Lowered(lowered),
+    };
+    (outcome, problems)
+}
+
+/// A `# syntax=` that names another frontend than this one. A tag of the language's own frontend is this one.
+fn foreign_frontend(file: &Dockerfile, options: &LowerOptions) -> Option<Diagnostic> {
+    let (name, span) = match (options.build_args.get("BUILDKIT_SYNTAX"), &file.syntax) {
+        (Some(name), _) => (name.as_str(), None),
+        (None, Some(directive)) => (directive.value.as_str(), Some(directive.span)),
+        (None, None) => return None,
+    };
+    let name = name.split(' ').next().unwrap_or(name);
+    let own = ["docker/dockerfile", "docker/dockerfile-upstream"];
+    let known = name == "dockerfile.v0"
+        || Reference::parse(name)
+            .is_ok_and(|reference| reference.registry() == "docker.io" && own.contains(&reference.repository()));
+    if known {
+        return None;
+    }
+    let problem = Diagnostic::error(format!("frontend image {name} is not supported"))
+        .expected("docker/dockerfile, or no syntax line")
+        .hint("the Dockerfile language is built in and needs no frontend image");
+    Some(Diagnostic { span, ..problem })
+}
+
+/// Arguments that nobody asked for are often mistyped.
+fn unused_args(file: &Dockerfile, options: &LowerOptions) -> Option<Diagnostic> {
+    use crate::instructions::Instruction;
+    let in_stages =
+        file.stages.iter().flat_map(|stage| &stage.commands).filter_map(|command| match &command.instruction {
+            Instruction::Arg(arg) => Some(arg),
+            _ => None,
+        });
+    let declared: std::collections::HashSet<&str> =
+        file.global_args.iter().chain(in_stages).flat_map(|arg| &arg.0).map(|one| one.name.as_str()).collect();
+    let predefined = |name: &str| {
+        name.starts_with("BUILDKIT_")
+            || name == "SOURCE_DATE_EPOCH"
+            || is_proxy(name)
+            || ["TARGET", "BUILD"]
+                .iter()
+                .any(|start| name.strip_prefix(start).is_some_and(|end| PLATFORM_ARGS.contains(&end)))
+    };
+    let unused: Vec<&str> = options
+        .build_args
+        .keys()
+        .map(String::as_str)
+        .filter(|name| !declared.contains(name) && !predefined(name))
+        .collect();
+    if unused.is_empty() {
+        return None;
+    }
+    let message = format!("one or more build-args [{}] were not consumed", unused.join(" "));
+    let near = unused.iter().find_map(|name| crate::nearest(name, declared.iter().copied()));
+    let warning = Diagnostic::warning(message);
+    Some(match near {
+        Some(near) => warning.hint(format!("the file has ARG {near}")),
+        None => warning,
+    })
+}
+
+const PLATFORM_ARGS: [&str; 6] = ["PLATFORM", "OS", "OSVERSION", "ARCH", "VARIANT", "STAGE"];
+const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
+
+fn is_proxy(name: &str) -> bool {
+    PROXIES.iter().any(|proxy| proxy.eq_ignore_ascii_case(name))
+}
+
+/// One platform of one call.
+struct OnePlatform<'a> {
+    file: &'a Dockerfile,
+    options: &'a LowerOptions,
+    facts: &'a Facts,
+    platform: &'a Platform,
+    /// Whether the caller asked for it.
+    explicit: bool,
+    multiplatform: bool,
+}
+
+/// A lowering under way.
+pub(crate) struct Lowering<'a> {
+    file: &'a Dockerfile,
+    options: &'a LowerOptions,
+    facts: &'a Facts,
+    platform: Platform,
+    multiplatform: bool,
+    plan: Plan,
+    draft: Draft,
+    budget: Budget,
+    problems: Vec<Diagnostic>,
+    /// The arguments before the first FROM and the predefined ones.
+    globals: Env,
+    proxy_env: Vec<String>,
+    epoch: Option<i64>,
+    /// The same as the history writes it.
+    created: Option<String>,
+    /// The stages that are done.
+    ends: Vec<Option<State>>,
+}
+
+impl OnePlatform<'_> {
+    fn lower(&self, problems: &mut Vec<Diagnostic>, missing: &mut Vec<FactRequest>) -> Option<Lowered> {
+        let mut budget = Budget::new();
+        let globals = self.globals(&mut budget, problems);
+        let epoch = self.epoch(&globals).unwrap_or_else(|problem| {
+            problems.push(problem);
+            None
+        });
+        let planner = Planner {
+            file: self.file,
+            options: self.options,
+            facts: self.facts,
+            globals: &globals,
+            platform: self.platform,
+            problems,
+            budget: &mut budget,
+            missing,
+        };
+        let plan = planner.plan()?;
+        if !missing.is_empty() || problems.iter().any(Diagnostic::is_error) {
+            return None;
+        }
+        let mut lowering = Lowering {
+            file: self.file,
+            options: self.options,
+            facts: self.facts,
+            platform: self.platform.clone(),
+            multiplatform: self.multiplatform,
+            ends: vec![None; plan.stages.len()],
+            plan,
+            draft: Draft::default(),
+            budget,
+            problems: std::mem::take(problems),
+            globals,
+            proxy_env: self.proxy_env(),
+            epoch,
+            created: epoch.and_then(written),
+        };
+        for index in 0..lowering.plan.stages.len() {
+            if lowering.plan.stages[index].reachable && !lowering.stage(index) {
+                break;
+            }
+        }
+        *problems = std::mem::take(&mut lowering.problems);
+        if problems.iter().any(Diagnostic::is_error) {
+            return None;
+        }
+        lowering.finish(self.explicit).map_err(|problem| problems.push(problem)).ok()
+    }
+
+    /// Predefined arguments, then those before the first FROM; the caller's values go before defaults.
+    fn globals(&self, budget: &mut Budget, problems: &mut Vec<Diagnostic>) -> Env {
+        let mut globals = Env::default();
+        let (build, target) = (self.options.build_platform.clone().normalized(), self.platform);
+        let optional = |text: &Option<String>| text.clone().unwrap_or_default();
+        for (side, platform) in [("BUILD", &build), ("TARGET", target)] {
+            let values = [
+                ("PLATFORM", platform.to_string()),
+                ("OS", platform.os.clone()),
+                ("OSVERSION", optional(&platform.os_version)),
+                ("ARCH", platform.architecture.clone()),
+                ("VARIANT", optional(&platform.variant)),
+            ];
+            for (name, value) in values {
+                globals.set(&format!("{side}{name}"), &value);
+            }
+        }
+        let last = self.file.stages.last().and_then(|stage| stage.name()).unwrap_or("default");
+        globals.set("TARGETSTAGE", self.options.target.as_deref().unwrap_or(last));
+        let given: Vec<String> =
+            globals.names().filter(|name| self.options.build_args.contains_key(*name)).map(str::to_owned).collect();
+        for name in given {
+            globals.set(&name, &self.options.build_args[&name]);
+        }
+        for declaration in self.file.global_args.iter().flat_map(|arg| &arg.0) {
+            let value = match (self.options.build_args.get(&declaration.name), &declaration.default) {
+                (Some(given), _) => Some(given.clone()),
+                (None, None) => None,
+                (None, Some(default)) => match Lexer::new(self.file.escape).expand(&default.value, &globals, budget) {
+                    Ok(expanded) => Some(expanded.text),
+                    Err(error) => {
+                        let message = format!("failed to process {}: {error}", stage::shown(&default.value));
+                        problems.push(Diagnostic::error(message).at(default.span));
+                        None
+                    }
+                },
+            };
+            if let Some(value) = value {
+                globals.set(&declaration.name, &value);
+            }
+        }
+        globals
+    }
+
+    /// The caller's word, else the build argument, else the file's default.
+    fn epoch(&self, globals: &Env) -> Result<Option<i64>, Diagnostic> {
+        use crate::syntax::words::Variables;
+        if self.options.source_date_epoch.is_some() {
+            return Ok(self.options.source_date_epoch);
+        }
+        let name = "SOURCE_DATE_EPOCH";
+        let given = self.options.build_args.get(name).map(String::as_str);
+        match given.or_else(|| globals.value(name)).unwrap_or_default() {
+            "" => Ok(None),
+            "context" => {
+                Err(Diagnostic::error("SOURCE_DATE_EPOCH=context is not supported").hint("give seconds since 1970"))
+            }
+            text => match text.parse::<i64>() {
+                Ok(epoch) if written(epoch).is_some() => Ok(Some(epoch)),
+                _ => {
+                    Err(Diagnostic::error(format!("invalid SOURCE_DATE_EPOCH: {text}")).expected("seconds since 1970"))
+                }
+            },
+        }
+    }
+
+    fn proxy_env(&self) -> Vec<String> {
+        let mut env = Env::default();
+        for (name, value) in self.options.build_args.iter().filter(|(name, value)| is_proxy(name) && !value.is_empty())
+        {
+            env.set(&name.to_uppercase(), value);
+            env.set(&name.to_lowercase(), value);
+        }
+        env.strings()
+    }
+}
+
+/// A time as the history writes it; `None` when no calendar has it.
+fn written(epoch: i64) -> Option<String> {
+    OffsetDateTime::from_unix_timestamp(epoch).ok()?.format(&Rfc3339).ok()
+}
+
+impl Lowering<'_> {
+    /// Lowers one stage; says whether there is any sense in going on.
+    fn stage(&mut self, index: usize) -> bool {
+        let planned = &self.plan.stages[index];
+        let (replaced, platform, total) = (planned.replaced, planned.platform.clone(), planned.steps);
+        let triggers = std::mem::take(&mut self.plan.stages[index].triggers);
+        let file = self.file;
+        let stage = &file.stages[index];
+        let name = match (self.plan.single, stage.name()) {
+            (true, _) => String::new(),
+            (false, Some(name)) => name.to_owned(),
+            (false, None) => format!("stage-{index}"),
+        };
+        let no_cache = |filter: &String| stage.name().is_some_and(|name| filter.eq_ignore_ascii_case(name));
+        let ignore_cache = self.options.no_cache || self.options.no_cache_filter.iter().any(no_cache);
+        let done = 0;
+        let (mut state, done) = match self.base(index, &name, total, done) {
+            Ok(base) => base,
+            Err(problem) => {
+                self.problems.push(problem.at(stage.span));
+                return false;
+            }
+        };
+        if !replaced {
+            begin(&mut state);
+            let mut run = StageRun { lowering: self, state, name, platform, total, done, ignore_cache, onbuild: true };
+            run.apply(&triggers);
+            run.onbuild = false;
+            run.apply(&stage.commands);
+            state = run.state;
+        }
+        self.ends[index] = Some(state);
+        true
+    }
+
+    /// What a stage starts from, and how many of its steps that took.
+    fn base(&mut self, index: usize, name: &str, total: usize, done: usize) -> Result<(State, usize), Diagnostic> {
+        let tree = self.plan.stages[index].base.clone();
+        let platform = self.plan.stages[index].platform.clone();
+        match tree {
+            Tree::Stage(base) => {
+                let Some(end) = &self.ends[base] else {
+                    return Err(Diagnostic::error("the base stage could not be lowered"));
+                };
+                self.budget.spend(end.bytes()).map_err(|error| Diagnostic::error(error.to_string()))?;
+                // History is put together at the end; triggers and the mark of CMD are a stage's own.
+                let history = Vec::new();
+                let mut state = State { history, cmd_set: false, ..end.clone() };
+                state.config.on_build.clear();
+                Ok((state, done))
+            }
+            Tree::Scratch => Ok((self.scratch(None), done)),
+            Tree::Context(context) => {
+                let edge = self.context(&context, ".");
+                Ok((self.scratch(Some(edge)), done))
+            }
+            Tree::Image(reference) => Ok(self.image(&reference, platform, index, name, total)),
+        }
+    }
+
+    fn scratch(&self, edge: Option<Edge>) -> State {
+        let config = ContainerConfig { working_dir: "/".into(), ..ContainerConfig::default() };
+        let env = Env::of(&[format!("PATH={DEFAULT_PATH}")]);
+        State {
+            edge,
+            image_env: env.clone(),
+            env,
+            config,
+            author: String::new(),
+            image_platform: self.platform.clone(),
+            args: Vec::new(),
+            cmd_set: false,
+            history: Vec::new(),
+            base: None,
+        }
+    }
+
+    fn image(
+        &mut self,
+        reference: &Reference,
+        platform: Platform,
+        index: usize,
+        name: &str,
+        total: usize,
+    ) -> (State, usize) {
+        let fact = &self.facts.images[&(reference.clone(), platform.clone())];
+        let source = self.image_source(reference, &platform);
+        let edge = source.map(|source| {
+            let span = Some(self.file.stages[index].span);
+            let width = total.max(1).ilog10() as usize + 1;
+            let shown = if self.multiplatform { format!("{platform} ") } else { String::new() };
+            let stage = if name.is_empty() { String::new() } else { format!("{name} ") };
+            let name = match total {
+                0 => format!("FROM {}", stage::image_name(&source)),
+                _ => format!("[{shown}{stage}{:width$}/{total}] FROM {}", 1, stage::image_name(&source)),
+            };
+            self.draft.image(source, VertexMeta { name, span, ignore_cache: false, platform: platform.clone() })
+        });
+        let mut config = fact.config.config.clone();
+        let image_env = Env::of(&std::mem::take(&mut config.env));
+        config.working_dir = stage::working_dir(&config);
+        config.on_build.clear();
+        let state = State {
+            edge,
+            env: Env::default(),
+            image_env,
+            config,
+            author: fact.config.author.clone(),
+            image_platform: fact.config.platform(),
+            args: Vec::new(),
+            cmd_set: false,
+            history: Vec::new(),
+            base: Some(Rc::new(BaseImage {
+                reference: reference.clone(),
+                platform,
+                digest: fact.digest.clone(),
+                config: fact.config.clone(),
+                edge,
+            })),
+        };
+        (state, usize::from(edge.is_some()))
+    }
+
+    fn finish(mut self, explicit: bool) -> Result<Lowered, Diagnostic> {
+        let target = self.plan.target;
+        let state = self.ends[target].take().ok_or_else(|| Diagnostic::error("the target could not be lowered"))?;
+        let mut chain = vec![state.history];
+        let mut stage = target;
+        while let Tree::Stage(base) = self.plan.stages[stage].base {
+            stage = base;
+            chain.push(self.ends[base].take().map(|end| end.history).unwrap_or_default());
+        }
+        let history: Vec<HistoryStep> = chain.into_iter().rev().flatten().collect();
+        let mut config = state.config;
+        config.env = state.image_env.strings();
+        config.labels.extend(self.options.labels.iter().cloned());
+        let image = state.image_platform;
+        let platform = if explicit { on_target(&image, &self.platform) } else { image };
+        let old = state.base.iter().flat_map(|base| base.config.history.iter().cloned());
+        let config = ImageConfig {
+            architecture: platform.architecture,
+            author: state.author,
+            config,
+            created: None,
+            history: old.chain(history.iter().map(|step| step.entry.clone())).collect(),
+            os: platform.os,
+            os_features: platform.os_features,
+            os_version: platform.os_version.unwrap_or_default(),
+            rootfs: Default::default(),
+            variant: platform.variant.unwrap_or_default(),
+        };
+        let base = state.base.map(Rc::unwrap_or_clone);
+        let (graph, contexts) = self.draft.finish()?;
+        Ok(Lowered { platform: self.platform, graph, result: state.edge, config, base, history, contexts })
+    }
+}
+
+/// What an image says it is for, when the caller asked for a platform.
+fn on_target(image: &Platform, target: &Platform) -> Platform {
+    let same = image.os == target.os && image.architecture == target.architecture;
+    let keep = |target: &Option<String>, image: &Option<String>| {
+        if same { target.clone().or_else(|| image.clone()) } else { target.clone() }
+    };
+    Platform {
+        architecture: target.architecture.clone(),
+        os: target.os.clone(),
+        os_version: keep(&target.os_version, &image.os_version),
+        os_features: if target.os_features.is_empty() { image.os_features.clone() } else { target.os_features.clone() },
+        variant: keep(&target.variant, &image.variant),
+    }
+    .normalized()
+}
+
+/// What every stage has before its first instruction.
+fn begin(state: &mut State) {
+    use crate::syntax::words::Variables;
+    if state.image_env.value("PATH").is_none() {
+        state.image_env.set("PATH", DEFAULT_PATH);
+    }
+    // Variables of the image go before arguments that came with the base stage.
+    for (name, value) in state.image_env.iter() {
+        state.env.set(name, value);
+    }
+}
+
+impl StageRun<'_, '_> {
+    fn apply(&mut self, commands: &[Command]) {
+        for command in commands {
+            if let Err(problem) = command.lower(self) {
+                let problem = if problem.span.is_none() { problem.at(command.span) } else { problem };
+                self.lowering.problems.push(problem);
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! A file as stages: the instructions behind each FROM, and the arguments before the first.
+
+use std::collections::HashSet;
+
+use rbuild_graph::Span;
+
+use crate::Diagnostic;
+use crate::instructions::{self, Arg, Command, Instruction, Text};
+use crate::lower::check::Check;
+use crate::syntax::lines::{self, Directive};
+
+/// A Dockerfile that was read. It may have mistakes; the diagnostics that came with it say.
+#[derive(Debug, Clone)]
+pub struct Dockerfile {
+    pub(crate) name: String,
+    pub(crate) escape: char,
+    pub(crate) syntax: Option<Directive>,
+    pub(crate) check: Option<Directive>,
+    /// The ARG lines before the first FROM.
+    pub(crate) global_args: Vec<Arg>,
+    pub(crate) stages: Vec<Stage>,
+    pub(crate) has_mistakes: bool,
+    /// The rules that reading it warned of.
+    pub(crate) warned: Vec<&'static str>,
+}
+
+/// From one FROM to the next.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    /// In lower case.
+    pub(crate) name: Option<Text>,
+    pub(crate) base: Text,
+    pub(crate) platform: Option<Text>,
+    pub(crate) span: Span,
+    pub(crate) comments: Vec<String>,
+    pub(crate) commands: Vec<Command>,
+}
+
+impl Dockerfile {
+    /// What messages call the file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// The frontend that the file asks for with `# syntax=`.
+    pub fn syntax(&self) -> Option<&str> {
+        self.syntax.as_ref().map(|directive| directive.value.as_str())
+    }
+}
+
+impl Stage {
+    /// In lower case; `None` for a stage that has only its number.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_ref().map(|name| name.value.as_str())
+    }
+
+    /// The comment that describes the stage: the text behind its own name in a comment right before it.
+    pub fn description(&self) -> Option<&str> {
+        let name = self.name()?;
+        self.comments.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+    }
+}
+
+const RESERVED: [&str; 2] = ["context", "scratch"];
+
+/// Reads a file. Never fails: what is wrong is in the diagnostics, all of it, in the order of the file.
+pub fn parse(text: &[u8], name: &str) -> (Dockerfile, Vec<Diagnostic>) {
+    let mut problems = Vec::new();
+    let lines = lines::read(text, &mut problems);
+    let mut file = Dockerfile {
+        name: name.to_owned(),
+        escape: lines.escape,
+        syntax: lines.syntax,
+        check: lines.check,
+        global_args: Vec::new(),
+        stages: Vec::new(),
+        has_mistakes: false,
+        warned: Vec::new(),
+    };
+    if lines.lines.is_empty() && problems.is_empty() {
+        problems.push(Diagnostic::error("file with no instructions").hint("the least is a FROM line"));
+    }
+    let mut stageless = false;
+    let mut broken_stage = false;
+    for line in &lines.lines {
+        let is_from = line.name().eq_ignore_ascii_case("FROM");
+        let Some(command) = instructions::read(line, lines.escape, &mut problems) else {
+            broken_stage |= is_from;
+            continue;
+        };
+        match command.instruction {
+            Instruction::From(from) => file.stages.push(Stage {
+                name: from.name,
+                base: from.base,
+                platform: from.platform,
+                span: command.span,
+                comments: command.comments,
+                commands: Vec::new(),
+            }),
+            Instruction::Arg(arg) if file.stages.is_empty() => file.global_args.push(arg),
+            _ => match file.stages.last_mut() {
+                Some(stage) => stage.commands.push(command),
+                // One message serves for all lines before the first FROM.
+                None if stageless || broken_stage => {}
+                None => {
+                    stageless = true;
+                    let problem = Diagnostic::error("no build stage in current context").at(command.span);
+                    problems
+                        .push(problem.expected("a FROM line first").hint("only ARG may stand before the first FROM"));
+                }
+            },
+        }
+    }
+    let has_errors = problems.iter().any(Diagnostic::is_error);
+    if file.stages.is_empty() && !has_errors {
+        problems.push(Diagnostic::error("dockerfile contains no stages to build").hint("the least is a FROM line"));
+    }
+    check_names(&file, &mut problems);
+    problems.sort_by_key(|problem| problem.span.map_or(0, |span| span.start));
+    let check = Check::of_file(&file);
+    problems.retain(|problem| problem.rule.is_none_or(|rule| !check.skips(rule)));
+    file.warned = problems.iter().filter_map(|problem| problem.rule).collect();
+    file.has_mistakes = problems.iter().any(Diagnostic::is_error);
+    (file, problems)
+}
+
+fn check_names(file: &Dockerfile, problems: &mut Vec<Diagnostic>) {
+    let mut seen = HashSet::new();
+    for name in file.stages.iter().filter_map(|stage| stage.name.as_ref()) {
+        if RESERVED.contains(&name.value.as_str()) {
+            let message = format!("Stage name should not use the same name as reserved stage {:?}", name.value);
+            let url = "https://docs.docker.com/go/dockerfile/rule/reserved-stage-name/";
+            problems.push(Diagnostic::warning(message).at(name.span).rule("ReservedStageName", url));
+        }
+        if !seen.insert(name.value.as_str()) {
+            let message = format!("Duplicate stage name {:?}, stage names should be unique", name.value);
+            let url = "https://docs.docker.com/go/dockerfile/rule/duplicate-stage-name/";
+            problems.push(Diagnostic::warning(message).at(name.span).rule("DuplicateStageName", url));
+        }
+    }
+}
