@@ -3,7 +3,7 @@
 //! The input is read by a thread of its own that nobody waits for: a `read` of a terminal cannot be taken back, and the
 //! program ends without it.
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _};
 use std::process::ExitCode;
 use std::thread;
 
@@ -119,7 +119,7 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         // The terminal may have gone away: then there is nothing to restore.
-        drop(tcsetattr(std::io::stdin(), OptionalActions::Drain, &self.0));
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Drain, &self.0);
     }
 }
 

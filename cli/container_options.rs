@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use rbuild_engine::containers::{
-    CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, NetworkMode,
-};
+use rbuild_engine::containers::{CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, NetworkMode};
 use rbuild_engine::{ExtraHost, Ulimit};
 
 use crate::error::{CliError, exit};
@@ -403,8 +401,8 @@ pub fn env_file(path: &Path, settings: &Settings) -> Result<Vec<String>, CliErro
 
 /// The lines of a file that are neither empty nor comments, without leading white space.
 fn lines(path: &Path) -> Result<Vec<String>, CliError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| CliError::new(format!("cannot read {}: {e}", path.display())))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|e| CliError::new(format!("cannot read {}: {e}", path.display())))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines = text.lines().map(|line| line.trim_start().trim_end_matches('\r'));
     Ok(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())

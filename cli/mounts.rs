@@ -164,7 +164,9 @@ impl Fields {
             return Err(format!("cannot mix '{other}-*' options with mount type '{kind}'"));
         }
         let source = match (kind, self.source) {
-            ("bind", None) => return Err("invalid mount config for type \"bind\": field Source must not be empty".into()),
+            ("bind", None) => {
+                return Err("invalid mount config for type \"bind\": field Source must not be empty".into());
+            }
             ("bind", Some(source)) => {
                 let path = if source.starts_with('.') { absolute(&source)? } else { PathBuf::from(source) };
                 let (propagation, recursive) = (self.propagation, !self.non_recursive);
@@ -179,7 +181,9 @@ impl Fields {
             ("tmpfs", Some(_)) => {
                 return Err("invalid mount config for type \"tmpfs\": field Source must not be specified".into());
             }
-            (other @ ("image" | "npipe" | "cluster"), _) => return Err(format!("mount type {other} is not supported yet")),
+            (other @ ("image" | "npipe" | "cluster"), _) => {
+                return Err(format!("mount type {other} is not supported yet"));
+            }
             (other, _) => return Err(format!("invalid mount config: mount type unknown: \"{other}\"")),
         };
         Ok(MountRequest { source, destination, read_only: self.read_only })

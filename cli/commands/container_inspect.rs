@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use super::volume_inspect::show;
+use super::inspect::show;
 use crate::app::App;
-use crate::error::{CliError, exit};
+use crate::error::CliError;
 
 /// Show all about containers
 #[derive(Debug, clap::Args)]
@@ -18,16 +18,5 @@ pub struct Args {
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let containers = app.engine()?.containers();
-    let (mut found, mut failed) = (Vec::new(), Vec::new());
-    for name in &args.containers {
-        match containers.find(name) {
-            Ok(seen) => found.push(containers.inspect(&seen)),
-            Err(error) => failed.push(CliError::from(error)),
-        }
-    }
-    show(app, args.format.as_deref(), &found)?;
-    for error in &failed {
-        crate::terminal::tell(&error.render());
-    }
-    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILURE) })
+    show(app, &args.containers, args.format.as_deref(), |name| Ok(Some(containers.inspect(&containers.find(name)?))))
 }

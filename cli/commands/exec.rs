@@ -70,10 +70,8 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let containers = app.engine()?.containers();
     let seen = containers.find(&args.words[0])?;
     let executed = containers.exec(&seen, &request, args.detach).map_err(|error| {
-        let not_program = !matches!(
-            error.kind,
-            rbuild_engine::Kind::CommandNotFound | rbuild_engine::Kind::NotExecutable
-        );
+        let not_program =
+            !matches!(error.kind, rbuild_engine::Kind::CommandNotFound | rbuild_engine::Kind::NotExecutable);
         if not_program { CliError::from(error) } else { engine_error(start_error(error)) }
     })?;
     let Executed::Attached(attachment) = executed else { return Ok(ExitCode::SUCCESS) };

@@ -67,7 +67,8 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let filters = args.filters.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let chosen = chosen(&args, engine, &containers, &filters)?;
     if args.quiet && args.format.is_none() {
-        let id = |seen: &Seen| if args.no_trunc { seen.container.id.clone() } else { seen.container.short_id().to_owned() };
+        let id =
+            |seen: &Seen| if args.no_trunc { seen.container.id.clone() } else { seen.container.short_id().to_owned() };
         let text: String = chosen.iter().map(|seen| id(seen) + "\n").collect();
         app.print(&text)?;
         return DONE;
@@ -89,12 +90,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     DONE
 }
 
-fn chosen(
-    args: &Args,
-    engine: &Engine,
-    containers: &Containers,
-    filters: &[Filter],
-) -> Result<Vec<Seen>, CliError> {
+fn chosen(args: &Args, engine: &Engine, containers: &Containers, filters: &[Filter]) -> Result<Vec<Seen>, CliError> {
     let last = if args.latest { Some(1) } else { args.last.filter(|n| *n >= 0).and_then(|n| usize::try_from(n).ok()) };
     let by_status = filters.iter().any(|f| matches!(f, Filter::Status(_) | Filter::Exited(_)));
     let all = args.all || last.is_some() || by_status;
@@ -127,16 +123,20 @@ enum Filter {
 
 impl Filter {
     fn parse(text: &str) -> Result<Self, CliError> {
-        let (key, value) = text
-            .split_once('=')
-            .ok_or_else(|| CliError::new(format!("invalid argument \"{text}\" for \"-f, --filter\" flag: bad format of filter (expected name=value)")))?;
+        let (key, value) = text.split_once('=').ok_or_else(|| {
+            CliError::new(format!(
+                "invalid argument \"{text}\" for \"-f, --filter\" flag: bad format of filter (expected name=value)"
+            ))
+        })?;
         let owned = value.to_owned();
         Ok(match key.trim().to_ascii_lowercase().as_str() {
             "id" => Filter::Id(owned),
             "name" => Filter::Name(owned),
             "label" => Filter::Label(owned),
             "status" => match value {
-                "created" | "running" | "paused" | "exited" | "restarting" | "removing" | "dead" => Filter::Status(owned),
+                "created" | "running" | "paused" | "exited" | "restarting" | "removing" | "dead" => {
+                    Filter::Status(owned)
+                }
                 _ => return Err(CliError::new(format!("invalid filter 'status={value}'"))),
             },
             "exited" => match value.parse() {
@@ -187,7 +187,8 @@ impl Filter {
             },
             Filter::Volume(volume) => container.mounts.iter().any(|mount| {
                 let named = matches!(&mount.kind, MountKind::Volume { name, .. } if name == volume);
-                let bound = matches!(&mount.kind, MountKind::Bind { source, .. } if source.as_os_str() == volume.as_str());
+                let bound =
+                    matches!(&mount.kind, MountKind::Bind { source, .. } if source.as_os_str() == volume.as_str());
                 named || bound || mount.destination == *volume
             }),
             Filter::Network(network) => network_name(&container.host.network) == *network,

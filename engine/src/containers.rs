@@ -150,7 +150,8 @@ impl Containers {
 
     /// How to mount the container's root, for writing.
     fn mounts(&self, container: &Container) -> Result<Mounts, Error> {
-        let parent = container.parent.as_deref().map(str::parse).transpose().map_err(|e: StoreError| Error::internal(e))?;
+        let parent =
+            container.parent.as_deref().map(str::parse).transpose().map_err(|e: StoreError| Error::internal(e))?;
         Ok(self.store.snapshots().layer_mounts(&self.directory(&container.id).join("layer"), parent.as_ref())?)
     }
 

@@ -232,4 +232,3 @@ pub(crate) fn volume_names(container: &Container) -> impl Iterator<Item = &str> 
 pub(crate) fn used(containers: &[Container]) -> BTreeSet<String> {
     containers.iter().flat_map(volume_names).map(str::to_owned).collect()
 }
-

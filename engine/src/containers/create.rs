@@ -160,9 +160,7 @@ impl Containers {
                 Err(Error::invalid(format!("invalid hostname format: {name}")))
             }
             Some(name) => Ok(name.clone()),
-            None if shared => {
-                Ok(rustix::system::uname().nodename().to_string_lossy().into_owned())
-            }
+            None if shared => Ok(rustix::system::uname().nodename().to_string_lossy().into_owned()),
             None => Ok(id[..12].to_owned()),
         }
     }
@@ -335,9 +333,10 @@ fn clean(path: &str) -> PathBuf {
 
 /// Whether the user did not say `nocopy` for the volume at this place.
 fn wants_copy(request: &CreateRequest, destination: &str) -> bool {
-    !request.mounts.iter().any(|mount| {
-        mount.destination == destination && matches!(mount.source, MountWish::Volume { copy: false, .. })
-    })
+    !request
+        .mounts
+        .iter()
+        .any(|mount| mount.destination == destination && matches!(mount.source, MountWish::Volume { copy: false, .. }))
 }
 
 fn is_empty(directory: &Path) -> bool {
@@ -360,4 +359,3 @@ impl Containers {
         super::root_of(&mounts)
     }
 }
-

@@ -33,7 +33,9 @@ impl Containers {
             return Err(Error::invalid("No exec command specified"));
         }
         if let Some(path) = request.working_dir.as_deref().filter(|path| !path.starts_with('/')) {
-            return Err(Error::invalid(format!("the working directory '{path}' is invalid, it needs to be an absolute path")));
+            return Err(Error::invalid(format!(
+                "the working directory '{path}' is invalid, it needs to be an absolute path"
+            )));
         }
         let container = &seen.container;
         let root = Root::open(Path::new(&format!("/proc/{}/root", seen.state.pid))).map_err(Error::internal)?;

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use oci_spec::runtime::{
     Capability, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder,
-    LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, PosixRlimit, PosixRlimitBuilder,
-    PosixRlimitType, Process, Spec, UserBuilder,
+    LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process,
+    Spec, UserBuilder,
 };
-use rbuild_runtime::sandbox::{DEFAULT_CAPABILITIES, capability_sets, set_shm_size};
-use rbuild_runtime::users::{self, Identity};
 use rbuild_graph::ops::Ulimit;
 use rbuild_runtime::default_spec;
+use rbuild_runtime::sandbox::{DEFAULT_CAPABILITIES, capability_sets, set_shm_size};
+use rbuild_runtime::users::{self, Identity};
 use rbuild_store::Root;
 
 use super::record::Container;
@@ -22,11 +22,46 @@ pub(super) const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/
 
 /// Every capability by its name, lowest number first.
 const CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
@@ -286,7 +321,8 @@ pub(super) fn device_rule(
     number: Option<(i64, i64)>,
     access: &str,
 ) -> Result<LinuxDeviceCgroup, Error> {
-    let mut rule = LinuxDeviceCgroupBuilder::default().allow(true).typ(kind).access(access).build().map_err(internal)?;
+    let mut rule =
+        LinuxDeviceCgroupBuilder::default().allow(true).typ(kind).access(access).build().map_err(internal)?;
     rule.set_major(number.map(|n| n.0));
     rule.set_minor(number.map(|n| n.1));
     Ok(rule)

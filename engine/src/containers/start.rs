@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Container, MountKind, Status};
 use super::request::{NamespaceMode, NetworkMode};
-use super::{Containers, ContainerParts, etc, process};
+use super::{ContainerParts, Containers, etc, process};
 use crate::error::{Error, Kind};
 use crate::volumes;
 
@@ -100,8 +100,7 @@ impl Containers {
         let endpoint = namespace.as_ref().and_then(Namespace::endpoint).cloned();
         let address = endpoint.as_ref().map(|e| IpAddr::V4(e.address));
         let gateway = endpoint.as_ref().map(|e| IpAddr::V4(e.gateway));
-        let files =
-            etc::write(container, directory, &self.parts.names, address, gateway).map_err(Error::internal)?;
+        let files = etc::write(container, directory, &self.parts.names, address, gateway).map_err(Error::internal)?;
         let stub_dir = directory.join("stubs");
         fs::create_dir_all(&stub_dir).map_err(Error::internal)?;
         let root = self.image_root(container)?;
@@ -270,10 +269,7 @@ fn device(
         kind if kind.is_block_device() => LinuxDeviceType::B,
         _ => return Err(Error::invalid(format!("\"{}\" is not a device node", host.display()))),
     };
-    let number = (
-        i64::from(rustix::fs::major(metadata.rdev())),
-        i64::from(rustix::fs::minor(metadata.rdev())),
-    );
+    let number = (i64::from(rustix::fs::major(metadata.rdev())), i64::from(rustix::fs::minor(metadata.rdev())));
     let node = LinuxDeviceBuilder::default()
         .path(inside)
         .typ(kind)
