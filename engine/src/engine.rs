@@ -3,13 +3,19 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use rbuild_executor::Value;
 use rbuild_registry::{Client, ClientOptions};
 use rbuild_runtime::network::{BridgeOptions, Pool};
 use rbuild_runtime::{NativeSandbox, Sandbox, SandboxOptions};
+use rbuild_solver::Solver;
 use rbuild_store::{Driver, Store, StoreOptions};
 
 use crate::error::{Error, Kind};
+use crate::stored::ValueCodec;
 
+/// Operations that run at the same time unless the caller says otherwise. Steps mostly wait (for a network, a disk, a
+/// `sleep`), and a step that computes is the scheduler's business; so this only bounds memory and descriptors.
+const JOBS: usize = 64;
 /// Network namespaces made ahead while a build runs.
 const READY_NAMESPACES: usize = 2;
 
@@ -37,6 +43,7 @@ pub struct Engine {
 struct Parts {
     store: Store,
     options: EngineOptions,
+    solver: OnceLock<Solver<Value>>,
     sandbox: OnceLock<Arc<dyn Sandbox>>,
     registry: OnceLock<Client>,
     networks: Pool,
@@ -51,7 +58,14 @@ impl Engine {
     pub fn open(options: EngineOptions) -> Result<Engine, Error> {
         let store = Store::open(StoreOptions { driver: options.driver, ..StoreOptions::new(options.root.clone()) })?;
         let networks = Pool::new(options.bridge.clone(), READY_NAMESPACES);
-        let parts = Parts { store, options, sandbox: OnceLock::new(), registry: OnceLock::new(), networks };
+        let parts = Parts {
+            store,
+            options,
+            solver: OnceLock::new(),
+            sandbox: OnceLock::new(),
+            registry: OnceLock::new(),
+            networks,
+        };
         Ok(Engine { parts: Arc::new(parts) })
     }
 
@@ -93,6 +107,26 @@ impl Engine {
     /// The address of this machine as containers on the default bridge see it.
     pub fn host_gateway(&self) -> String {
         self.parts.options.bridge.gateway.map_or_else(|| "172.17.0.1".to_owned(), |gateway| gateway.to_string())
+    }
+
+    /// The solver that all builds of this process share.
+    pub(crate) fn solver(&self, jobs: Option<usize>) -> Result<Solver<Value>, Error> {
+        if let Some(jobs) = jobs {
+            return self.new_solver(jobs);
+        }
+        if let Some(solver) = self.parts.solver.get() {
+            return Ok(solver.clone());
+        }
+        let made = self.new_solver(JOBS)?;
+        Ok(self.parts.solver.get_or_init(|| made).clone())
+    }
+
+    fn new_solver(&self, jobs: usize) -> Result<Solver<Value>, Error> {
+        let store = self.parts.store.clone();
+        // What is found in the cache, and claimed there, is held as long as the solver lives.
+        let lease = store.lease("cache")?;
+        let codec = ValueCodec::new(store.clone(), lease.clone());
+        Ok(Solver::new(Arc::new(rbuild_cache::LocalCache::new(store, lease, codec)), jobs))
     }
 
     /// Network namespaces on the default bridge.

@@ -6,10 +6,18 @@
 //! The engine is made of explicit parts: it reads no environment, prints nothing and starts no async runtime. Dropping
 //! a future cancels what it does.
 
+mod build;
+mod context;
 mod engine;
 pub mod error;
+mod export;
+mod frontends;
 pub mod images;
+mod layers;
+mod logs;
 mod request;
+mod resolve;
+mod stored;
 
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};

@@ -1,0 +1,268 @@
+//! One build, from a request to an image in the store.
+
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rbuild_executor::{ExecSettings, Executor, ExecutorError, Value};
+use rbuild_frontend::ignore::IgnoreFile;
+use rbuild_frontend::{Diagnostic, Lowered};
+use rbuild_graph::ops::Network;
+use rbuild_oci::limits;
+use rbuild_solver::{Events, LogStream, Outcome, SolveError, StepKind};
+use rbuild_store::Lease;
+
+use crate::context::{self, LocalSession};
+use crate::engine::Engine;
+use crate::error::{Error, FailedStep, Kind, SourceText};
+use crate::export::image::{Finished, publish};
+use crate::frontends::dockerfile::{lower_options, understand};
+use crate::layers::LayerHasher;
+use crate::logs::BuildLogs;
+use crate::request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
+use crate::resolve::BaseImages;
+
+/// Processes one RUN step may have at a time: enough for any compiler, too few for a fork bomb to take the machine.
+const PIDS_LIMIT: i64 = 32_768;
+/// Names that are tried when the request names no Dockerfile.
+const USUAL_NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
+
+impl Engine {
+    /// Builds an image and gives it its names. Dropping the future cancels the build; nothing half-made stays visible.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] with every mistake of the Dockerfile, [`Kind::Failed`] with the step and the end of its log, and
+    /// what images, registries and the store say.
+    pub async fn build(&self, request: BuildRequest, events: Events) -> Result<BuildResult, Error> {
+        let lease = self.store().lease("build")?;
+        let inputs = Inputs::load(&request, &events)?;
+        let (file, parsed) = rbuild_frontend::parse(inputs.source.text.as_bytes(), &inputs.source.name);
+        let images = Arc::new(BaseImages::new(self.clone(), lease.clone(), request.pull));
+        let patterns = inputs.ignore.patterns().map(str::to_owned).collect();
+        let options = lower_options(&request, patterns);
+        let understood = understand(&file, &options, &inputs.source, parsed, &images, &events).await?;
+        for warning in understood.warnings.iter().filter(|diagnostic| !diagnostic.is_error()) {
+            events.send(rbuild_solver::Event::Warning {
+                id: None,
+                message: warning.message.clone(),
+                span: warning.span,
+                url: warning.url.map(str::to_owned),
+            });
+        }
+        let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone() };
+        job.run(inputs, understood.lowered, understood.warnings, images, options.source_date_epoch).await
+    }
+}
+
+/// What the client of a build gave: its files, its Dockerfile, its ignore file.
+struct Inputs {
+    root: Option<OwnedFd>,
+    source: SourceText,
+    ignore: IgnoreFile,
+}
+
+impl Inputs {
+    fn load(request: &BuildRequest, events: &Events) -> Result<Inputs, Error> {
+        let root = match &request.context {
+            BuildContext::Directory(path) => Some(context::open_directory(path)?),
+            BuildContext::Empty => None,
+        };
+        let step =
+            events.step("[internal] load build definition from Dockerfile", Vec::new(), None, StepKind::Internal);
+        events.started(step);
+        let loaded = Inputs::dockerfile(request, root.as_ref());
+        let outcome = match &loaded {
+            Ok(loaded) => {
+                let note = format!("transferring dockerfile: {}B done\n", loaded.text.len());
+                events.log(step, LogStream::Stdout, note);
+                Outcome::Done
+            }
+            Err(error) => Outcome::Failed(error.message.clone()),
+        };
+        events.finished(step, outcome);
+        let loaded = loaded?;
+        let ignore = match &root {
+            Some(root) => context::ignore_file(root, loaded.ignore)?,
+            None => IgnoreFile::default(),
+        };
+        let text = String::from_utf8(loaded.text).map_err(|error| {
+            let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+            Error::invalid(format!("{}:{line}: the line is not valid UTF-8", loaded.name))
+                .with_hint("save the file as UTF-8")
+        })?;
+        Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore })
+    }
+
+    fn dockerfile(request: &BuildRequest, root: Option<&OwnedFd>) -> Result<Loaded, Error> {
+        match (&request.dockerfile, &request.context) {
+            (DockerfileSource::Text(text), _) => {
+                Ok(Loaded { name: "Dockerfile".to_owned(), text: text.clone(), ignore: None })
+            }
+            (DockerfileSource::File(Some(path)), _) => Loaded::from_host(path),
+            (DockerfileSource::File(None), BuildContext::Directory(dir)) => {
+                let root = root.ok_or_else(|| Error::internal("a directory context is open"))?;
+                for name in USUAL_NAMES {
+                    if let Some(text) = context::read_file(root, Path::new(name), limits::DOCKERFILE)? {
+                        let ignore = PathBuf::from(format!("{name}.dockerignore"));
+                        let ignore = context::read_file(root, &ignore, limits::DOCKERFILE)?;
+                        return Ok(Loaded { name: name.to_owned(), text, ignore });
+                    }
+                }
+                Err(context::missing_dockerfile(&dir.join("Dockerfile")))
+            }
+            (DockerfileSource::File(None), BuildContext::Empty) => {
+                Err(Error::invalid("a build without a context needs the Dockerfile itself"))
+            }
+        }
+    }
+}
+
+struct Loaded {
+    name: String,
+    text: Vec<u8>,
+    /// Of `<Dockerfile>.dockerignore`.
+    ignore: Option<Vec<u8>>,
+}
+
+impl Loaded {
+    fn from_host(path: &Path) -> Result<Loaded, Error> {
+        let text = context::read_host_file(path, limits::DOCKERFILE)?;
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".dockerignore");
+        let beside = PathBuf::from(beside);
+        let ignore = if beside.exists() { Some(context::read_host_file(&beside, limits::DOCKERFILE)?) } else { None };
+        let name = path.file_name().map_or_else(|| "Dockerfile".into(), |name| name.to_string_lossy().into_owned());
+        Ok(Loaded { name, text, ignore })
+    }
+}
+
+/// A build in progress.
+struct Job<'a> {
+    engine: &'a Engine,
+    request: &'a BuildRequest,
+    lease: Lease,
+    events: Events,
+    source: SourceText,
+}
+
+impl Job<'_> {
+    async fn run(
+        &self,
+        inputs: Inputs,
+        lowered: Lowered,
+        warnings: Vec<Diagnostic>,
+        images: Arc<BaseImages>,
+        epoch: Option<i64>,
+    ) -> Result<BuildResult, Error> {
+        let executor = Arc::new(self.executor(inputs, images.clone())?);
+        let hasher = LayerHasher::new(self.engine.store().clone());
+        let graph = Arc::new(lowered.graph.clone());
+        let steps: HashSet<String> = lowered
+            .history
+            .iter()
+            .filter_map(|step| step.edge)
+            .map(|edge| graph.vertex(edge.vertex).meta.name.clone())
+            .collect();
+        let ops = hasher.wrap(executor.factory(), steps);
+        let build =
+            self.engine.solver(self.request.jobs)?.build(self.events.clone()).named(self.lease.id().to_string());
+        let edges: Vec<_> = lowered.result.into_iter().collect();
+        let solved = build.solve(graph.clone(), &edges, ops.clone()).await;
+        let result = match solved {
+            Ok(solved) => solved.into_iter().next().map_or(Value::Scratch, |solved| solved.value),
+            Err(error) => return Err(failure(error, Some(&self.source))),
+        };
+        let step = self.events.step("exporting to image", Vec::new(), None, StepKind::Internal);
+        self.events.started(step);
+        hasher.settle().await;
+        let base_layers = match &lowered.base {
+            Some(base) => images.layers(&base.reference, &base.platform).await?,
+            None => Vec::new(),
+        };
+        let finished = Finished {
+            store: self.engine.store(),
+            build: &build,
+            graph,
+            ops,
+            lowered: &lowered,
+            base_layers,
+            result,
+            epoch,
+        };
+        let described = finished.describe().await?;
+        let (image_id, target) = publish(self.engine.store(), &self.lease, &described, &self.request.tags)?;
+        let mut note = format!("exporting layers done\nwriting image {image_id} done\n");
+        for tag in &self.request.tags {
+            note.push_str(&format!("naming to {} done\n", tag.canonical()));
+        }
+        self.events.log(step, LogStream::Stdout, note);
+        self.events.finished(step, Outcome::Done);
+        Ok(BuildResult { image_id, target, warnings, source_text: self.source.clone() })
+    }
+
+    fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
+        let id = session_id(&self.lease);
+        let logs = BuildLogs::new(self.engine.store().root().join("builds").join(self.lease.id().to_string()));
+        Ok(Executor {
+            store: self.engine.store().clone(),
+            lease: self.lease.clone(),
+            sandbox: self.engine.sandbox()?,
+            networks: self.engine.networks().clone(),
+            session: Arc::new(LocalSession::new(id, inputs.root, inputs.ignore)),
+            images,
+            web: self.engine.registry()?.clone(),
+            logs: Arc::new(logs),
+            settings: ExecSettings {
+                default_network: self.request.network,
+                allow_host_network: self.request.allow_host_network || self.request.network == Network::Host,
+                pids_limit: Some(PIDS_LIMIT),
+                resolv_conf: self.engine.options().resolv_conf.clone(),
+                host_gateway: self.engine.host_gateway(),
+            },
+        })
+    }
+}
+
+/// Unique among the builds of all processes: a lease's id, and a count for several builds under one lease.
+fn session_id(lease: &Lease) -> String {
+    static BUILDS: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", lease.id(), BUILDS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A failed solve in the engine's terms.
+pub(crate) fn failure(error: SolveError, source: Option<&SourceText>) -> Error {
+    match error {
+        SolveError::Failed { name, span, source: cause, .. } => {
+            let known = cause.downcast_ref::<ExecutorError>();
+            let kind = match known {
+                Some(ExecutorError::Process { status, .. }) => Kind::Failed(status.code()),
+                Some(ExecutorError::SourceNotFound { .. }) => Kind::NotFound,
+                Some(ExecutorError::Unsupported { .. }) => Kind::Unsupported,
+                Some(ExecutorError::Cancelled(_)) => Kind::Cancelled,
+                Some(ExecutorError::Store(_) | ExecutorError::Runtime(_) | ExecutorError::Start(_)) => Kind::Internal,
+                _ => Kind::Invalid,
+            };
+            let prefix = match known {
+                Some(ExecutorError::SourceNotFound { .. }) => "failed to compute cache key: ",
+                _ => "",
+            };
+            let mut failed = Error::new(kind, format!("{prefix}{cause}"));
+            failed.hints = known.map(ExecutorError::hints).unwrap_or_default();
+            failed.span = span;
+            failed.source_text = source.cloned();
+            let log_tail = match known {
+                Some(ExecutorError::Process { log_tail, .. }) => log_tail.clone(),
+                _ => Vec::new(),
+            };
+            failed.step = Some(FailedStep { name, log_tail });
+            failed
+        }
+        SolveError::Cache { name, source: cause, .. } => {
+            Error::internal(format!("the build cache failed at {name:?}: {cause}"))
+        }
+        SolveError::Cancelled => Error::new(Kind::Cancelled, "the build was cancelled"),
+        other => Error::internal(other),
+    }
+}

@@ -1,0 +1,3 @@
+//! Turns results into something outside of the solver.
+
+pub(crate) mod image;

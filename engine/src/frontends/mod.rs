@@ -1,0 +1,3 @@
+//! What drives a build from a request to graphs.
+
+pub(crate) mod dockerfile;

@@ -1,0 +1,89 @@
+//! Computes layers while the build goes on.
+//!
+//! The DiffId of a layer is a hash of a canonical tar, and nobody needs it before the image is described. So as soon as
+//! a step of the final image has run, its layer is hashed on another thread; when the last step ends, most are done.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use rbuild_executor::Value;
+use rbuild_graph::Vertex;
+use rbuild_solver::{InputContent, KeySpec, OpError, OpFactory, Ran, RunContext, RunOp};
+use rbuild_store::Store;
+use tokio::task::JoinHandle;
+
+/// Hashes layers behind the build's back.
+#[derive(Clone)]
+pub(crate) struct LayerHasher {
+    store: Store,
+    pending: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+impl LayerHasher {
+    pub(crate) fn new(store: Store) -> LayerHasher {
+        LayerHasher { store, pending: Arc::default() }
+    }
+
+    /// A factory whose operations, if their step is named in `wanted`, have their layers hashed once they ran.
+    pub(crate) fn wrap(&self, factory: OpFactory<Value>, wanted: HashSet<String>) -> OpFactory<Value> {
+        let hasher = self.clone();
+        Arc::new(move |vertex: &Vertex| {
+            let inner = factory(vertex)?;
+            if !wanted.contains(&vertex.meta.name) {
+                return Ok(inner);
+            }
+            Ok(Arc::new(Hashed { inner, hasher: hasher.clone() }) as Arc<dyn RunOp<Value>>)
+        })
+    }
+
+    fn start(&self, value: &Value) {
+        let Some(snapshot) = value.snapshot().cloned() else { return };
+        let store = self.store.clone();
+        let work = move || {
+            if let Err(error) = store.layers().diff(snapshot.id()) {
+                // Whoever needs the layer asks again and reports it.
+                tracing::debug!(%error, "a layer was not hashed ahead");
+            }
+        };
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.push(tokio::task::spawn_blocking(work));
+    }
+
+    /// Waits for what is under way.
+    pub(crate) async fn settle(&self) {
+        let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        futures::future::join_all(pending).await;
+    }
+}
+
+struct Hashed {
+    inner: Arc<dyn RunOp<Value>>,
+    hasher: LayerHasher,
+}
+
+impl RunOp<Value> for Hashed {
+    fn key(&self) -> BoxFuture<'_, Result<KeySpec, OpError>> {
+        self.inner.key()
+    }
+
+    fn content(&self, input: usize, value: &Value) -> BoxFuture<'_, Result<InputContent, OpError>> {
+        self.inner.content(input, value)
+    }
+
+    fn run(&self, inputs: Vec<Value>, context: RunContext) -> BoxFuture<'_, Result<Ran<Value>, OpError>> {
+        async move {
+            let ran = self.inner.run(inputs, context).await?;
+            if let Some(output) = ran.outputs.first() {
+                self.hasher.start(output);
+            }
+            Ok(ran)
+        }
+        .boxed()
+    }
+
+    fn needs_permit(&self) -> bool {
+        self.inner.needs_permit()
+    }
+}
