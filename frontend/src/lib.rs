@@ -9,6 +9,8 @@
 //! text ── syntax ── joined lines ── instructions ── typed, unexpanded ── stages ── target, reachable ── lower ── graph
 //! ```
 
+#![allow(clippy::result_large_err, reason = "a diagnostic is made once per mistake, never on a hot path")]
+
 mod diagnostic;
 mod facts;
 pub mod ignore;
