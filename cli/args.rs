@@ -59,16 +59,17 @@ pub enum Parsed {
 /// # Errors
 /// Wrong use, in docker's words. The code is 125 for the commands that start programs, 1 for the others.
 pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, CliError> {
-    let pristine = Cli::command();
-    let arguments = with_implied_build(&pristine, arguments);
-    let route = Route::of(&pristine, &arguments[1.min(arguments.len())..]);
+    let tree = Cli::command();
+    let arguments = with_implied_build(&tree, arguments);
+    let route = Route::of(&tree, &arguments[1.min(arguments.len())..]);
     if route.version {
         return Ok(Parsed::Print(version_line()));
     }
     if route.path.is_empty() && route.rest.is_none() {
-        return Ok(Parsed::Print(help(&pristine, &route)));
+        return Ok(Parsed::Print(help(&tree, &route)));
     }
-    match docker_manners(pristine.clone()).try_get_matches_from(&arguments) {
+    // Only the commands on the way are transformed: the whole tree has a thousand options, and starting must be quick.
+    match docker_manners(tree, Some(&route.path)).try_get_matches_from(&arguments) {
         Ok(matches) => match Cli::from_arg_matches(&matches) {
             Ok(cli) => Ok(Parsed::Run(Box::new(cli))),
             Err(error) => Err(CliError::usage(clean_line(&error.to_string()), route.usage_code())),
@@ -76,9 +77,9 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, CliError> {
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand) =>
         {
-            Ok(Parsed::Print(help(&pristine, &route)))
+            Ok(Parsed::Print(help(&Cli::command(), &route)))
         }
-        Err(error) => Err(in_docker_words(&pristine, &route, &error)),
+        Err(error) => Err(in_docker_words(&Cli::command(), &route, &error)),
     }
 }
 
@@ -195,12 +196,22 @@ fn help(root: &clap::Command, route: &Route) -> String {
     command.render_long_help().to_string()
 }
 
-/// clap's tree with docker's conventions, for parsing only; help is rendered from the tree as written.
-fn docker_manners(command: clap::Command) -> clap::Command {
-    let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
-    let mut command = with_help_flag(command).args_override_self(true).infer_long_args(false).mut_args(|arg| match arg
-        .get_action()
-    {
+/// clap's tree with docker's conventions, for parsing only; help is rendered from the tree as written. With a `path`
+/// only the commands along it are changed.
+fn docker_manners(command: clap::Command, path: Option<&[String]>) -> clap::Command {
+    let is_on_path = |name: &str| path.is_none_or(|path| path.first().is_some_and(|first| first == name));
+    let names: Vec<String> =
+        command.get_subcommands().map(|c| c.get_name().to_owned()).filter(|name| is_on_path(name)).collect();
+    let mut command = with_help_flag(command).args_override_self(true).infer_long_args(false).mut_args(docker_option);
+    for name in names {
+        let rest = path.map(|path| &path[1..]);
+        command = command.mut_subcommand(name, |inner| docker_manners(inner, rest));
+    }
+    command
+}
+
+fn docker_option(arg: Arg) -> Arg {
+    match arg.get_action() {
         ArgAction::SetTrue => arg
             .action(ArgAction::Set)
             .num_args(0..=1)
@@ -212,11 +223,7 @@ fn docker_manners(command: clap::Command) -> clap::Command {
             arg.allow_hyphen_values(true)
         }
         _ => arg,
-    });
-    for name in names {
-        command = command.mut_subcommand(name, docker_manners);
     }
-    command
 }
 
 /// `--help`, and `-h` where the command has no other use for it.
@@ -407,7 +414,7 @@ mod tests {
     #[test]
     fn the_tree_is_sound() {
         Cli::command().debug_assert();
-        docker_manners(Cli::command()).debug_assert();
+        docker_manners(Cli::command(), None).debug_assert();
     }
 
     #[test]
