@@ -26,7 +26,8 @@ if [ "$(printf '%s\n%s\n' "$wanted" "${present:-0}" | sort -V | head -n 1)" != "
 fi
 
 cargo build --release
-RBUILD=$PWD/${CARGO_TARGET_DIR:-target}/release/rbuild
-case ${CARGO_TARGET_DIR:-} in /*) RBUILD=$CARGO_TARGET_DIR/release/rbuild ;; esac
+# The program is linked statically, which cargo does for a named target: so its folder has the target's name.
+RBUILD=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+RBUILD=$RBUILD/$(rustc -vV | sed -n 's/^host: //p')/release/rbuild
 export RBUILD
 examples/hello/run.sh

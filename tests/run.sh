@@ -31,13 +31,18 @@ install() {
   apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"
 }
 
-target_directory() { cargo metadata --format-version 1 --no-deps --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'; }
+# The program is linked statically, which cargo does for a named target: so its folder has the target's name.
+program() {
+  local target
+  target=$(cargo metadata --format-version 1 --no-deps --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+  echo "$target/$(rustc -vV | sed -n 's/^host: //p')/release/rbuild"
+}
 
 cases() {
   local directory=$1 area; shift
   local arguments=()
   for area in $areas; do arguments+=(--only "^$area/"); done
-  RB=$(target_directory)/release/rbuild "$directory/run" --tool rbuild -j "${CASES_JOBS:-$(nproc)}" "${arguments[@]}"
+  RB=$(program) "$directory/run" --tool rbuild -j "${CASES_JOBS:-$(nproc)}" "${arguments[@]}"
 }
 
 part packages install

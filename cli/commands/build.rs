@@ -213,7 +213,7 @@ async fn build(request: BuildRequest, mode: Mode, app: &App) -> Result<BuildResu
     let clock = events.clone();
     let shown = tokio::spawn(progress::follow(stream, mode.renderer(&app.settings)));
     let result = tokio::select! {
-        result = async { drop((engine, request, events)); Err(rbuild_engine::Error::unsupported("building is not supported yet")) } => result.map_err(|error| match error.kind {
+        result = engine.build(request, events) => result.map_err(|error| match error.kind {
             Kind::Cancelled => CliError::new("failed to build: canceled").with_prefix("ERROR"),
             _ => diagnostics::build_failure(&error),
         }),

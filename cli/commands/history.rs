@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, value_name = "TEMPLATE")]
     format: Option<String>,
     /// Sizes and times for people; with =false in bytes and as timestamps
-    #[arg(short = 'H', long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+    #[arg(short = 'H', long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           default_value = "true", value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
     human: bool,
     /// Show ids and commands in full

@@ -305,7 +305,7 @@ fn what_is_wrong_is_refused_whole() {
     let at = flipped.windows(7).position(|w| w == b"foreign").unwrap();
     flipped[at] ^= 1;
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
-        ("garbage", (0..5000u32).map(|n| (n * 7919 >> 3) as u8).collect(), "no tar archive"),
+        ("garbage", (0..5000u32).map(|n| ((n * 7919) >> 3) as u8).collect(), "no tar archive"),
         ("nothing", Vec::new(), "truncated"),
         ("no documents", tar(&[file("etc/passwd", "root")]), "neither manifest.json nor index.json"),
         ("truncated", truncated, "truncated"),

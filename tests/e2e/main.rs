@@ -6,7 +6,9 @@
 mod bad_input;
 mod build;
 mod caching;
+mod images;
 mod interrupt;
+mod registry;
 mod run;
 mod scene;
 mod usage;

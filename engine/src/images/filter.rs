@@ -83,7 +83,9 @@ impl Limits<'_> {
         }
         let wanted = |name: &Reference| self.filter.references.iter().any(|pattern| names(pattern, name));
         image.tags.retain(wanted);
-        image.digests.retain(wanted);
+        // A repository's digest is shown with any of its tags.
+        let shown: Vec<Reference> = image.tags.iter().map(Reference::without_tag).collect();
+        image.digests.retain(|name| wanted(name) || shown.contains(&name.without_tag()));
         !image.tags.is_empty() || !image.digests.is_empty()
     }
 }

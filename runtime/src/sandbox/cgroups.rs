@@ -124,6 +124,18 @@ impl Cgroup {
         cgroup
     }
 
+    /// Takes the writer's side of the lock that every move into a v1 cgroup takes, by moving the calling process to where it
+    /// is. The first to do so waits for an RCU grace period, some ten milliseconds; others within some twenty do not.
+    pub(super) fn warm(hierarchies: &Hierarchies) -> io::Result<()> {
+        let Some(hierarchy) = hierarchies.v1("pids").or(hierarchies.v1.first()) else { return Ok(()) };
+        let ours = fs::read_to_string("/proc/self/cgroup")?;
+        let is_it = |list: &str| list.split(',').eq(hierarchy.controllers.iter());
+        let place =
+            ours.lines().filter_map(|line| line.split_once(':')?.1.split_once(':')).find(|(list, _)| is_it(list));
+        let Some((_, path)) = place else { return Ok(()) };
+        fs::write(hierarchy.mount.join(path.trim_start_matches('/')).join("cgroup.procs"), "0")
+    }
+
     fn named(hierarchies: &Hierarchies, path: &Path) -> Self {
         let v1 = hierarchies.v1.iter().map(|hierarchy| Hierarchy {
             controllers: hierarchy.controllers.clone(),
@@ -200,11 +212,15 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Moves the calling process into the v1 hierarchies.
-    pub(super) fn enter_v1(&self) -> Result<(), Failure> {
+    /// Moves a process into the v1 hierarchies.
+    pub(super) fn take_in(&self, pid: i32) -> Result<(), Failure> {
         for hierarchy in &self.v1 {
             let file = hierarchy.mount.join("cgroup.procs");
-            fs::write(&file, "0").doing(|| format!("enter {}", hierarchy.mount.display()))?;
+            match fs::write(&file, pid.to_string()) {
+                // It died already; whoever waits for it will tell why.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+                moved => moved.doing(|| format!("enter {}", hierarchy.mount.display()))?,
+            }
         }
         Ok(())
     }
@@ -259,23 +275,30 @@ impl Cgroup {
         Ok(Shown { tree, below })
     }
 
-    /// Kills every process.
+    /// Kills every process, also frozen ones.
     pub fn kill(&self) {
-        if let Some(unified) = &self.unified
-            && fs::write(unified.join("cgroup.kill"), "1").is_ok()
-        {
-            return;
-        }
-        // Frozen, nothing can fork away from under the list; thawed, the signals take effect.
-        let frozen = self.freeze().is_ok();
-        for pid in self.processes() {
-            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let killed = self.unified.as_ref().is_some_and(|unified| fs::write(unified.join("cgroup.kill"), "1").is_ok());
+        if !killed {
+            // Frozen, nothing can fork away from under the list.
+            let _ = self.freeze();
+            for pid in self.processes() {
+                if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
             }
         }
-        if frozen {
+        // A process that the v1 freezer holds dies only when let go.
+        if let Some(freezer) = self.freezer() {
+            let _ = fs::write(freezer.join("freezer.state"), "THAWED");
+        } else if !killed {
             let _ = self.thaw();
         }
+    }
+
+    /// The v1 freezer's directory.
+    fn freezer(&self) -> Option<&Path> {
+        let freezer = self.v1.iter().find(|one| one.controllers.iter().any(|one| one == "freezer"));
+        freezer.map(|freezer| freezer.mount.as_path())
     }
 
     /// Processes in it, as the caller's pid namespace numbers them.
@@ -296,8 +319,8 @@ impl Cgroup {
 
     fn set_frozen(&self, want: Frozen) -> Result<()> {
         let fail = |error: io::Error| Error::system("freeze or thaw a cgroup", error);
-        if let Some(freezer) = self.v1.iter().find(|one| one.controllers.iter().any(|one| one == "freezer")) {
-            let file = freezer.mount.join("freezer.state");
+        if let Some(freezer) = self.freezer() {
+            let file = freezer.join("freezer.state");
             let word = if want == Frozen::Yes { "FROZEN" } else { "THAWED" };
             for _ in 0..500 {
                 fs::write(&file, word).map_err(fail)?;
@@ -325,8 +348,8 @@ impl Cgroup {
 
     /// Whether the processes stand still.
     pub fn is_frozen(&self) -> bool {
-        if let Some(freezer) = self.v1.iter().find(|one| one.controllers.iter().any(|one| one == "freezer")) {
-            return fs::read_to_string(freezer.mount.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED");
+        if let Some(freezer) = self.freezer() {
+            return fs::read_to_string(freezer.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED");
         }
         let events = self.unified.as_ref().and_then(|unified| fs::read_to_string(unified.join("cgroup.events")).ok());
         events.and_then(|events| field(&events, "frozen")) == Some(1)

@@ -35,6 +35,13 @@ pub(super) enum Report {
     Failed(Failure),
 }
 
+/// What the supervisor tells the init.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Order {
+    /// The init is in its cgroup in every hierarchy.
+    Joined,
+}
+
 /// Becomes the first process of a new sandbox; returns only with the reason why not.
 pub(super) fn start(
     start: &Start,
@@ -46,12 +53,11 @@ pub(super) fn start(
 ) -> Failure {
     let run = || {
         let _ = setsid();
-        cgroup.enter_v1()?;
         namespaces.complete()?;
         name_host(&start.spec, namespaces)?;
         let anchor = Anchor::new(&start.anchor)?;
         let mut root = Root::assemble(start, &anchor, trees.stubs)?;
-        root.mount_all(start, trees, &anchor, cgroup, namespaces)?;
+        let cgroup_mount = root.mount_all(start, trees, &anchor)?;
         let process = start.spec.process().as_ref().ok_or_else(|| Failure::refused("a spec without process"))?;
         let stdio = match start.stdio[0] {
             Stream::Terminal { rows, columns } => {
@@ -67,6 +73,12 @@ pub(super) fn start(
         root.create_cwd(process.cwd())?;
         let private_proc = mounts::make("proc", &mounts::Options::default())?;
         root.confine(&start.spec, &anchor)?;
+        wait_for_cgroup(&channel)?;
+        namespaces.make_cgroup()?;
+        if let Some(mount) = cgroup_mount {
+            root.mount_cgroup(mount, cgroup, namespaces)?;
+        }
+        root.make_read_only(&start.spec)?;
         switch(root)?;
         process::sysctls(&start.spec, namespaces, &private_proc)?;
         Ok(Stage { process, stdio, filter: &start.filter, private_proc: Some(private_proc) })
@@ -78,10 +90,9 @@ pub(super) fn start(
 }
 
 /// Becomes one more process of a living sandbox.
-pub(super) fn enter(enter: &Enter, mut fds: Fds, target: &OwnedFd, cgroup: &Cgroup, channel: UnixStream) -> Failure {
+pub(super) fn enter(enter: &Enter, mut fds: Fds, target: &OwnedFd, channel: UnixStream) -> Failure {
     let mut run = || {
         let _ = setsid();
-        cgroup.enter_v1()?;
         let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let null = null.doing(|| "open /dev/null".to_owned())?;
         let kinds = ThreadNameSpaceType::MOUNT
@@ -102,11 +113,21 @@ pub(super) fn enter(enter: &Enter, mut fds: Fds, target: &OwnedFd, cgroup: &Cgro
             }
             _ => plain_stdio(&enter.stdio, &mut fds, || Ok(null))?,
         };
+        wait_for_cgroup(&channel)?;
         Ok(Stage { process: &enter.process, stdio, filter: &enter.filter, private_proc: None })
     };
     match run() {
         Ok(stage) => process::become_it(stage, &channel),
         Err(failure) => failure,
+    }
+}
+
+/// Moving into a v1 cgroup may take ten milliseconds, so the supervisor does it while the root is built.
+fn wait_for_cgroup(channel: &UnixStream) -> Result<(), Failure> {
+    let order = wire::receive::<Order>(channel).doing(|| "hear from the supervisor".to_owned())?;
+    match order {
+        Some((Order::Joined, _)) => Ok(()),
+        None => Err(Failure::refused("the supervisor of the sandbox died")),
     }
 }
 

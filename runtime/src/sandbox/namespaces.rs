@@ -96,11 +96,13 @@ impl Namespaces {
         }
     }
 
-    /// The rest, by the init, which must be in its cgroup already.
+    /// The cgroup namespace, by the init once it is in its cgroup.
+    pub(super) fn make_cgroup(&self) -> Result<(), Failure> {
+        if self.cgroup { sys::unshare_cgroup().doing(|| "create a cgroup namespace".to_owned()) } else { Ok(()) }
+    }
+
+    /// The rest, by the init.
     pub(super) fn complete(&self) -> Result<(), Failure> {
-        if self.cgroup {
-            sys::unshare_cgroup().doing(|| "create a cgroup namespace".to_owned())?;
-        }
         for (kind, fd) in &self.join {
             move_into_link_name_space(fd.as_fd(), Some(*kind)).doing(|| format!("join a namespace ({kind:?})"))?;
         }

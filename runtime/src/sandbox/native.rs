@@ -8,6 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio as ChildStdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
 
 use oci_spec::runtime::Process;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -40,6 +43,9 @@ pub struct NativeSandbox {
     sealed: OnceLock<Option<Sealed>>,
     hierarchies: Hierarchies,
     filters: seccomp::Cache,
+    born: Instant,
+    /// When the machine was last warmed, in milliseconds since `born`.
+    warmed: AtomicU64,
 }
 
 /// The helper's executable on a file system nobody can write: an unattached overlay of its directory.
@@ -66,6 +72,8 @@ impl NativeSandbox {
             sealed: OnceLock::new(),
             hierarchies: Hierarchies::detect()?,
             filters: seccomp::Cache::default(),
+            born: Instant::now(),
+            warmed: AtomicU64::new(0),
         })
     }
 
@@ -77,6 +85,20 @@ impl NativeSandbox {
     /// The cgroup a sandbox of this id has or had.
     pub fn cgroup(&self, spec: &CgroupSpec, id: &str) -> Result<Cgroup> {
         Ok(Cgroup::open(&self.hierarchies, &cgroup_path(spec, id)?))
+    }
+
+    /// Prepares the machine for a sandbox that will be wanted within some twenty milliseconds, on a thread of its own.
+    /// [`Sandbox::start`] does this itself; calling it as soon as a start is likely hides the wait.
+    pub fn warm(&self) {
+        const LASTS: u64 = 15;
+        let now = self.born.elapsed().as_millis() as u64 + LASTS;
+        let last = self.warmed.fetch_max(now, Ordering::Relaxed);
+        if last + LASTS > now {
+            return;
+        }
+        let hierarchies = self.hierarchies.clone();
+        // Nothing depends on it: without the thread a start only takes longer.
+        let _ = thread::Builder::new().name("warm".to_owned()).spawn(move || Cgroup::warm(&hierarchies));
     }
 
     fn spawn(&self) -> Result<(Child, UnixStream)> {
@@ -117,7 +139,7 @@ impl NativeSandbox {
         }
     }
 
-    fn run(&self, request: &Request, fds: &[OwnedFd], streams: Streams, cgroup: Option<Cgroup>) -> Result<Running> {
+    fn run(&self, request: &Request, fds: &[OwnedFd], streams: Streams, cgroup: Option<&Path>) -> Result<Running> {
         let (mut child, socket) = self.spawn()?;
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let answer = wire::send(&socket, request, &fds).and_then(|()| wire::receive::<Reply>(&socket));
@@ -126,6 +148,7 @@ impl NativeSandbox {
                 let terminal = if fds.len() > 1 { fds.pop() } else { None };
                 if let Some(pidfd) = fds.pop() {
                     let started = Started { pid, pidfd, terminal };
+                    let cgroup = cgroup.map(|path| Cgroup::open(&self.hierarchies, path));
                     return Ok(Running::new(started, streams, socket, child, cgroup));
                 }
                 Error::Lost("it sent no process".to_owned())
@@ -135,7 +158,7 @@ impl NativeSandbox {
         };
         drop(socket);
         let status = child.wait();
-        if let Some(cgroup) = cgroup
+        if let Some(cgroup) = cgroup.map(|path| Cgroup::open(&self.hierarchies, path))
             && !status.as_ref().is_ok_and(|status| status.success())
         {
             cgroup.kill();
@@ -151,6 +174,7 @@ impl NativeSandbox {
 impl Sandbox for NativeSandbox {
     fn start(&self, spec: ProcessSpec) -> Result<Running> {
         super::spec_check::check(&spec)?;
+        self.warm();
         let mut fds = Fds::default();
         let (streams, stdio) = fds.stdio(spec.stdio)?;
         let process =
@@ -183,7 +207,6 @@ impl Sandbox for NativeSandbox {
             binds.push(Bind { destination: mount.destination, options: mount.options, source });
         }
         let path = cgroup_path(&spec.cgroup, &spec.id)?;
-        let cgroup = Cgroup::open(&self.hierarchies, &path);
         let start = Start {
             spec: spec.spec,
             rootfs: spec.rootfs,
@@ -194,11 +217,11 @@ impl Sandbox for NativeSandbox {
             net,
             binds,
             stdio,
-            cgroup: path,
+            cgroup: path.clone(),
             hierarchies: self.hierarchies.clone(),
             filter,
         };
-        self.run(&Request::Start(Box::new(start)), &fds.0, streams, Some(cgroup))
+        self.run(&Request::Start(Box::new(start)), &fds.0, streams, Some(&path))
     }
 
     fn enter(&self, spec: EnterSpec) -> Result<Running> {
@@ -206,6 +229,7 @@ impl Sandbox for NativeSandbox {
         let target = fds.add(spec.target);
         let (streams, stdio) = fds.stdio(spec.stdio)?;
         super::spec_check::check_process(&spec.process)?;
+        self.warm();
         let enter = Enter {
             target,
             filter: self.filter(&spec.seccomp, &spec.process)?,

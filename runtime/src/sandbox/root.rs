@@ -94,35 +94,48 @@ impl Root {
         Ok(Root { fd, devpts: None, dev: None })
     }
 
-    pub(super) fn mount_all(
+    /// Everything but the view of the cgroup, which is handed back: the sandbox may not be in it yet.
+    pub(super) fn mount_all<'a>(
         &mut self,
-        start: &Start,
+        start: &'a Start,
         mut trees: Trees,
         anchor: &Anchor,
-        cgroup: &Cgroup,
-        namespaces: &Namespaces,
-    ) -> Result<(), Failure> {
-        let mounts = start.spec.mounts().iter().flatten();
+    ) -> Result<Option<&'a Mount>, Failure> {
+        let mut cgroup = None;
         let mut specs = trees.spec.drain(..);
-        for mount in mounts {
+        for mount in start.spec.mounts().iter().flatten() {
             let tree = specs.next().flatten();
-            self.mount(&start.spec, mount, tree, cgroup, namespaces)
-                .map_err(|failure| name_mount(failure, mount.destination()))?;
+            if tree.is_none() && matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) {
+                cgroup = Some(mount);
+                continue;
+            }
+            self.mount(&start.spec, mount, tree).map_err(|failure| name_mount(failure, mount.destination()))?;
         }
         for (bind, tree) in start.binds.iter().zip(trees.extra.drain(..)) {
             self.bind(bind, tree, anchor).map_err(|failure| name_mount(failure, &bind.destination))?;
         }
-        dev::outside(&start.spec, self.fd.as_fd(), anchor.0.as_fd())
+        dev::outside(&start.spec, self.fd.as_fd(), anchor.0.as_fd())?;
+        Ok(cgroup)
     }
 
-    fn mount(
-        &mut self,
-        spec: &Spec,
-        mount: &Mount,
-        tree: Option<OwnedFd>,
-        cgroup: &Cgroup,
-        namespaces: &Namespaces,
-    ) -> Result<(), Failure> {
+    /// Shows the sandbox its own cgroup.
+    pub(super) fn mount_cgroup(&self, mount: &Mount, cgroup: &Cgroup, namespaces: &Namespaces) -> Result<(), Failure> {
+        let options = Options::parse(mount.options().as_deref().unwrap_or_default())?;
+        let shown = cgroup.shown(&options, namespaces.own_cgroup())?;
+        self.attach(&shown.tree, mount.destination(), Kind::Directory)?;
+        if shown.below.is_empty() {
+            return Ok(());
+        }
+        for (name, tree) in &shown.below {
+            let target = openat(&shown.tree, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                .doing(|| format!("open {name}"))?;
+            mounts::attach(tree, target.as_fd()).doing(|| format!("mount the hierarchy {name}"))?;
+        }
+        sys::mount_setattr(shown.tree.as_fd(), false, options.set, options.clear, 0)
+            .doing(|| "protect the hierarchies".to_owned())
+    }
+
+    fn mount(&mut self, spec: &Spec, mount: &Mount, tree: Option<OwnedFd>) -> Result<(), Failure> {
         let options = Options::parse(mount.options().as_deref().unwrap_or_default())?;
         let destination = mount.destination();
         if let Some(tree) = tree {
@@ -132,17 +145,6 @@ impl Root {
         match kind {
             "proc" => self.kernel_filesystem(kind, destination, &options, libc::PROC_SUPER_MAGIC),
             "sysfs" => self.kernel_filesystem(kind, destination, &options, libc::SYSFS_MAGIC),
-            "cgroup" | "cgroup2" => {
-                let shown = cgroup.shown(&options, namespaces.own_cgroup())?;
-                self.attach(&shown.tree, destination, Kind::Directory)?;
-                for (name, tree) in &shown.below {
-                    let target = openat(&shown.tree, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                        .doing(|| format!("open {name}"))?;
-                    mounts::attach(tree, target.as_fd()).doing(|| format!("mount the hierarchy {name}"))?;
-                }
-                sys::mount_setattr(shown.tree.as_fd(), false, options.set, options.clear, 0)
-                    .doing(|| "protect the hierarchies".to_owned())
-            }
             "tmpfs" => {
                 let tree = mounts::make(kind, &options)?;
                 if destination == Path::new("/dev") {
@@ -263,8 +265,8 @@ impl Root {
         Ok(())
     }
 
-    /// Masks, read-only paths, and the root itself read-only if asked.
-    pub(super) fn confine(&mut self, spec: &Spec, anchor: &Anchor) -> Result<(), Failure> {
+    /// Masks and read-only paths.
+    pub(super) fn confine(&self, spec: &Spec, anchor: &Anchor) -> Result<(), Failure> {
         let linux = spec.linux().as_ref();
         for path in linux.and_then(|linux| linux.readonly_paths().as_ref()).into_iter().flatten() {
             let Some(target) = self.kernel_path(path)? else { continue };
@@ -284,6 +286,11 @@ impl Root {
             };
             mounts::attach(&tree, target.as_fd()).doing(|| format!("mask {path}"))?;
         }
+        Ok(())
+    }
+
+    /// Last, since the cgroup view still wants its mount point.
+    pub(super) fn make_read_only(&self, spec: &Spec) -> Result<(), Failure> {
         if spec.root().as_ref().is_some_and(|root| root.readonly().unwrap_or(false)) {
             sys::mount_setattr(self.fd.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0)
                 .doing(|| "make the root read-only".to_owned())?;

@@ -18,7 +18,7 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
 use super::cgroups::{Cgroup, Hierarchies};
-use super::init::{self, Report};
+use super::init::{self, Order, Report};
 use super::namespaces::Namespaces;
 use super::running::Exit;
 use super::stubs::{self, Prepared};
@@ -177,7 +177,7 @@ fn enter_sandbox(starter: &UnixStream, enter: Enter, mut fds: Fds) -> Result<(),
     // The pid namespace holds for children only, so it is joined here and the others by the child.
     move_into_thread_name_spaces(target.as_fd(), ThreadNameSpaceType::PROCESS_ID)
         .doing(|| "join the pid namespace".to_owned())?;
-    let child = Child::clone(0, &cgroup, |channel| init::enter(&enter, fds, &target, &cgroup, channel))?;
+    let child = Child::clone(0, &cgroup, |channel| init::enter(&enter, fds, &target, channel))?;
     let exit = child.watch(starter, &cgroup, Scope::Process)?;
     if let Some(exit) = exit {
         let _ = wire::send(starter, &Reply::Exited(exit), &[]);
@@ -216,7 +216,10 @@ impl Child {
         let directory = cgroup.unified_directory()?;
         let cloned = sys::clone3(namespaces, directory.as_ref().map(AsFd::as_fd));
         match cloned.doing(|| "create the namespaces of the sandbox".to_owned())? {
-            Cloned::Parent { pid, pidfd } => Ok(Child { pid, pidfd, channel }),
+            Cloned::Parent { pid, pidfd } => {
+                drop(theirs);
+                Ok(Child { pid, pidfd, channel })
+            }
             Cloned::Child => {
                 drop(channel);
                 let report = theirs.try_clone();
@@ -231,7 +234,7 @@ impl Child {
 
     /// From setup to the end; `None` when the starter has gone meanwhile.
     fn watch(self, starter: &UnixStream, cgroup: &Cgroup, scope: Scope) -> Result<Option<Exit>, Failure> {
-        let ready = self.set_up(starter);
+        let ready = self.join(cgroup).and_then(|()| self.set_up(starter));
         if !matches!(ready, Ok(Ready::Executing(_))) {
             let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
             let ended = sys::wait4(self.pid);
@@ -268,6 +271,13 @@ impl Child {
             peak_memory: cgroup.peak_memory(),
             cpu,
         }))
+    }
+
+    fn join(&self, cgroup: &Cgroup) -> Result<(), Failure> {
+        cgroup.take_in(self.pid)?;
+        // An init that has failed meanwhile has said so, and reads no more.
+        let _ = wire::send(&self.channel, &Order::Joined, &[]);
+        Ok(())
     }
 
     fn set_up(&self, starter: &UnixStream) -> Result<Ready, Failure> {

@@ -1,6 +1,5 @@
 use std::fs;
 use std::path::Path;
-use std::process::ExitCode;
 
 use rbuild_runtime::{Error, Sandbox};
 
@@ -71,9 +70,4 @@ fn latency() {
     all.sort();
     println!("start..wait median {:?}", all[all.len() / 2]);
     assert!(!Path::new("/sys/fs/cgroup/memory/rbuild-test").join("x").exists());
-}
-
-/// When the test of a killed starter executes this program again.
-pub(crate) fn starter_to_be_killed() -> Option<ExitCode> {
-    None
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use oci_spec::runtime::{Spec, UserBuilder};
+use oci_spec::runtime::UserBuilder;
 use rbuild_runtime::{
     CgroupSpec, EtcFiles, Exit, NativeSandbox, Network, ProcessSpec, Result, Running, Sandbox, SandboxOptions, Seccomp,
     Stdio, Upper, default_spec,
@@ -17,8 +17,7 @@ use rbuild_store::Mounts;
 pub(crate) fn sandbox() -> &'static NativeSandbox {
     static SANDBOX: OnceLock<NativeSandbox> = OnceLock::new();
     SANDBOX.get_or_init(|| {
-        let state_dir = std::env::temp_dir().join(format!("rbuild-sandbox-test-{}", std::process::id()));
-        NativeSandbox::new(SandboxOptions { helper: "/proc/self/exe".into(), state_dir }).unwrap()
+        NativeSandbox::new(SandboxOptions { helper: "/proc/self/exe".into(), state_dir: state_dir() }).unwrap()
     })
 }
 
@@ -37,7 +36,7 @@ impl Image {
         fs::copy("/bin/busybox", path.join("lower/bin/busybox")).unwrap();
         for name in
             "sh cat ls id env true false sleep mount mkdir touch kill ps readlink hostname stat echo test mknod head \
-                     wc grep sed ip stty tty dd tr unshare awk chroot"
+                     wc grep sed ip stty tty dd tr unshare awk chroot find chmod cmp"
                 .split_whitespace()
         {
             symlink("busybox", path.join("lower/bin").join(name)).unwrap();
@@ -112,8 +111,17 @@ pub(crate) fn finish(running: &mut Running) -> Output {
     Output { stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap(), exit }
 }
 
-pub(crate) fn edit(spec: &mut ProcessSpec, change: impl FnOnce(&mut Spec)) {
-    change(&mut spec.spec);
+/// Removes what all tests share.
+pub(crate) fn clean_up() {
+    let _ = fs::remove_dir_all(state_dir());
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
+    for hierarchy in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
+        let _ = fs::remove_dir(hierarchy.join("rbuild-test"));
+    }
+}
+
+fn state_dir() -> PathBuf {
+    std::env::temp_dir().join(format!("rbuild-sandbox-test-{}", std::process::id()))
 }
 
 pub(crate) fn tree(root: &Path) -> Vec<String> {

@@ -91,6 +91,8 @@ fn load_with(input: impl Read + Send, store: &Store, lease: &Lease, progress: &d
     for plan in plans {
         ready.push(prepare(&mut spool, &plan, &mut needed)?);
     }
+    // Before images refer to them.
+    spool.discard(&needed)?;
     let mut loaded: Vec<Loaded> = Vec::new();
     for (image, names) in ready {
         let record = store.images().put(&NewImage { names: names.clone(), ..image }, lease)?;
@@ -102,7 +104,6 @@ fn load_with(input: impl Read + Send, store: &Store, lease: &Lease, progress: &d
             None => loaded.push(Loaded { record, names }),
         }
     }
-    spool.discard(&needed)?;
     Ok(loaded)
 }
 

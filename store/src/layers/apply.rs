@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use super::diff::{entry_of, xattrs};
 use super::read::{Reader, shown};
 use super::tar::{Entry, EntryKind, IMPLIED_TIME, Xattrs, travels};
-use super::whiteout::{self, Lowers, Name, as_path};
+use super::whiteout::{self, Below, Lowers, Name, as_path};
 use crate::error::{Context, Result, StoreError};
 use crate::root::{Dir, Kind, Metadata, Root, Timestamp, Walk, node};
 
@@ -336,37 +336,30 @@ impl Unpacked {
             copy_up_and_link(root, lowers, path, target)
                 .context(|| format!("linking {} to {}, which is not in this layer", shown(path), shown(target)))?;
         }
+        // Sorted, so a directory usually comes right before those in it, and deep trees need no walk from the top each.
+        let mut last: Option<(&[u8], Below)> = None;
         for path in &self.implied {
             let what = || format!("unpacking {}", shown(path));
+            let below = match &last {
+                Some((above, below)) if split(path).0 == *above && !path.is_empty() => {
+                    below.descend(OsStr::from_bytes(split(path).1)).context(what)?
+                }
+                _ => lowers.at(as_path(path)).context(what)?,
+            };
             let dir = root.open_dir(as_path(path), Walk::NoLinks).context(what)?;
-            // Below an opaque directory nothing shows through, but a removed directory that is made again without a
-            // description looks best as it was.
-            match lowers.at(as_path(path)).context(what)?.uppermost() {
-                Some(before) => {
-                    let entry = entry_of(
-                        path.clone(),
-                        &before.metadata().context(what)?,
-                        EntryKind::Directory,
-                        xattrs(before).context(what)?,
-                    );
-                    describe_dir(&dir, &entry).context(what)?;
-                }
-                None => {
-                    let (mode, xattrs) = (0o755, Xattrs::new());
-                    let entry = Entry {
-                        path: path.clone(),
-                        kind: EntryKind::Directory,
-                        mode,
-                        uid: 0,
-                        gid: 0,
-                        mtime: IMPLIED_TIME,
-                        xattrs,
-                    };
-                    describe_dir(&dir, &entry).context(what)?;
-                }
-            }
+            describe_dir(&dir, &implied_looks(path, &below).context(what)?).context(what)?;
+            last = Some((path, below));
         }
         Ok(())
+    }
+}
+
+/// What a directory that nobody described looks like.
+fn implied_looks(path: &[u8], below: &Below) -> io::Result<Entry> {
+    let (path, kind) = (path.to_vec(), EntryKind::Directory);
+    match below.uppermost() {
+        Some(before) => Ok(entry_of(path, &before.metadata()?, kind, xattrs(before)?)),
+        None => Ok(Entry { path, kind, mode: 0o755, uid: 0, gid: 0, mtime: IMPLIED_TIME, xattrs: Xattrs::new() }),
     }
 }
 

@@ -131,7 +131,7 @@ pub(super) fn gnu_name(bytes: &[u8]) -> Result<Vec<u8>, String> {
 fn parse_map(value: &[u8]) -> Result<Vec<(u64, u64)>, String> {
     let numbers: Vec<u64> =
         value.split(|b| *b == b',').map(|n| decimal(b"GNU.sparse.map", n)).collect::<Result<_, _>>()?;
-    if numbers.len() % 2 != 0 {
+    if !numbers.len().is_multiple_of(2) {
         return Err("its sparse map ends with an offset".into());
     }
     Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
