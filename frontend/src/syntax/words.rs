@@ -32,7 +32,7 @@ pub(crate) struct Budget(u64);
 
 impl Budget {
     /// Bytes of text, and steps of matching, for all expansions and environments of one file.
-    const FILE: u64 = 1 << 30;
+    const FILE: u64 = 1 << 28;
 
     pub(crate) fn new() -> Budget {
         Budget(Budget::FILE)

@@ -1,0 +1,203 @@
+//! Any bytes give a value or an error with a place; large files are read in one go.
+//!
+//! There are no clocks here: sizes are chosen so that anything worse than linear would not end.
+
+use proptest::prelude::*;
+use rbuild_frontend::ignore::IgnoreFile;
+use rbuild_frontend::{Diagnostic, FactRequest, Facts, ImageFact, LowerOptions, Lowered, Outcome, lower, parse};
+use rbuild_oci::{Digest, ImageConfig, Platform};
+
+/// Lowers with a made-up image for every request.
+fn build(text: &[u8]) -> (Outcome, Vec<Diagnostic>) {
+    let (file, parsed) = parse(text, "Dockerfile");
+    let options = LowerOptions::new(Platform::new("linux", "amd64"));
+    let mut facts = Facts::default();
+    loop {
+        let (outcome, problems) = lower(&file, &options, &facts);
+        let Outcome::Missing(requests) = outcome else {
+            return (outcome, parsed.into_iter().chain(problems).collect());
+        };
+        for request in requests {
+            let FactRequest::ImageConfig { reference, platform, .. } = request else { unreachable!() };
+            let config = ImageConfig {
+                history: vec![Default::default()],
+                config: rbuild_oci::ContainerConfig { on_build: vec!["RUN x".into()], ..Default::default() },
+                ..Default::default()
+            };
+            let digest = Digest::sha256_of(b"x");
+            facts.images.insert((reference, platform), ImageFact { digest, config, pinned: true });
+        }
+    }
+}
+
+fn lowered(text: &str) -> Lowered {
+    match build(text.as_bytes()) {
+        (Outcome::Lowered(mut all), _) => all.remove(0),
+        (outcome, problems) => panic!("{outcome:?} {:?}", problems.first()),
+    }
+}
+
+fn first_error(text: &str) -> String {
+    let (outcome, problems) = build(text.as_bytes());
+    assert!(matches!(outcome, Outcome::Failed));
+    problems.into_iter().find(Diagnostic::is_error).unwrap().message
+}
+
+/// Pieces that files are made of, so that chance gets further than the first word.
+fn pieces() -> impl Strategy<Value = String> {
+    let piece = prop::sample::select(vec![
+        "FROM ",
+        "busybox",
+        "scratch",
+        " AS ",
+        "a",
+        "RUN ",
+        "COPY ",
+        "ADD ",
+        "ONBUILD ",
+        "ENV ",
+        "ARG ",
+        "LABEL ",
+        "\n",
+        "\r\n",
+        "\\\n",
+        "\\",
+        "`",
+        "# escape=`\n",
+        "#",
+        "<<EOF",
+        "<<-'E'",
+        "EOF\n",
+        "E\n",
+        "\t",
+        " ",
+        "=",
+        "$",
+        "${",
+        "}",
+        ":-",
+        "#",
+        "%",
+        "/",
+        "//",
+        "*",
+        "?",
+        "[",
+        "]",
+        "\"",
+        "'",
+        ",",
+        "--mount=type=",
+        "cache,target=/c",
+        "--from=",
+        "0",
+        "1",
+        "--chown=",
+        "--parents ",
+        "--link",
+        "http://h/x",
+        "git@h:x",
+        "EXPOSE ",
+        "80/tcp",
+        "-",
+        "HEALTHCHECK ",
+        "--interval=",
+        "1s",
+        "CMD ",
+        "NONE",
+        "SHELL ",
+        "USER ",
+        "VOLUME ",
+        "WORKDIR ",
+        "/",
+        "..",
+        "STOPSIGNAL ",
+        "9",
+        "é",
+        "\u{feff}",
+        "\0",
+        "# check=skip=all;error=true\n",
+        "MAINTAINER ",
+        "ENTRYPOINT ",
+        "\u{85}",
+    ]);
+    prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_bytes_are_no_crash(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        build(&bytes);
+        IgnoreFile::parse(&bytes);
+    }
+
+    #[test]
+    fn likely_files_are_no_crash(text in pieces()) {
+        let (outcome, problems) = build(text.as_bytes());
+        let failed = matches!(outcome, Outcome::Failed);
+        prop_assert_eq!(failed, problems.iter().any(Diagnostic::is_error), "{:?}", problems);
+        for problem in problems {
+            if let Some(span) = problem.span {
+                prop_assert!(span.start <= span.end && span.end <= text.len(), "{:?}", problem);
+                prop_assert!(text.get(span.start..span.end).is_some(), "{:?}", problem);
+                prop_assert!(span.line >= 1 && span.line <= span.end_line, "{:?}", problem);
+            }
+        }
+    }
+
+    #[test]
+    fn likely_files_behind_a_stage_are_no_crash(text in pieces()) {
+        build(format!("FROM busybox AS a\n{text}").as_bytes());
+    }
+}
+
+#[test]
+fn a_hundred_thousand_lines() {
+    let mut text = String::from("FROM scratch\n");
+    for i in 0..50_000 {
+        text.push_str(&format!("LABEL l{i}=v\nENV V{i}=${{V{}}}x\n", i + 1));
+    }
+    assert_eq!(lowered(&text).config.config.env.len(), 50_001);
+}
+
+#[test]
+fn many_stages_each_on_the_one_before() {
+    let mut text = String::from("FROM scratch AS s0\n");
+    for i in 1..20_000 {
+        text.push_str(&format!("FROM s{} AS s{i}\nCOPY --from=s{} a b\n", i - 1, i - 1));
+    }
+    assert_eq!(lowered(&text).history.len(), 19_999);
+}
+
+#[test]
+fn many_mistakes_and_long_lines() {
+    let text = format!("FROM scratch\n{}", "RUNN x\n".repeat(20_000));
+    assert_eq!(build(text.as_bytes()).1.len(), 20_000);
+    let words = "a".repeat(8).replace('a', "a ").repeat(20_000);
+    assert_eq!(lowered(&format!("FROM scratch\nRUN {words}\n")).graph.len(), 1);
+    let joined = "\\\n x".repeat(50_000);
+    assert_eq!(lowered(&format!("FROM scratch\nRUN a {joined}\n")).graph.len(), 1);
+    let heredocs = "COPY <<A /x\ny\nA\n".repeat(20_000);
+    assert_eq!(lowered(&format!("FROM scratch\n{heredocs}")).graph.len(), 20_000);
+}
+
+#[test]
+fn nesting_and_doubling_end_in_an_error() {
+    let nested = format!("FROM scratch\nENV A={}x{}\n", "${a:-".repeat(10_000), "}".repeat(10_000));
+    assert!(first_error(&nested).ends_with("variables are nested more than 64 levels deep"));
+    let mut doubling = String::from("FROM scratch\nENV A0=xxxxxxxx\n");
+    for i in 0..40 {
+        doubling.push_str(&format!("ENV A{}=$A{i}$A{i}\n", i + 1));
+    }
+    assert!(first_error(&doubling).ends_with("expands to more than 1048576 bytes"));
+    let mut wide = String::from("FROM scratch\nENV A0=xxxxxxxx\n");
+    for i in 0..15 {
+        wide.push_str(&format!("ENV A{}=$A{i}$A{i}\n", i + 1));
+    }
+    wide.push_str(&"RUN x\n".repeat(5_000));
+    assert!(first_error(&wide).contains("the file expands to more than 268435456 bytes"));
+    let huge = vec![b'#'; (16 << 20) + 1];
+    assert!(build(&huge).1[0].message.contains("more than the limit of 16777216"));
+}
