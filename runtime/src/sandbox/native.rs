@@ -1,6 +1,6 @@
 //! [`NativeSandbox`]: makes a request of a [`ProcessSpec`], spawns the supervisor and hands the request over.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Instant;
 
 use oci_spec::runtime::Process;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tracing::debug;
 
@@ -40,7 +41,7 @@ pub struct NativeSandbox {
     helper: PathBuf,
     anchor: PathBuf,
     empty: PathBuf,
-    sealed: OnceLock<Option<Sealed>>,
+    sealed: OnceLock<Sealed>,
     hierarchies: Hierarchies,
     filters: seccomp::Cache,
     born: Instant,
@@ -48,11 +49,23 @@ pub struct NativeSandbox {
     warmed: AtomicU64,
 }
 
-/// The helper's executable on a file system nobody can write: an unattached overlay of its directory.
+/// The helper's executable where nobody can write it.
 #[derive(Debug)]
-struct Sealed {
-    tree: OwnedFd,
-    name: PathBuf,
+enum Sealed {
+    /// On an unattached overlay of its directory without an upper, hence read-only for ever.
+    Overlay { tree: OwnedFd, name: PathBuf },
+    /// Copied to memory: slower, and as much memory again.
+    Memory(OwnedFd),
+}
+
+impl Sealed {
+    fn path(&self) -> PathBuf {
+        let of = |fd: &OwnedFd| Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string());
+        match self {
+            Sealed::Overlay { tree, name } => of(tree).join(name),
+            Sealed::Memory(fd) => of(fd),
+        }
+    }
 }
 
 impl NativeSandbox {
@@ -109,9 +122,12 @@ impl NativeSandbox {
 
     fn spawn(&self) -> Result<(Child, UnixStream)> {
         let (ours, theirs) = UnixStream::pair().map_err(|error| Error::system("make a socket pair", error))?;
-        let program = match self.sealed.get_or_init(|| self.seal()) {
-            Some(sealed) => Path::new("/proc/self/fd").join(sealed.tree.as_raw_fd().to_string()).join(&sealed.name),
-            None => self.helper.clone(),
+        let program = match self.sealed.get() {
+            Some(sealed) => sealed.path(),
+            None => {
+                let sealed = seal(&self.helper, &self.empty)?;
+                self.sealed.get_or_init(|| sealed).path()
+            }
         };
         // With these settings the standard library uses posix_spawn, hence vfork: nothing of this process is copied.
         let child = Command::new(&program)
@@ -123,17 +139,6 @@ impl NativeSandbox {
             .spawn()
             .map_err(|error| Error::system(format!("execute {}", self.helper.display()), error))?;
         Ok((child, ours))
-    }
-
-    fn seal(&self) -> Option<Sealed> {
-        let (directory, name) = (self.helper.parent()?, self.helper.file_name()?);
-        match overlay::read_only(&[directory, &self.empty]) {
-            Ok(tree) => Some(Sealed { tree, name: name.into() }),
-            Err(error) => {
-                debug!("the sandbox program is not sealed: {}", Error::from(error));
-                None
-            }
-        }
     }
 
     fn filter(&self, seccomp: &Seccomp, process: &Process) -> Result<Vec<u64>> {
@@ -269,6 +274,25 @@ fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
     Ok(Path::new(text.trim_matches('/')).join(id))
 }
 
+fn seal(helper: &Path, empty: &Path) -> Result<Sealed> {
+    if let (Some(directory), Some(name)) = (helper.parent(), helper.file_name()) {
+        match overlay::read_only(&[directory, empty]) {
+            Ok(tree) => return Ok(Sealed::Overlay { tree, name: name.into() }),
+            Err(failure) => debug!("the program goes to memory: {}", Error::from(failure)),
+        }
+    }
+    let action = |error: io::Error| Error::system(format!("copy {} to memory", helper.display()), error);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = memfd_create("rbuild", flags).map_err(|error| action(error.into()))?;
+    let mut memory = File::from(memory);
+    io::copy(&mut File::open(helper).map_err(action)?, &mut memory).map_err(action)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    fcntl_add_seals(&memory, seals).map_err(|error| action(error.into()))?;
+    // The descriptor that wrote must go: a file open for writing cannot be executed.
+    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+    Ok(Sealed::Memory(File::open(path).map_err(action)?.into()))
+}
+
 /// Descriptors on their way to the supervisor; what refers to one holds its place here.
 #[derive(Default)]
 struct Fds(Vec<OwnedFd>);
@@ -313,4 +337,29 @@ fn pipe() -> Result<(OwnedFd, OwnedFd)> {
 
 fn duplicating(error: io::Error) -> Error {
     Error::system("duplicate a descriptor", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup_paths_are_plain() {
+        let of = |parent: Option<&str>, id| cgroup_path(&CgroupSpec { parent: parent.map(PathBuf::from) }, id);
+        assert_eq!(of(None, "a-1").unwrap(), Path::new("rbuild/a-1"));
+        assert_eq!(of(Some("/x/y.slice/"), "a").unwrap(), Path::new("x/y.slice/a"));
+        for (parent, id) in [("relative", "a"), ("/../x", "a"), ("/x", ""), ("/x", "."), ("/x", "a/b"), ("/x", "a\n")] {
+            assert!(of(Some(parent), id).is_err(), "{parent} {id:?}");
+        }
+    }
+
+    #[test]
+    fn a_program_without_overlay_goes_to_sealed_memory() {
+        let sealed = seal(Path::new("/proc/self/exe"), Path::new("/no/such/directory")).unwrap();
+        assert!(matches!(sealed, Sealed::Memory(_)));
+        let mut opened = File::options().write(true).open(sealed.path()).unwrap();
+        assert_eq!(io::Write::write(&mut opened, b"x").unwrap_err().raw_os_error(), Some(libc::EPERM));
+        let sealed = seal(Path::new("/bin/busybox"), Path::new("/no/such/directory")).unwrap();
+        assert!(Command::new(sealed.path()).arg0("true").status().unwrap().success());
+    }
 }
