@@ -233,7 +233,8 @@ async fn pushes_compressed_and_remembers() {
     assert_eq!(stored, digest);
     let manifest: Manifest = serde_json::from_slice(&bytes).unwrap();
     assert_eq!(manifest.config.digest, image.id.0, "the config is untouched");
-    assert_eq!(manifest.layers[0].media_type, MediaType::OciLayerGzip);
+    assert_eq!(manifest.media_type, Some(MediaType::DockerManifest), "what every client understands");
+    assert_eq!(manifest.layers[0].media_type, MediaType::DockerLayerGzip);
     let blob = registry.blob(&manifest.layers[0].digest).unwrap();
     let mut plain = Vec::new();
     std::io::copy(&mut flate2::read::MultiGzDecoder::new(&blob[..]), &mut plain).unwrap();
