@@ -11,11 +11,17 @@
 
 mod app;
 mod args;
+mod attach;
+mod batch;
 mod commands;
+mod confirm;
+mod container_options;
 mod credentials;
 mod diagnostics;
 mod error;
 mod format;
+mod image_for_run;
+mod mounts;
 mod progress;
 mod settings;
 mod signals;

@@ -87,6 +87,11 @@ impl Hierarchies {
         found
     }
 
+    /// Where the v2 hierarchy is mounted.
+    pub fn unified(&self) -> Option<&Path> {
+        self.unified.as_deref()
+    }
+
     /// Whether a controller can be used at all, on whichever hierarchy.
     pub fn has(&self, controller: &str) -> bool {
         let v2 = if controller == "blkio" { "io" } else { controller };
@@ -104,6 +109,25 @@ impl Hierarchies {
 
     fn v1(&self, controller: &str) -> Option<&Hierarchy> {
         self.v1.iter().find(|hierarchy| hierarchy.controllers.iter().any(|one| one == controller))
+    }
+}
+
+/// How old an empty cgroup must be to be a leftover rather than one whose first process is about to enter.
+const LEFTOVER: Duration = Duration::from_secs(60);
+
+impl Hierarchies {
+    /// Removes empty cgroups below `parent` that a killed supervisor left behind.
+    pub(super) fn sweep(&self, parent: &Path) {
+        for mount in self.unified.iter().chain(self.v1.iter().map(|hierarchy| &hierarchy.mount)) {
+            for entry in fs::read_dir(mount.join(parent)).into_iter().flatten().flatten() {
+                let made = entry.metadata().and_then(|metadata| metadata.modified());
+                let is_old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > LEFTOVER));
+                if is_old && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    // One that holds a process refuses.
+                    let _ = fs::remove_dir(entry.path());
+                }
+            }
+        }
     }
 }
 

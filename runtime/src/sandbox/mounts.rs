@@ -181,7 +181,7 @@ pub(super) fn open_in(
 
 /// Whether the descriptor's file system is of this kind (`libc::PROC_SUPER_MAGIC` and the like).
 pub(super) fn is_filesystem(fd: impl AsFd, magic: i64) -> bool {
-    rustix::fs::fstatfs(fd).is_ok_and(|stat| i64::from(stat.f_type) == magic)
+    rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type == magic)
 }
 
 /// What an `O_PATH` descriptor stands for.

@@ -88,7 +88,8 @@ impl NativeSandbox {
     }
 
     /// Prepares the machine for a sandbox that will be wanted within some twenty milliseconds, on a thread of its own.
-    /// [`Sandbox::start`] does this itself; calling it as soon as a start is likely hides the wait.
+    /// [`Sandbox::start`] does this itself; calling it as soon as a start is likely hides the wait. The first call also
+    /// removes cgroups that killed supervisors left.
     pub fn warm(&self) {
         const LASTS: u64 = 15;
         let now = self.born.elapsed().as_millis() as u64 + LASTS;
@@ -98,7 +99,12 @@ impl NativeSandbox {
         }
         let hierarchies = self.hierarchies.clone();
         // Nothing depends on it: without the thread a start only takes longer.
-        let _ = thread::Builder::new().name("warm".to_owned()).spawn(move || Cgroup::warm(&hierarchies));
+        let _ = thread::Builder::new().name("warm".to_owned()).spawn(move || {
+            let _ = Cgroup::warm(&hierarchies);
+            if last == 0 {
+                hierarchies.sweep(Path::new(DEFAULT_PARENT.trim_start_matches('/')));
+            }
+        });
     }
 
     fn spawn(&self) -> Result<(Child, UnixStream)> {
@@ -242,6 +248,8 @@ impl Sandbox for NativeSandbox {
     }
 }
 
+const DEFAULT_PARENT: &str = "/rbuild";
+
 /// `<parent>/<id>`, relative to the root of a hierarchy.
 fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
     let plain = |name: &str| {
@@ -250,7 +258,7 @@ fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
             && !name.starts_with('.')
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-:@".contains(&byte))
     };
-    let parent = spec.parent.as_deref().unwrap_or(Path::new("/rbuild"));
+    let parent = spec.parent.as_deref().unwrap_or(Path::new(DEFAULT_PARENT));
     let text = parent.to_str().unwrap_or_default();
     if !text.starts_with('/') || !text.split('/').filter(|part| !part.is_empty()).all(plain) {
         return Err(Error::Refused(format!("the cgroup parent {} is not an absolute plain path", parent.display())));

@@ -10,7 +10,7 @@ use std::path::Path;
 use oci_spec::runtime::{PosixRlimitType, Process, Spec};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, accessat, fstat, openat2, stat};
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid, fchdir, umask};
+use rustix::process::{Gid, Signal, Uid, fchdir, set_parent_process_death_signal, umask};
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::caps::{self, Sets};
@@ -71,6 +71,8 @@ fn prepare_and_execute(stage: Stage<'_>, channel: &UnixStream) -> Result<std::co
     set_thread_res_uid(uid, uid, uid).doing(|| format!("become user {}", user.uid()))?;
     caps::raise_permitted()?;
     caps::keep_across_identity(false)?;
+    // Changing the user cleared it, so it is asked for here. If the supervisor died before, the next report fails.
+    set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "die with the supervisor".to_owned())?;
     let program = Program::find(process)?;
     let (args, env) = (strings(process.args())?, strings(process.env())?);
     wire::send(channel, &Report::Executing, &[]).doing(|| "report".to_owned())?;

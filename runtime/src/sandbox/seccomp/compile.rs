@@ -310,7 +310,8 @@ mod tests {
         use LinuxSeccompOperator as O;
         let edge = 5 << 32 | 7;
         let values = [0, 7, 5 << 32, edge - 1, edge, edge + 1, 6 << 32, u64::MAX];
-        let holds: [(O, fn(u64, u64) -> bool); 6] = [
+        type Holds = fn(u64, u64) -> bool;
+        let holds: [(O, Holds); 6] = [
             (O::ScmpCmpEq, |a, b| a == b),
             (O::ScmpCmpNe, |a, b| a != b),
             (O::ScmpCmpGt, |a, b| a > b),
