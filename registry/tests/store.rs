@@ -331,3 +331,18 @@ async fn pushing_needs_the_password() {
     let image = local(&f, &reference, b"x");
     push(&f, &image, &reference).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_a_layer_was_compressed_outlives_its_blob() {
+    let registry = Registry::start().await.unwrap();
+    let f = fixture();
+    let reference = name(&registry, "app:1");
+    let image = local(&f, &reference, &noise(400_000));
+    push(&f, &image, &reference).await.unwrap();
+    // The same blob comes back from the registry, and goes again with the image it came with.
+    let (pulled, _) = pull(&f, &name(&registry, "app:1")).await.unwrap();
+    let (manifest, ..) = f.store.images().manifest(&pulled, &amd64()).unwrap();
+    f.store.blobs().remove(&manifest.layers[0].digest).unwrap();
+    let (_, stages) = push(&f, &image, &name(&registry, "app:2")).await.unwrap();
+    assert_eq!(stages, [Stage::LayerAlreadyExists]);
+}
