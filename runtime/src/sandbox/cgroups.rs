@@ -138,6 +138,8 @@ pub struct Cgroup {
     /// Whether limits go to the v2 hierarchy.
     unified_limits: bool,
     v1: Vec<Hierarchy>,
+    /// Whether the kernel keeps its processes from devices they were not given.
+    guards_devices: bool,
 }
 
 impl Cgroup {
@@ -169,6 +171,7 @@ impl Cgroup {
             unified: hierarchies.unified.as_ref().map(|unified| unified.join(path)),
             unified_limits: hierarchies.v1.is_empty(),
             v1: v1.collect(),
+            guards_devices: true,
         }
     }
 
@@ -195,11 +198,14 @@ impl Cgroup {
             }
         }
         let made = cgroup.make(hierarchies, path, &wanted).and_then(|()| match resources {
-            Some(resources) => limits::apply(&cgroup, resources),
-            None => Ok(()),
+            Some(resources) => limits::apply(&cgroup, resources).and_then(|()| limits::devices(&cgroup, resources)),
+            None => Ok(true),
         });
         match made {
-            Ok(()) => Ok(cgroup),
+            Ok(guards_devices) => {
+                cgroup.guards_devices = guards_devices;
+                Ok(cgroup)
+            }
             Err(failure) => {
                 cgroup.remove();
                 Err(failure)
@@ -256,6 +262,11 @@ impl Cgroup {
                 .doing(|| format!("open {}", path.display()))
         };
         self.unified.as_ref().map(open).transpose()
+    }
+
+    /// Without a guard the root is mounted `nodev`, and whoever starts under such a root may make no nodes elsewhere.
+    pub(super) fn guards_devices(&self) -> bool {
+        self.guards_devices
     }
 
     pub(super) fn unified_limits(&self) -> bool {
@@ -439,13 +450,18 @@ impl Cgroup {
         }
     }
 
-    /// Lets a v2 cgroup decide about devices with a program, since that hierarchy has no files for it.
-    pub(super) fn attach_devices(&self, program: &[u64]) -> Result<(), Failure> {
-        let Some(directory) = self.unified_directory()? else { return Ok(()) };
+    pub(super) fn has_v1(&self, controller: &str) -> bool {
+        self.v1.iter().any(|hierarchy| hierarchy.controllers.iter().any(|one| one == controller))
+    }
+
+    /// Lets a v2 cgroup decide about devices with a program, since that hierarchy has no files for it. False without v2.
+    pub(super) fn attach_devices(&self, program: &[u64]) -> Result<bool, Failure> {
+        let Some(directory) = self.unified_directory()? else { return Ok(false) };
         let directory = rustix::fs::openat(&directory, c".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .doing(|| "open a cgroup".to_owned())?;
         let program = sys::load_device_program(program).doing(|| "load the device rules".to_owned())?;
-        sys::attach_device_program(directory, program).doing(|| "attach the device rules".to_owned())
+        sys::attach_device_program(directory, program).doing(|| "attach the device rules".to_owned())?;
+        Ok(true)
     }
 }
 
