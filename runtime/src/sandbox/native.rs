@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,10 +11,10 @@ use std::process::{Child, Command, Stdio as ChildStdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use oci_spec::runtime::Process;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tracing::debug;
 
@@ -49,22 +50,14 @@ pub struct NativeSandbox {
     warmed: AtomicU64,
 }
 
-/// The helper's executable where nobody can write it.
+/// The helper's executable where nobody can write it: on an unattached overlay of its directory without an upper, hence
+/// read-only for ever, or in sealed memory. An open file, so that replacing the program on disk changes nothing.
 #[derive(Debug)]
-enum Sealed {
-    /// On an unattached overlay of its directory without an upper, hence read-only for ever.
-    Overlay { tree: OwnedFd, name: PathBuf },
-    /// Copied to memory: slower, and as much memory again.
-    Memory(OwnedFd),
-}
+struct Sealed(OwnedFd);
 
 impl Sealed {
     fn path(&self) -> PathBuf {
-        let of = |fd: &OwnedFd| Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string());
-        match self {
-            Sealed::Overlay { tree, name } => of(tree).join(name),
-            Sealed::Memory(fd) => of(fd),
-        }
+        Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string())
     }
 }
 
@@ -76,10 +69,8 @@ impl NativeSandbox {
             fs::create_dir_all(directory)
                 .map_err(|error| Error::system(format!("create {}", directory.display()), error))?;
         }
-        let helper = fs::canonicalize(&options.helper)
-            .map_err(|error| Error::system(format!("find the program {}", options.helper.display()), error))?;
         Ok(NativeSandbox {
-            helper,
+            helper: options.helper,
             anchor,
             empty,
             sealed: OnceLock::new(),
@@ -130,15 +121,11 @@ impl NativeSandbox {
             }
         };
         // With these settings the standard library uses posix_spawn, hence vfork: nothing of this process is copied.
-        let child = Command::new(&program)
-            .arg0(MARKER)
-            .env_clear()
-            .stdin(ChildStdio::from(OwnedFd::from(theirs)))
-            .stdout(ChildStdio::null())
-            .stderr(ChildStdio::null())
-            .spawn()
-            .map_err(|error| Error::system(format!("execute {}", self.helper.display()), error))?;
-        Ok((child, ours))
+        let mut command = Command::new(&program);
+        command.arg0(MARKER).env_clear().stdout(ChildStdio::null()).stderr(ChildStdio::null());
+        command.stdin(ChildStdio::from(OwnedFd::from(theirs)));
+        let child = spawn_patiently(&mut command);
+        Ok((child.map_err(|error| Error::system(format!("execute {}", self.helper.display()), error))?, ours))
     }
 
     fn filter(&self, seccomp: &Seccomp, process: &Process) -> Result<Vec<u64>> {
@@ -275,13 +262,18 @@ fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
 }
 
 fn seal(helper: &Path, empty: &Path) -> Result<Sealed> {
-    if let (Some(directory), Some(name)) = (helper.parent(), helper.file_name()) {
-        match overlay::read_only(&[directory, empty]) {
-            Ok(tree) => return Ok(Sealed::Overlay { tree, name: name.into() }),
-            Err(failure) => debug!("the program goes to memory: {}", Error::from(failure)),
-        }
+    let action = |error: io::Error| Error::system(format!("open the program {}", helper.display()), error);
+    let wanted = fs::metadata(helper).map_err(action)?;
+    match on_overlay(helper, empty) {
+        // Somebody may have put another program there since this one was started.
+        Ok(file) => match rustix::fs::fstat(&file) {
+            Ok(stat) if stat.st_size as u64 == wanted.len() && stat.st_mtime == wanted.mtime() => {
+                return Ok(Sealed(file));
+            }
+            _ => debug!("{} is no longer the program", helper.display()),
+        },
+        Err(error) => debug!("the program goes to memory: {error}"),
     }
-    let action = |error: io::Error| Error::system(format!("copy {} to memory", helper.display()), error);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = memfd_create("rbuild", flags).map_err(|error| action(error.into()))?;
     let mut memory = File::from(memory);
@@ -290,7 +282,28 @@ fn seal(helper: &Path, empty: &Path) -> Result<Sealed> {
     fcntl_add_seals(&memory, seals).map_err(|error| action(error.into()))?;
     // The descriptor that wrote must go: a file open for writing cannot be executed.
     let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
-    Ok(Sealed::Memory(File::open(path).map_err(action)?.into()))
+    Ok(Sealed(File::open(path).map_err(action)?.into()))
+}
+
+/// A process that another thread is just spawning holds, for an instant, a descriptor that wrote the program.
+fn spawn_patiently(command: &mut Command) -> io::Result<Child> {
+    for _ in 0..100 {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => thread::sleep(Duration::from_millis(1)),
+            spawned => return spawned,
+        }
+    }
+    command.spawn()
+}
+
+fn on_overlay(helper: &Path, empty: &Path) -> Result<OwnedFd> {
+    let action = |error: io::Error| Error::system(format!("open the program {}", helper.display()), error);
+    let path = fs::canonicalize(helper).map_err(action)?;
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::Refused(format!("{} is not a program", path.display())));
+    };
+    let tree = overlay::read_only(&[directory, empty])?;
+    openat(&tree, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|error| action(error.into()))
 }
 
 /// Descriptors on their way to the supervisor; what refers to one holds its place here.
@@ -354,12 +367,29 @@ mod tests {
     }
 
     #[test]
-    fn a_program_without_overlay_goes_to_sealed_memory() {
-        let sealed = seal(Path::new("/proc/self/exe"), Path::new("/no/such/directory")).unwrap();
-        assert!(matches!(sealed, Sealed::Memory(_)));
+    fn the_program_is_on_an_overlay_or_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bin, empty) = (dir.path().join("bin"), dir.path().join("empty"));
+        let program = bin.join("program");
+        fs::create_dir(&bin).and_then(|()| fs::create_dir(&empty)).unwrap();
+        fs::copy("/bin/busybox", &program).unwrap();
+        let works = |sealed: &Sealed| {
+            let mut child = spawn_patiently(Command::new(sealed.path()).arg0("true")).unwrap();
+            child.wait().unwrap().success()
+        };
+
+        let sealed = seal(&program, &empty).unwrap();
+        let denied = File::options().write(true).open(sealed.path()).unwrap_err();
+        assert_eq!(denied.raw_os_error(), Some(libc::EROFS));
+        assert!(works(&sealed));
+        fs::remove_file(&program).unwrap();
+        fs::write(&program, "another").unwrap();
+        assert!(works(&sealed), "replaced on disk");
+
+        let sealed = seal(Path::new("/bin/busybox"), Path::new("/no/such/directory")).unwrap();
         let mut opened = File::options().write(true).open(sealed.path()).unwrap();
         assert_eq!(io::Write::write(&mut opened, b"x").unwrap_err().raw_os_error(), Some(libc::EPERM));
-        let sealed = seal(Path::new("/bin/busybox"), Path::new("/no/such/directory")).unwrap();
-        assert!(Command::new(sealed.path()).arg0("true").status().unwrap().success());
+        drop(opened);
+        assert!(works(&sealed));
     }
 }

@@ -238,7 +238,7 @@ mod tests {
 
     /// The kernel's interpreter, for the few operations used.
     fn run(program: &[u64], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
-        let mut data = vec![0u8; 64];
+        let mut data = [0u8; 64];
         data[0..4].copy_from_slice(&number.to_le_bytes());
         data[4..8].copy_from_slice(&architecture.to_le_bytes());
         for (n, argument) in arguments.iter().enumerate() {
