@@ -20,6 +20,7 @@ mod image_inspect;
 mod image_prune;
 mod images;
 mod import;
+mod info;
 mod inspect;
 mod kill;
 mod load;
@@ -93,6 +94,7 @@ commands! {
         Image(image),
         Images(images),
         Import(import),
+        Info(info),
         Inspect(inspect),
         Kill(kill),
         Load(load),
