@@ -52,7 +52,7 @@ impl Engine {
             });
         }
         let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone() };
-        job.run(inputs, understood.lowered, understood.warnings, images, options.source_date_epoch).await
+        job.run(inputs, understood.lowered, understood.warnings, images).await
     }
 }
 
@@ -160,7 +160,6 @@ impl Job<'_> {
         lowered: Lowered,
         warnings: Vec<Diagnostic>,
         images: Arc<BaseImages>,
-        epoch: Option<i64>,
     ) -> Result<BuildResult, Error> {
         let executor = Arc::new(self.executor(inputs, images.clone())?);
         let hasher = LayerHasher::new(self.engine.store().clone());
@@ -195,7 +194,7 @@ impl Job<'_> {
             lowered: &lowered,
             base_layers,
             result,
-            epoch,
+            epoch: lowered.source_date_epoch,
         };
         let described = finished.describe().await?;
         let (image_id, target) = publish(self.engine.store(), &self.lease, &described, &self.request.tags)?;

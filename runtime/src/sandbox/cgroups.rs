@@ -297,6 +297,7 @@ impl Cgroup {
             return Ok(Shown { tree: show(unified.ok_or_else(missing)?)?, below: Vec::new() });
         }
         let mut tmpfs = options.clone();
+        tmpfs.source = Some("cgroup".to_owned());
         tmpfs.set &= !libc::MOUNT_ATTR_RDONLY;
         tmpfs.parameters = vec![("mode".to_owned(), Some("755".to_owned()))];
         let tree = mounts::make("tmpfs", &tmpfs)?;
