@@ -104,6 +104,7 @@ fn entry(
     path: &[u8],
     entry: &Entry,
     link_to: Option<&[u8]>,
+    index: Option<&StatIndex>,
 ) -> Result<ContentHash, ExecutorError> {
     let fail = |errno: Errno| ExecutorError::read(path, errno);
     let meta = &entry.meta;
