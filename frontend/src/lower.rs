@@ -15,6 +15,7 @@ pub(crate) mod plan;
 pub(crate) mod stage;
 pub(crate) mod words;
 
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use rbuild_graph::{Edge, VertexMeta};
@@ -67,13 +68,10 @@ pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outco
     check.apply(&mut problems, &file.warned);
     problems.sort_by_key(|problem| problem.span.map_or(usize::MAX, |span| span.start));
     problems.dedup();
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     missing.retain(|request| {
         let FactRequest::ImageConfig { reference, platform, .. } = request;
-        let key = (reference.clone(), platform.clone());
-        let new = !seen.contains(&key);
-        seen.push(key);
-        new
+        seen.insert((reference.clone(), platform.clone()))
     });
     let outcome = match (problems.iter().any(Diagnostic::is_error), missing.is_empty()) {
         (true, _) => Outcome::Failed,
@@ -132,6 +130,8 @@ pub(crate) struct Lowering<'a> {
     epoch: Option<i64>,
     /// The same as the history writes it.
     created: Option<String>,
+    /// Base images, one for all stages on it.
+    bases: HashMap<(Reference, Platform), Rc<BaseImage>>,
     /// The stages that are done.
     ends: Vec<Option<State>>,
 }
@@ -164,6 +164,7 @@ impl OnePlatform<'_> {
             facts: self.facts,
             platform: self.platform.clone(),
             multiplatform: self.multiplatform,
+            bases: HashMap::new(),
             ends: vec![None; plan.stages.len()],
             plan,
             draft: Draft::default(),
@@ -248,7 +249,11 @@ impl Lowering<'_> {
                 let edge = self.context(&context, ".");
                 Ok((self.scratch(Some(edge)), done))
             }
-            Tree::Image(reference) => Ok(self.image(&reference, platform, index, name, total)),
+            Tree::Image(reference) => {
+                let (state, done) = self.image(&reference, platform, index, name, total);
+                self.budget.spend(state.bytes()).map_err(|error| Diagnostic::error(error.to_string()))?;
+                Ok((state, done))
+            }
         }
     }
 
@@ -290,6 +295,11 @@ impl Lowering<'_> {
             };
             self.draft.image(source, VertexMeta { name, span, ignore_cache: false, platform: platform.clone() })
         });
+        let key = (reference.clone(), platform.clone());
+        let base = self.bases.entry(key).or_insert_with_key(|(reference, platform)| {
+            let (reference, platform) = (reference.clone(), platform.clone());
+            Rc::new(BaseImage { reference, platform, digest: fact.digest.clone(), config: fact.config.clone(), edge })
+        });
         let mut config = fact.config.config.clone();
         let image_env = Env::of(&std::mem::take(&mut config.env));
         config.working_dir = stage::working_dir(&config);
@@ -304,13 +314,7 @@ impl Lowering<'_> {
             args: Vec::new(),
             cmd_set: false,
             history: Vec::new(),
-            base: Some(Rc::new(BaseImage {
-                reference: reference.clone(),
-                platform,
-                digest: fact.digest.clone(),
-                config: fact.config.clone(),
-                edge,
-            })),
+            base: Some(Rc::clone(base)),
         };
         (state, usize::from(edge.is_some()))
     }

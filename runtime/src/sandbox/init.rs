@@ -73,12 +73,15 @@ pub(super) fn start(
         root.create_cwd(process.cwd())?;
         let private_proc = mounts::make("proc", &mounts::Options::default())?;
         root.confine(&start.spec, &anchor)?;
+        if let Some(most) = start.most_pids {
+            process::limit_pids(&private_proc, most)?;
+        }
         wait_for_cgroup(&channel)?;
         namespaces.make_cgroup()?;
         if let Some(mount) = cgroup_mount {
             root.mount_cgroup(mount, cgroup, namespaces)?;
         }
-        root.make_read_only(&start.spec)?;
+        root.protect(&start.spec, cgroup.guards_devices())?;
         switch(root)?;
         process::sysctls(&start.spec, namespaces, &private_proc)?;
         Ok(Stage { process, stdio, filter: &start.filter, private_proc: Some(private_proc) })

@@ -1,7 +1,7 @@
 //! The process in the middle: entered through [`helper_main`], it makes the cgroup and the init, then watches both sides.
 //!
 //! It learns of its starter's death by end of file on their socket, never by `PR_SET_PDEATHSIG`, which fires when the
-//! *thread* that spawned ends.
+//! *thread* that spawned ends. The init does ask for that signal: its parent is this process, which has one thread.
 
 use std::env;
 use std::os::fd::{AsFd, OwnedFd};
@@ -51,6 +51,8 @@ pub(super) struct Start {
     pub(super) stdio: [Stream; 3],
     pub(super) cgroup: PathBuf,
     pub(super) hierarchies: Hierarchies,
+    /// A limit of processes for the pid namespace, in place of the cgroup's.
+    pub(super) most_pids: Option<i64>,
     /// Seccomp instructions, packed; none for unconfined.
     pub(super) filter: Vec<u64>,
 }
@@ -123,6 +125,8 @@ fn serve() -> Result<(), Failure> {
         .doing(|| "open /dev/null".to_owned())?;
     rustix::stdio::dup2_stdin(&null).doing(|| "close standard input".to_owned())?;
     std::mem::forget(socket);
+    // The caller's mask has no say in what is made here.
+    rustix::process::umask(Mode::empty());
     rustix::process::chdir("/").doing(|| "change to /".to_owned())?;
     let starter = UnixStream::from(starter);
     let Some((request, fds)) = wire::receive::<Request>(&starter).doing(|| "read the request".to_owned())? else {
@@ -153,7 +157,10 @@ impl Fds {
 
 fn start_sandbox(starter: &UnixStream, start: Start, mut fds: Fds) -> Result<(), Failure> {
     let namespaces = Namespaces::of(&start.spec, &start.net, &mut fds)?;
-    let resources = start.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+    let mut resources = start.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+    if let (Some(_), Some(resources)) = (start.most_pids, &mut resources) {
+        resources.set_pids(None);
+    }
     let cgroup = Cgroup::create(&start.hierarchies, &start.cgroup, resources.as_ref())?;
     let guard = Removed(&cgroup);
     let Prepared { trees, made } = stubs::prepare(&start, &mut fds)?;
@@ -268,7 +275,7 @@ impl Child {
             code: libc::WIFEXITED(ended.status).then(|| libc::WEXITSTATUS(ended.status)),
             signal: libc::WIFSIGNALED(ended.status).then(|| libc::WTERMSIG(ended.status)),
             oom: cgroup.oom_kills() > 0,
-            peak_memory: cgroup.peak_memory(),
+            peak_memory: cgroup.peak_memory().or(Some(ended.peak_memory)),
             cpu,
         }))
     }
