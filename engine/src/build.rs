@@ -215,7 +215,12 @@ impl Job<'_> {
             lease: self.lease.clone(),
             sandbox: self.engine.sandbox()?,
             networks: self.engine.networks().clone(),
-            session: Arc::new(LocalSession::new(id, inputs.root, inputs.ignore)),
+            session: Arc::new(LocalSession::new(
+                id,
+                inputs.root,
+                inputs.ignore,
+                self.engine.store().root().join("contexts"),
+            )),
             images,
             web: self.engine.registry()?.clone(),
             logs: Arc::new(logs),
