@@ -138,7 +138,7 @@ impl ImageSource for StoreSource {
     }
 
     fn open(&self, blob: &Descriptor) -> Result<Box<dyn Read + Send>> {
-        self.store.layers().open(blob)
+        self.store.layers().open_layer(blob)
     }
 }
 
