@@ -571,3 +571,44 @@ fn inherit_cpuset(level: &Path) -> Result<(), Failure> {
 fn mount_of(path: &Path) -> &Path {
     path.ancestors().take_while(|level| level.join("cgroup.procs").exists()).last().unwrap_or(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_tables_of_all_three_kinds() {
+        let v1 = "30 25 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                  31 30 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
+                  32 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+                  33 30 0:29 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n";
+        let v2 = "34 30 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n";
+        let found = Hierarchies::parse(v1);
+        assert_eq!(found.unified(), None);
+        assert!(found.is_v1("cpuacct") && found.is_v1("pids") && !found.has("memory"));
+        let found = Hierarchies::parse(&format!("{v1}{v2}"));
+        assert_eq!(found.unified(), Some(Path::new("/sys/fs/cgroup/unified")));
+        assert!(!Cgroup::named(&found, Path::new("rbuild/x")).unified_limits);
+        let found = Hierarchies::parse(v2);
+        let cgroup = Cgroup::named(&found, Path::new("rbuild/x"));
+        assert!(cgroup.unified_limits && cgroup.v1.is_empty());
+        assert_eq!(cgroup.directory("memory"), Some(Path::new("/sys/fs/cgroup/unified/rbuild/x")));
+    }
+
+    /// A cgroup whose files are ordinary ones.
+    pub(crate) fn fake(unified: Option<&Path>, v1: &[(&str, &Path)]) -> Cgroup {
+        let hierarchy = |(name, path): &(&str, &Path)| Hierarchy {
+            controllers: vec![(*name).to_owned()],
+            mount: path.to_path_buf(),
+        };
+        Cgroup {
+            unified: unified.map(Path::to_path_buf),
+            unified_limits: v1.is_empty(),
+            v1: v1.iter().map(hierarchy).collect(),
+            guards_devices: true,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) use tests::fake;

@@ -89,6 +89,17 @@ fn forbidden_calls() {
     let output = image.sh("mknod /tmp/m b 7 0 && head -c 1 /tmp/m");
     assert!(output.stderr.contains("not permitted"), "{output:?}");
     assert_ne!(output.exit.code, Some(0));
+    let node = |name: &str, kind, (major, minor)| {
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        let device = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(rustix::fs::CWD, image.path("lower").join(name), kind, mode, device).unwrap();
+    };
+    node("disk", rustix::fs::FileType::BlockDevice, (254, 0));
+    node("kmsg", rustix::fs::FileType::CharacterDevice, (1, 11));
+    node("null", rustix::fs::FileType::CharacterDevice, (1, 3));
+    let output = image.sh("head -c 1 /disk; head -c 1 /kmsg; echo x >/null && echo the usual ones live");
+    assert_eq!(output.stderr.matches("not permitted").count(), 2, "nodes of an image are dead: {output:?}");
+    assert_eq!(output.stdout, "the usual ones live\n");
 }
 
 fn user_and_groups() {
