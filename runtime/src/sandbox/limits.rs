@@ -7,8 +7,9 @@ use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec,
 };
 
-use super::cgroups::{Cgroup, Hierarchies};
+use super::cgroups::Cgroup;
 use super::devices;
+use super::hierarchies::Hierarchies;
 use crate::error::{Doing, Failure};
 
 /// v1 names of the controllers that limits in `resources` need.

@@ -11,6 +11,7 @@ mod caps;
 mod cgroups;
 mod dev;
 mod devices;
+mod hierarchies;
 mod init;
 mod limits;
 mod mounts;
@@ -29,7 +30,8 @@ mod sys;
 mod targets;
 mod wire;
 
-pub use cgroups::{Cgroup, Hierarchies};
+pub use cgroups::Cgroup;
+pub use hierarchies::Hierarchies;
 pub use native::{NativeSandbox, SandboxOptions};
 pub use overlay::mount_detached;
 pub use running::{Exit, Running};

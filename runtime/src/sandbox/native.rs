@@ -18,7 +18,8 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_cre
 use rustix::pipe::{PipeFlags, pipe_with};
 use tracing::debug;
 
-use super::cgroups::{Cgroup, Hierarchies};
+use super::cgroups::Cgroup;
+use super::hierarchies::Hierarchies;
 use super::limits;
 use super::overlay;
 use super::running::{Running, Started, Streams};
@@ -105,7 +106,7 @@ impl NativeSandbox {
         let hierarchies = self.hierarchies.clone();
         // Nothing depends on it: without the thread a start only takes longer.
         let _ = thread::Builder::new().name("warm".to_owned()).spawn(move || {
-            let _ = Cgroup::warm(&hierarchies);
+            let _ = hierarchies.warm();
             if last == 0 {
                 hierarchies.sweep(Path::new(DEFAULT_PARENT.trim_start_matches('/')));
             }

@@ -17,7 +17,8 @@ use rustix::process::{DumpableBehavior, Signal, pidfd_send_signal, set_dumpable_
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
-use super::cgroups::{Cgroup, Hierarchies};
+use super::cgroups::Cgroup;
+use super::hierarchies::Hierarchies;
 use super::init::{self, Order, Report};
 use super::namespaces::Namespaces;
 use super::running::Exit;
