@@ -8,6 +8,7 @@
 
 mod error;
 pub mod files;
+mod mounts;
 mod ops;
 mod session;
 mod value;
@@ -24,7 +25,7 @@ use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
 use rbuild_store::{Lease, Store};
 
 pub use error::{ExecutorError, ProcessStatus};
-pub use session::{Images, PinnedImage, Session};
+pub use session::{AgentStream, Images, PinnedImage, Secret, Session};
 pub use value::{Context, Value};
 
 /// What makes the operations of one build real.
@@ -90,7 +91,7 @@ impl Executor {
             Op::Source(SourceOp::Http(source)) => Ok(Arc::new(ops::http::HttpRun::new(executor, source.clone()))),
             Op::Source(SourceOp::Git(_)) => unsupported("ADD from a git repository"),
             Op::Source(_) => unsupported("this kind of source"),
-            Op::Exec(op) => Ok(Arc::new(ops::exec::ExecRun { executor, op: op.clone() })),
+            Op::Exec(op) => Ok(Arc::new(ops::exec::ExecRun::new(executor, op.clone()))),
             Op::File(op) => self.file_operation(op),
             Op::Merge(op) => Ok(Arc::new(ops::merge::MergeRun { executor, op: op.clone() })),
             Op::Diff(_) => unsupported("taking file trees from each other"),
