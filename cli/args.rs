@@ -66,7 +66,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, CliError> {
         return Ok(Parsed::Print(version_line()));
     }
     if route.path.is_empty() && route.rest.is_none() {
-        return Ok(Parsed::Print(help(&tree, &route)));
+        return Ok(Parsed::Print(help(&command_tree(), &route)));
     }
     // Only the commands on the way are transformed: the whole tree has a thousand options, and starting must be quick.
     match docker_manners(tree, Some(&route.path)).try_get_matches_from(&arguments) {
@@ -77,15 +77,19 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, CliError> {
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand) =>
         {
-            Ok(Parsed::Print(help(&Cli::command(), &route)))
+            Ok(Parsed::Print(help(&command_tree(), &route)))
         }
-        Err(error) => Err(in_docker_words(&Cli::command(), &route, &error)),
+        Err(error) => Err(in_docker_words(&command_tree(), &route, &error)),
     }
 }
 
-/// The whole command tree as clap knows it, for completion scripts.
+/// The whole command tree as it is written, with its help flags: for help, usage and completion scripts.
 pub fn command_tree() -> clap::Command {
-    Cli::command()
+    fn of(command: clap::Command) -> clap::Command {
+        let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        names.into_iter().fold(with_help_flag(command), |command, name| command.mut_subcommand(name, of))
+    }
+    of(Cli::command())
 }
 
 pub fn version_line() -> String {
@@ -191,8 +195,7 @@ impl Route {
 }
 
 fn help(root: &clap::Command, route: &Route) -> String {
-    let mut command = route.command(root).clone().bin_name(route.name());
-    command = with_help_flag(command).disable_help_subcommand(true);
+    let mut command = route.command(root).clone().bin_name(route.name()).disable_help_subcommand(true);
     command.render_long_help().to_string()
 }
 
@@ -413,7 +416,7 @@ mod tests {
 
     #[test]
     fn the_tree_is_sound() {
-        Cli::command().debug_assert();
+        command_tree().debug_assert();
         docker_manners(Cli::command(), None).debug_assert();
     }
 

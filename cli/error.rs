@@ -11,6 +11,10 @@ pub mod exit {
     pub const FAILURE: u8 = 1;
     /// `run`, `create` and `exec`: rbuild itself failed, the program of the container was not started.
     pub const ENGINE: u8 = 125;
+    /// `run` and `exec`: the program is there and cannot be executed.
+    pub const NOT_EXECUTABLE: u8 = 126;
+    /// `run` and `exec`: there is no such program.
+    pub const NOT_FOUND: u8 = 127;
     /// Ended by a signal: this plus the signal's number, as shells say it.
     pub const SIGNAL: u8 = 128;
     /// The reader of standard output went away.

@@ -8,14 +8,21 @@
     unreachable_pub,
     reason = "nothing of a program can be reached from outside; `pub` says what other modules use"
 )]
+#![allow(clippy::result_large_err, reason = "an error ends the command: it is made once and moved a few times")]
 
 mod app;
 mod args;
+mod attach;
+mod batch;
 mod commands;
+mod confirm;
+mod container_options;
 mod credentials;
 mod diagnostics;
 mod error;
 mod format;
+mod image_for_run;
+mod mounts;
 mod progress;
 mod settings;
 mod signals;

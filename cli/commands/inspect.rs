@@ -2,16 +2,16 @@
 
 use std::process::ExitCode;
 
-use rbuild_engine::Kind;
+use rbuild_engine::{Error, Kind};
 use serde::Serialize as _;
 use serde_json::Value;
 
-use super::image_inspect;
+use super::{image_inspect, volume_inspect};
 use crate::app::App;
 use crate::error::{CliError, exit};
 use crate::format;
 
-/// Show all that is known about images
+/// Show all that is known about containers, images and volumes
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Names or ids
@@ -21,18 +21,49 @@ pub struct Args {
     #[arg(short, long, value_name = "TEMPLATE")]
     format: Option<String>,
     /// Look among these only
-    #[arg(long = "type", value_name = "TYPE", value_parser = ["image"])]
+    #[arg(long = "type", value_name = "TYPE", value_parser = ["container", "image", "volume"])]
     kind: Option<String>,
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
-    let images = app.images()?;
-    let only_images = args.kind.as_deref() == Some("image");
-    show(app, &args.names, args.format.as_deref(), |name| match images.get(name) {
-        Ok(image) => image_inspect::detail(&images, &image).map(Some),
-        Err(error) if error.kind == Kind::NotFound && !only_images => Ok(None),
-        Err(error) => Err(error.into()),
+    let kind = args.kind.as_deref();
+    let image = |name: &str| {
+        let images = app.images()?;
+        let found = or_none(images.get(name), kind == Some("image"))?;
+        found.map(|image| image_inspect::detail(&images, &image)).transpose()
+    };
+    let containers = app.engine()?.containers();
+    let container = |name: &str| {
+        let found = or_none(containers.find(name), kind == Some("container"))?;
+        Ok(found.map(|seen| containers.inspect(&seen)))
+    };
+    let volume = |name: &str| {
+        let found = or_none(containers.volumes().find(name), kind == Some("volume"))?;
+        Ok(found.map(|volume| volume_inspect::detail(&volume)))
+    };
+    show(app, &args.names, args.format.as_deref(), |name| match kind {
+        Some("container") => container(name),
+        Some("image") => image(name),
+        Some("volume") => volume(name),
+        _ => {
+            if let Some(found) = container(name)? {
+                return Ok(Some(found));
+            }
+            match image(name)? {
+                Some(found) => Ok(Some(found)),
+                None => volume(name),
+            }
+        }
     })
+}
+
+/// `None` for what is not there, unless that is the failure to be told.
+fn or_none<T>(found: Result<T, Error>, only_this: bool) -> Result<Option<T>, CliError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind == Kind::NotFound && !only_this => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Prints what `find` gives for each name: an array, or a line for each through a template. What is not there is told

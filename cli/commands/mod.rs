@@ -3,25 +3,50 @@
 //! A command's file has `Args`, whose doc comment is its help, and `run`. To add one, write the file, name its
 //! module here and add its line to the list of the root or of its group; dispatch comes from the same line.
 
+mod attach;
 mod build;
 mod builder;
 mod completion;
+mod container;
+mod container_inspect;
+mod container_prune;
+mod create;
+mod diff;
+mod exec;
+mod export;
 mod history;
 mod image;
 mod image_inspect;
 mod image_prune;
 mod images;
 mod import;
+mod info;
 mod inspect;
+mod kill;
 mod load;
 mod login;
 mod logout;
+mod logs;
+mod ps;
 mod pull;
 mod push;
+mod rename;
+mod restart;
+mod rm;
 mod rmi;
+mod run;
 mod save;
+mod start;
+mod stop;
 mod tag;
 mod version;
+mod volume;
+mod volume_create;
+mod volume_inspect;
+mod volume_ls;
+mod volume_prune;
+mod volume_rm;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -56,23 +81,41 @@ pub(crate) use commands;
 commands! {
     /// What stands after `rbuild`.
     Command {
+        Attach(attach),
         Build(build),
         Builder(builder),
         Completion(completion),
+        Container(container),
+        Create(create),
+        Diff(diff),
+        Exec(exec),
+        Export(export),
         History(history),
         Image(image),
         Images(images),
         Import(import),
+        Info(info),
         Inspect(inspect),
+        Kill(kill),
         Load(load),
         Login(login),
         Logout(logout),
+        Logs(logs),
+        Ps(ps),
         Pull(pull),
         Push(push),
+        Rename(rename),
+        Restart(restart),
+        Rm(rm),
         Rmi(rmi),
+        Run(run),
         Save(save),
+        Start(start),
+        Stop(stop),
         Tag(tag),
         Version(version),
+        Volume(volume),
+        Wait(wait),
     }
 }
 

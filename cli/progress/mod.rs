@@ -9,7 +9,9 @@ mod tty;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant, SystemTime};
 
-pub use rbuild_engine::{Event, EventStream, LogStream, Outcome, StepId, StepKind, Unit};
+#[cfg(test)]
+pub use rbuild_engine::StepKind;
+pub use rbuild_engine::{Event, EventStream, LogStream, Outcome, StepId, Unit};
 
 use crate::error::CliError;
 use crate::settings::Settings;

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use super::lines::{LineBuffer, Told, elapsed, ended, progress_text};
-use super::{Event, Outcome, Renderer, StepId, StepKind};
+use super::{Event, Outcome, Renderer, StepId};
 use crate::terminal::{clean, clean_line};
 
 /// Silence after which a step loses the floor to one that has lines waiting.
@@ -25,7 +25,7 @@ pub struct Plain<W> {
     waiting: Vec<StepId>,
     floor: Option<StepId>,
     numbers: usize,
-    last_line: Duration,
+    last_line: Option<Duration>,
     told: Told,
 }
 
@@ -48,7 +48,7 @@ impl<W: Write> Plain<W> {
             waiting: Vec::new(),
             floor: None,
             numbers: 0,
-            last_line: Duration::ZERO,
+            last_line: None,
             told: Told::default(),
         }
     }
@@ -85,7 +85,8 @@ impl<W: Write> Plain<W> {
         });
         let mut text = Vec::new();
         if self.floor != Some(id) {
-            text.extend_from_slice(format!("\n#{number} {}\n", clean_line(&step.name)).as_bytes());
+            let gap = if self.last_line.is_some() { "\n" } else { "" };
+            text.extend_from_slice(format!("{gap}#{number} {}\n", clean_line(&step.name)).as_bytes());
             self.floor = Some(id);
         }
         for line in step.queue.drain(..) {
@@ -97,7 +98,7 @@ impl<W: Write> Plain<W> {
             text.push(b'\n');
         }
         if !text.is_empty() {
-            self.last_line = now;
+            self.last_line = Some(now);
             // A reader that went away is no reason to stop the build.
             drop(self.out.write_all(&text).and_then(|()| self.out.flush()));
         }
@@ -126,13 +127,8 @@ impl<W: Write> Plain<W> {
 impl<W: Write + Send> Renderer for Plain<W> {
     fn event(&mut self, event: &Event) {
         let now = match event {
-            Event::Step { id, name, kind, .. } => {
-                let shown = if matches!(kind, StepKind::Internal) && !name.starts_with('[') {
-                    format!("[internal] {name}")
-                } else {
-                    name.clone()
-                };
-                self.steps.entry(*id).or_default().name = shown;
+            Event::Step { id, name, .. } => {
+                self.steps.entry(*id).or_default().name = name.clone();
                 return;
             }
             Event::Started { id, at } => {
@@ -152,7 +148,7 @@ impl<W: Write + Send> Renderer for Plain<W> {
                 if self.told.is_worth_a_line(*id, item, *current, *total, *done) {
                     self.queue(*id, progress_text(item, *current, *total, *unit, *done).into_bytes());
                 }
-                self.last_line
+                self.last_line.unwrap_or_default()
             }
             Event::Finished { id, at, outcome } => {
                 self.finish_step(*id, outcome, *at);
@@ -164,7 +160,7 @@ impl<W: Write + Send> Renderer for Plain<W> {
     }
 
     fn tick(&mut self, now: Duration) {
-        let silent = now.saturating_sub(self.last_line) >= SILENCE;
+        let silent = now.saturating_sub(self.last_line.unwrap_or_default()) >= SILENCE;
         let others = self.waiting.iter().any(|id| Some(*id) != self.floor);
         if silent && others {
             if let Some(number) = self.floor.take().and_then(|id| self.steps.get(&id)).and_then(|step| step.number) {
@@ -201,7 +197,7 @@ fn timed(since: Duration, line: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::LogStream;
+    use crate::progress::{LogStream, StepKind};
 
     const MILLI: Duration = Duration::from_millis(1);
 
@@ -241,7 +237,7 @@ mod tests {
             ],
             false,
         );
-        let want = "\n#1 [1/3] FROM busybox\n#1 CACHED\n\n#2 [2/3] RUN a\n#2 0.020 from a\n#2 0.300 no newline\n#2 DONE 0.3s\n\
+        let want = "#1 [1/3] FROM busybox\n#1 CACHED\n\n#2 [2/3] RUN a\n#2 0.020 from a\n#2 0.300 no newline\n#2 DONE 0.3s\n\
                     \n#3 [3/3] RUN b\n#3 0.010 from b\n#3 ERROR: exit code: 1\n";
         assert_eq!(text, want);
     }
@@ -265,7 +261,7 @@ mod tests {
         plain.finish(false, MILLI * 1700);
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "\n#1 a\n#1 ...\n\n#2 b\n#2 0.001 b speaks\n\n#1 a\n#1 1.599 a again\n"
+            "#1 a\n#1 ...\n\n#2 b\n#2 0.001 b speaks\n\n#1 a\n#1 1.599 a again\n"
         );
     }
 

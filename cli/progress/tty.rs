@@ -11,7 +11,7 @@ use console::{Style, measure_text_width, truncate_str};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::lines::{LineBuffer, elapsed, progress_text, seconds};
-use super::{Event, Outcome, Renderer, StepId, StepKind};
+use super::{Event, Outcome, Renderer, StepId};
 use crate::terminal::{clean, clean_line};
 
 /// Lines of a running step's output that are shown.
@@ -92,7 +92,7 @@ struct Item {
 impl Board {
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Step { id, name, kind, .. } => self.add(*id, name, *kind),
+            Event::Step { id, name, .. } => self.add(*id, name),
             Event::Warning { .. } => self.warnings += 1,
             Event::Started { id, at } => self.with(*id, |step| step.started = Some(*at)),
             Event::Finished { id, at, outcome } => self.with(*id, |step| {
@@ -112,9 +112,8 @@ impl Board {
         }
     }
 
-    fn add(&mut self, id: StepId, name: &str, kind: StepKind) {
-        let internal = matches!(kind, StepKind::Internal) && !name.starts_with('[');
-        let name = if internal { format!("[internal] {}", clean_line(name)) } else { clean_line(name) };
+    fn add(&mut self, id: StepId, name: &str) {
+        let name = clean_line(name);
         let step = Step {
             name,
             started: None,
@@ -253,7 +252,7 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::{LogStream, Unit};
+    use crate::progress::{LogStream, StepKind, Unit};
 
     const SECOND: Duration = Duration::from_secs(1);
 

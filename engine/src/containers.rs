@@ -28,13 +28,12 @@ use rbuild_store::{Mounts, Root, Store, StoreError, Walk, rusqlite};
 pub use archive::{Change, ChangeKind};
 pub use etc::HostNames;
 pub use exec::Executed;
-pub use lifecycle::Removal;
+pub use lifecycle::{Removal, signal_number};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
     CreateRequest, DeviceRequest, ExecRequest, HostSettings, MountRequest, MountWish, NamespaceMode, NetworkMode,
-    Ulimit,
 };
-pub use start::StartRequest;
+pub use start::{StartRequest, helper_main};
 
 pub use rbuild_runtime::container::{Attached, AttachedInput, Attachment, Ended, StartFailure, State};
 pub use rbuild_runtime::logs::{Entry, LogReader, Stream};
@@ -58,6 +57,26 @@ pub struct ContainerParts {
     pub state_dir: PathBuf,
     pub names: HostNames,
     pub bridge: BridgeOptions,
+}
+
+impl crate::Engine {
+    /// The containers, with what killed processes left of some cleared away.
+    pub fn containers(&self) -> Containers {
+        let options = self.options();
+        let parts = ContainerParts {
+            helper: options.helper.clone(),
+            state_dir: self.store().root().join("sandbox"),
+            names: HostNames::read(options.resolv_conf.clone()),
+            bridge: options.bridge.clone(),
+        };
+        let containers = Containers::new(self.store().clone(), parts);
+        containers.sweep();
+        containers
+    }
+
+    pub fn volumes(&self) -> Volumes {
+        Volumes::new(self.store().clone())
+    }
 }
 
 impl Containers {
@@ -131,7 +150,8 @@ impl Containers {
 
     /// How to mount the container's root, for writing.
     fn mounts(&self, container: &Container) -> Result<Mounts, Error> {
-        let parent = container.parent.as_deref().map(str::parse).transpose().map_err(|e: StoreError| Error::internal(e))?;
+        let parent =
+            container.parent.as_deref().map(str::parse).transpose().map_err(|e: StoreError| Error::internal(e))?;
         Ok(self.store.snapshots().layer_mounts(&self.directory(&container.id).join("layer"), parent.as_ref())?)
     }
 

@@ -11,6 +11,7 @@ use rbuild_executor::{Context, ExecutorError, Session};
 use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_graph::ops::ContextSource;
 use rbuild_oci::limits;
+use rbuild_store::Lease;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -22,12 +23,12 @@ pub(crate) const MAIN: &str = "context";
 /// What a directory on this machine lends to one build.
 pub(crate) struct LocalSession {
     id: String,
-    root: Option<OwnedFd>,
+    root: OwnedFd,
     hidden: Option<Arc<dyn PathFilter>>,
 }
 
 impl LocalSession {
-    pub(crate) fn new(id: String, root: Option<OwnedFd>, ignore: IgnoreFile) -> LocalSession {
+    pub(crate) fn new(id: String, root: OwnedFd, ignore: IgnoreFile) -> LocalSession {
         let hidden = (!ignore.is_empty()).then(|| Arc::new(Hidden(ignore)) as Arc<dyn PathFilter>);
         LocalSession { id, root, hidden }
     }
@@ -42,12 +43,8 @@ impl Session for LocalSession {
         if source.name != MAIN {
             return Err(ExecutorError::Unsupported { what: format!("the named build context {:?}", source.name) });
         }
-        let Some(root) = &self.root else {
-            return Err(ExecutorError::Invalid(
-                "there is no build context: the Dockerfile came from standard input alone".into(),
-            ));
-        };
-        let root = root
+        let root = self
+            .root
             .try_clone()
             .map_err(|error| ExecutorError::Invalid(format!("cannot open the build context: {error}")))?;
         Ok(Context::new(MAIN, root, self.hidden.clone()))
@@ -64,6 +61,16 @@ impl PathFilter for Hidden {
     fn reincludes_below(&self, path: &[u8]) -> bool {
         self.0.may_bring_back_below(path)
     }
+}
+
+/// The context of a build that has no files: a directory of the lease's own, which nobody writes into.
+///
+/// # Errors
+/// The store's directory cannot be written.
+pub(crate) fn empty_directory(lease: &Lease) -> Result<OwnedFd, Error> {
+    let path = lease.ingest_path("context")?;
+    std::fs::create_dir(&path).map_err(|error| Error::internal(format!("{}: {error}", path.display())))?;
+    open_directory(&path)
 }
 
 /// Opens the directory of a build.

@@ -7,6 +7,7 @@
 //! a future cancels what it does.
 
 mod build;
+pub mod containers;
 mod context;
 mod engine;
 pub mod error;
@@ -18,7 +19,9 @@ mod logs;
 mod request;
 mod resolve;
 mod stored;
+pub mod volumes;
 
+pub use containers::helper_main;
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
 pub use request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
@@ -29,6 +32,5 @@ pub use rbuild_graph::ops::{ExtraHost, Network, Ulimit};
 pub use rbuild_oci as oci;
 pub use rbuild_registry as registry;
 pub use rbuild_runtime as runtime;
-pub use rbuild_runtime::helper_main;
 pub use rbuild_solver::{Event, EventStream, Events, LogStream, Outcome, StepId, StepKind, Unit};
 pub use rbuild_store as store;

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use rbuild_store::root::Dir;
 use rbuild_store::rusqlite::{self, OptionalExtension, Row, Transaction};
 use rbuild_store::snapshots::copy_tree;
-use rbuild_store::{Durability, Root, Store, StoreError, Walk, db};
+use rbuild_store::{Durability, Root, Store, Walk, db};
 
 use crate::containers::{Container, MountKind, containers_in};
 use crate::error::{Error, Kind};
@@ -168,7 +168,7 @@ pub(crate) fn fill(volume: &Path, image: &Root, destination: &Path) -> Result<()
     let failed = |e: io::Error| Error::internal(format!("cannot fill the volume for {}: {e}", destination.display()));
     // Two containers that share a new volume must not both fill it.
     let guard = fs::File::open(volume.parent().unwrap_or(volume)).map_err(failed)?;
-    rbuild_store::lock::lock(&guard, rbuild_store::lock::Lock::Exclusive)?;
+    rbuild_store::lock::lock(&guard, rbuild_store::lock::Lock::Alone)?;
     let to = Root::open(volume).map_err(failed)?;
     if !to.read_dir(Path::new("."), Walk::NoLinks).map_err(failed)?.is_empty() {
         return Ok(());
@@ -232,4 +232,3 @@ pub(crate) fn volume_names(container: &Container) -> impl Iterator<Item = &str> 
 pub(crate) fn used(containers: &[Container]) -> BTreeSet<String> {
     containers.iter().flat_map(volume_names).map(str::to_owned).collect()
 }
-

@@ -78,6 +78,8 @@ impl Diagnostic {
     }
 }
 
+/// The most options that are compared, so that a file of many names with many mistakes in them stays quick to read.
+const MOST_COMPARED: usize = 1000;
 /// The longest word that is compared; distance is quadratic, and nobody mistypes a word of a hundred letters.
 const LONGEST_COMPARED: usize = 100;
 
@@ -85,7 +87,7 @@ const LONGEST_COMPARED: usize = 100;
 pub fn nearest<'a>(written: &str, options: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let mut best = None;
     let mut least = 3;
-    for option in options {
+    for option in options.into_iter().take(MOST_COMPARED) {
         if option == written {
             return None;
         }

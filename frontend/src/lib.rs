@@ -11,6 +11,7 @@
 
 #![allow(clippy::result_large_err, reason = "a diagnostic is made once per mistake, never on a hot path")]
 
+mod change;
 mod diagnostic;
 mod facts;
 pub mod ignore;
@@ -22,6 +23,7 @@ mod syntax;
 
 pub use rbuild_graph::pattern as glob;
 
+pub use change::change;
 pub use diagnostic::{Diagnostic, Severity, nearest};
 pub use facts::{FactRequest, Facts, ImageFact};
 pub use lower::lower;

@@ -4,6 +4,7 @@
 //! again. Lowering goes on after a mistake in an instruction, as if the instruction were not there, so that the
 //! mistakes of all instructions come at once.
 
+mod arguments;
 pub(crate) mod check;
 mod draft;
 mod env;
@@ -14,6 +15,7 @@ pub(crate) mod plan;
 pub(crate) mod stage;
 pub(crate) mod words;
 
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use rbuild_graph::{Edge, VertexMeta};
@@ -22,8 +24,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::instructions::Command;
-use crate::syntax::words::{Budget, Lexer};
+use crate::syntax::words::{Budget, Variables};
 use crate::{BaseImage, Diagnostic, Dockerfile, FactRequest, Facts, HistoryStep, LowerOptions, Lowered, Outcome};
+use arguments::unused_args;
 use check::Check;
 use draft::Draft;
 use env::Env;
@@ -65,13 +68,10 @@ pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outco
     check.apply(&mut problems, &file.warned);
     problems.sort_by_key(|problem| problem.span.map_or(usize::MAX, |span| span.start));
     problems.dedup();
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     missing.retain(|request| {
         let FactRequest::ImageConfig { reference, platform, .. } = request;
-        let key = (reference.clone(), platform.clone());
-        let new = !seen.contains(&key);
-        seen.push(key);
-        new
+        seen.insert((reference.clone(), platform.clone()))
     });
     let outcome = match (problems.iter().any(Diagnostic::is_error), missing.is_empty()) {
         (true, _) => Outcome::Failed,
@@ -102,49 +102,6 @@ fn foreign_frontend(file: &Dockerfile, options: &LowerOptions) -> Option<Diagnos
     Some(Diagnostic { span, ..problem })
 }
 
-/// Arguments that nobody asked for are often mistyped.
-fn unused_args(file: &Dockerfile, options: &LowerOptions) -> Option<Diagnostic> {
-    use crate::instructions::Instruction;
-    let in_stages =
-        file.stages.iter().flat_map(|stage| &stage.commands).filter_map(|command| match &command.instruction {
-            Instruction::Arg(arg) => Some(arg),
-            _ => None,
-        });
-    let declared: std::collections::HashSet<&str> =
-        file.global_args.iter().chain(in_stages).flat_map(|arg| &arg.0).map(|one| one.name.as_str()).collect();
-    let predefined = |name: &str| {
-        name.starts_with("BUILDKIT_")
-            || name == "SOURCE_DATE_EPOCH"
-            || is_proxy(name)
-            || ["TARGET", "BUILD"]
-                .iter()
-                .any(|start| name.strip_prefix(start).is_some_and(|end| PLATFORM_ARGS.contains(&end)))
-    };
-    let unused: Vec<&str> = options
-        .build_args
-        .keys()
-        .map(String::as_str)
-        .filter(|name| !declared.contains(name) && !predefined(name))
-        .collect();
-    if unused.is_empty() {
-        return None;
-    }
-    let message = format!("one or more build-args [{}] were not consumed", unused.join(" "));
-    let near = unused.iter().find_map(|name| crate::nearest(name, declared.iter().copied()));
-    let warning = Diagnostic::warning(message);
-    Some(match near {
-        Some(near) => warning.hint(format!("the file has ARG {near}")),
-        None => warning,
-    })
-}
-
-const PLATFORM_ARGS: [&str; 6] = ["PLATFORM", "OS", "OSVERSION", "ARCH", "VARIANT", "STAGE"];
-const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
-
-fn is_proxy(name: &str) -> bool {
-    PROXIES.iter().any(|proxy| proxy.eq_ignore_ascii_case(name))
-}
-
 /// One platform of one call.
 struct OnePlatform<'a> {
     file: &'a Dockerfile,
@@ -173,6 +130,8 @@ pub(crate) struct Lowering<'a> {
     epoch: Option<i64>,
     /// The same as the history writes it.
     created: Option<String>,
+    /// Base images, one for all stages on it.
+    bases: HashMap<(Reference, Platform), Rc<BaseImage>>,
     /// The stages that are done.
     ends: Vec<Option<State>>,
 }
@@ -205,6 +164,7 @@ impl OnePlatform<'_> {
             facts: self.facts,
             platform: self.platform.clone(),
             multiplatform: self.multiplatform,
+            bases: HashMap::new(),
             ends: vec![None; plan.stages.len()],
             plan,
             draft: Draft::default(),
@@ -225,82 +185,6 @@ impl OnePlatform<'_> {
             return None;
         }
         lowering.finish(self.explicit).map_err(|problem| problems.push(problem)).ok()
-    }
-
-    /// Predefined arguments, then those before the first FROM; the caller's values go before defaults.
-    fn globals(&self, budget: &mut Budget, problems: &mut Vec<Diagnostic>) -> Env {
-        let mut globals = Env::default();
-        let (build, target) = (self.options.build_platform.clone().normalized(), self.platform);
-        let optional = |text: &Option<String>| text.clone().unwrap_or_default();
-        for (side, platform) in [("BUILD", &build), ("TARGET", target)] {
-            let values = [
-                ("PLATFORM", platform.to_string()),
-                ("OS", platform.os.clone()),
-                ("OSVERSION", optional(&platform.os_version)),
-                ("ARCH", platform.architecture.clone()),
-                ("VARIANT", optional(&platform.variant)),
-            ];
-            for (name, value) in values {
-                globals.set(&format!("{side}{name}"), &value);
-            }
-        }
-        let last = self.file.stages.last().and_then(|stage| stage.name()).unwrap_or("default");
-        globals.set("TARGETSTAGE", self.options.target.as_deref().unwrap_or(last));
-        let given: Vec<String> =
-            globals.names().filter(|name| self.options.build_args.contains_key(*name)).map(str::to_owned).collect();
-        for name in given {
-            globals.set(&name, &self.options.build_args[&name]);
-        }
-        for declaration in self.file.global_args.iter().flat_map(|arg| &arg.0) {
-            let value = match (self.options.build_args.get(&declaration.name), &declaration.default) {
-                (Some(given), _) => Some(given.clone()),
-                (None, None) => None,
-                (None, Some(default)) => match Lexer::new(self.file.escape).expand(&default.value, &globals, budget) {
-                    Ok(expanded) => Some(expanded.text),
-                    Err(error) => {
-                        let message = format!("failed to process {}: {error}", stage::shown(&default.value));
-                        problems.push(Diagnostic::error(message).at(default.span));
-                        None
-                    }
-                },
-            };
-            if let Some(value) = value {
-                globals.set(&declaration.name, &value);
-            }
-        }
-        globals
-    }
-
-    /// The caller's word, else the build argument, else the file's default.
-    fn epoch(&self, globals: &Env) -> Result<Option<i64>, Diagnostic> {
-        use crate::syntax::words::Variables;
-        if self.options.source_date_epoch.is_some() {
-            return Ok(self.options.source_date_epoch);
-        }
-        let name = "SOURCE_DATE_EPOCH";
-        let given = self.options.build_args.get(name).map(String::as_str);
-        match given.or_else(|| globals.value(name)).unwrap_or_default() {
-            "" => Ok(None),
-            "context" => {
-                Err(Diagnostic::error("SOURCE_DATE_EPOCH=context is not supported").hint("give seconds since 1970"))
-            }
-            text => match text.parse::<i64>() {
-                Ok(epoch) if written(epoch).is_some() => Ok(Some(epoch)),
-                _ => {
-                    Err(Diagnostic::error(format!("invalid SOURCE_DATE_EPOCH: {text}")).expected("seconds since 1970"))
-                }
-            },
-        }
-    }
-
-    fn proxy_env(&self) -> Vec<String> {
-        let mut env = Env::default();
-        for (name, value) in self.options.build_args.iter().filter(|(name, value)| is_proxy(name) && !value.is_empty())
-        {
-            env.set(&name.to_uppercase(), value);
-            env.set(&name.to_lowercase(), value);
-        }
-        env.strings()
     }
 }
 
@@ -365,7 +249,11 @@ impl Lowering<'_> {
                 let edge = self.context(&context, ".");
                 Ok((self.scratch(Some(edge)), done))
             }
-            Tree::Image(reference) => Ok(self.image(&reference, platform, index, name, total)),
+            Tree::Image(reference) => {
+                let (state, done) = self.image(&reference, platform, index, name, total);
+                self.budget.spend(state.bytes()).map_err(|error| Diagnostic::error(error.to_string()))?;
+                Ok((state, done))
+            }
         }
     }
 
@@ -407,6 +295,11 @@ impl Lowering<'_> {
             };
             self.draft.image(source, VertexMeta { name, span, ignore_cache: false, platform: platform.clone() })
         });
+        let key = (reference.clone(), platform.clone());
+        let base = self.bases.entry(key).or_insert_with_key(|(reference, platform)| {
+            let (reference, platform) = (reference.clone(), platform.clone());
+            Rc::new(BaseImage { reference, platform, digest: fact.digest.clone(), config: fact.config.clone(), edge })
+        });
         let mut config = fact.config.config.clone();
         let image_env = Env::of(&std::mem::take(&mut config.env));
         config.working_dir = stage::working_dir(&config);
@@ -421,13 +314,7 @@ impl Lowering<'_> {
             args: Vec::new(),
             cmd_set: false,
             history: Vec::new(),
-            base: Some(Rc::new(BaseImage {
-                reference: reference.clone(),
-                platform,
-                digest: fact.digest.clone(),
-                config: fact.config.clone(),
-                edge,
-            })),
+            base: Some(Rc::clone(base)),
         };
         (state, usize::from(edge.is_some()))
     }
@@ -462,7 +349,16 @@ impl Lowering<'_> {
         };
         let base = state.base.map(Rc::unwrap_or_clone);
         let (graph, contexts) = self.draft.finish()?;
-        Ok(Lowered { platform: self.platform, graph, result: state.edge, config, base, history, contexts })
+        Ok(Lowered {
+            platform: self.platform,
+            graph,
+            result: state.edge,
+            config,
+            base,
+            history,
+            contexts,
+            source_date_epoch: self.epoch,
+        })
     }
 }
 
@@ -484,7 +380,6 @@ fn on_target(image: &Platform, target: &Platform) -> Platform {
 
 /// What every stage has before its first instruction.
 fn begin(state: &mut State) {
-    use crate::syntax::words::Variables;
     if state.image_env.value("PATH").is_none() {
         state.image_env.set("PATH", DEFAULT_PATH);
     }

@@ -101,6 +101,8 @@ pub struct Lowered {
     pub history: Vec<HistoryStep>,
     /// Names of the build contexts the graph reads (`context` is the main one).
     pub contexts: Vec<String>,
+    /// The time that counts as now, in seconds since 1970, wherever it was said.
+    pub source_date_epoch: Option<i64>,
 }
 
 /// The image a target starts from.

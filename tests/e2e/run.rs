@@ -7,7 +7,7 @@ fn the_exit_code_is_the_programs() {
     let scene = Scene::with_busybox();
     let run = |arguments: &[&str]| scene.rb(&[&["run", "--rm", "--network", "none"], arguments].concat());
     assert_eq!(run(&["busybox", "sh", "-c", "exit 7"]).code, 7);
-    assert_eq!(run(&["busybox", "sh", "-c", "kill -9 $$"]).code, 137);
+    assert_eq!(run(&["busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"]).code, 137);
     run(&["busybox", "/no/such/program"]).refused(127, &["/no/such/program"]);
     run(&["busybox", "/etc/passwd"]).refused(126, &["/etc/passwd"]);
     run(&["--no-such-flag", "busybox"]).refused(125, &["unknown flag"]);

@@ -190,11 +190,6 @@ impl Said {
         self
     }
 
-    /// How many steps of plain progress came from the cache.
-    pub(crate) fn cached(&self) -> usize {
-        self.err.lines().filter(|line| line.starts_with('#') && line.ends_with(" CACHED")).count()
-    }
-
     /// Whether the step whose heading ends with `name` came from the cache.
     #[track_caller]
     pub(crate) fn was_cached(&self, name: &str) -> bool {

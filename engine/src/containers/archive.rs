@@ -88,13 +88,13 @@ fn compare(upper: &Root, lower: Option<&Root>, whole: bool) -> io::Result<Vec<Ch
                 }
                 continue;
             }
-            let was_directory = was.as_ref().is_some_and(|m| m.kind == FileKind::Directory);
+            let was_directory = was.as_ref().is_some_and(|m| m.kind == FileKind::Dir);
             match &was {
                 None => drop(changes.insert(child.clone(), ChangeKind::Added)),
                 Some(was) if differs(&now, was, whole) => drop(changes.insert(child.clone(), ChangeKind::Changed)),
                 Some(_) => {}
             }
-            if now.kind == FileKind::Directory {
+            if now.kind == FileKind::Dir {
                 let opaque = !whole && was_directory && is_opaque(upper, &child)?;
                 queue.push((child, was_directory, whole || opaque));
             }
@@ -125,7 +125,7 @@ fn differs(now: &Metadata, was: &Metadata, whole: bool) -> bool {
         return true;
     }
     match now.kind {
-        FileKind::Directory => now.modified != was.modified,
+        FileKind::Dir => now.modified != was.modified,
         _ => !whole || now.modified != was.modified || now.size != was.size,
     }
 }
@@ -151,7 +151,7 @@ pub(super) fn content_size(root: &Root) -> io::Result<u64> {
                 Err(error) => return Err(error),
             };
             match metadata.kind {
-                FileKind::Directory => queue.push(child),
+                FileKind::Dir => queue.push(child),
                 _ if metadata.links > 1 && !seen.insert((metadata.device, metadata.inode)) => {}
                 _ => total += metadata.size,
             }

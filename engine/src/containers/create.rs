@@ -139,7 +139,7 @@ impl Containers {
             tty: request.tty,
             stdin: request.stdin,
             stdin_once: request.stdin_once,
-            mounts: self.mounts(request, &merged)?,
+            mounts: self.mount_points(request, &merged)?,
             host: request.host.clone(),
             config: merged,
             id,
@@ -160,15 +160,13 @@ impl Containers {
                 Err(Error::invalid(format!("invalid hostname format: {name}")))
             }
             Some(name) => Ok(name.clone()),
-            None if shared => {
-                Ok(rustix::system::uname().nodename().to_string_lossy().into_owned())
-            }
+            None if shared => Ok(rustix::system::uname().nodename().to_string_lossy().into_owned()),
             None => Ok(id[..12].to_owned()),
         }
     }
 
     /// The mounts of the request, of the containers it names, and the volumes of the image.
-    fn mounts(&self, request: &CreateRequest, config: &ContainerConfig) -> Result<Vec<MountPoint>, Error> {
+    fn mount_points(&self, request: &CreateRequest, config: &ContainerConfig) -> Result<Vec<MountPoint>, Error> {
         let mut mounts: Vec<MountPoint> = Vec::new();
         let mut places = BTreeSet::new();
         for mount in &request.mounts {
@@ -335,9 +333,10 @@ fn clean(path: &str) -> PathBuf {
 
 /// Whether the user did not say `nocopy` for the volume at this place.
 fn wants_copy(request: &CreateRequest, destination: &str) -> bool {
-    !request.mounts.iter().any(|mount| {
-        mount.destination == destination && matches!(mount.source, MountWish::Volume { copy: false, .. })
-    })
+    !request
+        .mounts
+        .iter()
+        .any(|mount| mount.destination == destination && matches!(mount.source, MountWish::Volume { copy: false, .. }))
 }
 
 fn is_empty(directory: &Path) -> bool {
@@ -360,4 +359,3 @@ impl Containers {
         super::root_of(&mounts)
     }
 }
-

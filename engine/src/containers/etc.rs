@@ -21,10 +21,11 @@ pub struct HostNames {
 }
 
 impl HostNames {
-    pub fn read() -> Self {
+    /// The host's, with the text of its `resolv.conf` as the caller has it.
+    pub fn read(resolv_conf: String) -> Self {
         let text = |path: &str| fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         Self {
-            resolv_conf: text("/etc/resolv.conf").unwrap_or_default(),
+            resolv_conf,
             upstream_resolv_conf: text("/run/systemd/resolve/resolv.conf"),
             hosts: text("/etc/hosts").unwrap_or_default(),
         }

@@ -9,7 +9,7 @@ use rbuild_store::Root;
 
 use super::record::Seen;
 use super::request::ExecRequest;
-use super::start::{runtime, start_error};
+use super::start::start_error;
 use super::{Containers, process};
 use crate::error::Error;
 
@@ -33,7 +33,9 @@ impl Containers {
             return Err(Error::invalid("No exec command specified"));
         }
         if let Some(path) = request.working_dir.as_deref().filter(|path| !path.starts_with('/')) {
-            return Err(Error::invalid(format!("the working directory '{path}' is invalid, it needs to be an absolute path")));
+            return Err(Error::invalid(format!(
+                "the working directory '{path}' is invalid, it needs to be an absolute path"
+            )));
         }
         let container = &seen.container;
         let root = Root::open(Path::new(&format!("/proc/{}/root", seen.state.pid))).map_err(Error::internal)?;
@@ -51,11 +53,11 @@ impl Containers {
             },
         };
         if detached {
-            let answer = monitor::exec_detached(&self.directory(&container.id), spec).map_err(runtime)?;
+            let answer = monitor::exec_detached(&self.directory(&container.id), spec)?;
             return answer.map(|_| Executed::Detached).map_err(start_error);
         }
         let options = SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
-        let mut attachment = monitor::exec(options, &spec, seen.state.pid).map_err(runtime)?;
+        let mut attachment = monitor::exec(options, &spec, seen.state.pid)?;
         match attachment.next_event().map_err(Error::internal)? {
             Some(Attached::Started { .. }) => Ok(Executed::Attached(attachment)),
             Some(Attached::Failed(failure)) => Err(start_error(failure)),

@@ -2,9 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
+use super::Containers;
 use super::record::{Container, MountKind, MountPoint, Seen, Status};
 use super::request::{HostSettings, NamespaceMode, NetworkMode};
-use super::Containers;
 use crate::volumes;
 
 /// What docker prints for a time that has not come.
@@ -83,7 +83,8 @@ impl Containers {
 }
 
 fn timestamp(nanos: i64) -> String {
-    let time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos.into()).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    let time =
+        time::OffsetDateTime::from_unix_timestamp_nanos(nanos.into()).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     rbuild_runtime::logs::rfc3339(time)
 }
 

@@ -43,7 +43,8 @@ impl Containers {
     pub fn kill(&self, container: &Container, signal: i32) -> Result<(), Error> {
         let attached = Attachment::to(&self.directory(&container.id), false, false).map_err(Error::internal)?;
         let Some(attached) = attached else {
-            let message = format!("cannot kill container: {}: container {} is not running", container.name, container.id);
+            let message =
+                format!("cannot kill container: {}: container {} is not running", container.name, container.id);
             return Err(Error::new(Kind::Conflict, message));
         };
         attached.input().and_then(|mut input| input.signal(signal)).map_err(Error::internal)
@@ -189,8 +190,7 @@ impl Containers {
     fn bury(&self, container: &Container, unseen: bool) {
         let directory = self.directory(&container.id);
         if unseen {
-            let options =
-                SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
+            let options = SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
             let parent = container.host.cgroup_parent.as_ref().map(std::path::PathBuf::from);
             let cgroup =
                 NativeSandbox::new(options).and_then(|sandbox| sandbox.cgroup(&CgroupSpec { parent }, &container.id));
@@ -242,9 +242,9 @@ fn ended_within(attached: &mut Attachment, patience: Option<Duration>) -> Result
 /// The number of a signal by name (with or without `SIG`) or number.
 pub fn signal_number(text: &str) -> Option<i32> {
     const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
-        "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
-        "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
+        "WINCH", "IO", "PWR", "SYS",
     ];
     if let Ok(number) = text.parse() {
         return (1..=64).contains(&number).then_some(number);

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use oci_spec::runtime::{
     Capability, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder,
-    LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, Process, Spec, UserBuilder,
+    LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process,
+    Spec, UserBuilder,
 };
-use rbuild_runtime::sandbox::{DEFAULT_CAPABILITIES, capability_sets};
+use rbuild_graph::ops::Ulimit;
+use rbuild_runtime::default_spec;
+use rbuild_runtime::sandbox::{DEFAULT_CAPABILITIES, capability_sets, set_shm_size};
 use rbuild_runtime::users::{self, Identity};
-use rbuild_runtime::{default_spec, set_shm_size, set_ulimits};
 use rbuild_store::Root;
 
 use super::record::Container;
@@ -20,11 +22,46 @@ pub(super) const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/
 
 /// Every capability by its name, lowest number first.
 const CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
@@ -53,8 +90,10 @@ pub(super) fn spec(container: &Container, root: &Root) -> Result<Spec, Error> {
         process.set_capabilities(Some(capability_sets(&capabilities(host)?)));
         process.set_oom_score_adj(host.oom_score_adj);
     }
-    if !host.ulimits.is_empty() {
-        set_ulimits(&mut spec, host.ulimits.iter().map(|l| (l.name.as_str(), l.soft, l.hard))).map_err(internal)?;
+    if !host.ulimits.is_empty()
+        && let Some(process) = spec.process_mut()
+    {
+        process.set_rlimits(Some(host.ulimits.iter().map(rlimit).collect::<Result<_, Error>>()?));
     }
     if let Some(bytes) = host.shm_size {
         set_shm_size(&mut spec, bytes);
@@ -104,14 +143,24 @@ pub(super) fn exec_process(
     Ok(process)
 }
 
+fn rlimit(limit: &Ulimit) -> Result<PosixRlimit, Error> {
+    let unknown = |_| Error::invalid(format!("invalid ulimit type: {}", limit.name));
+    // -1 is unlimited, which is what it becomes as an unsigned number.
+    PosixRlimitBuilder::default()
+        .typ(format!("RLIMIT_{}", limit.name.to_ascii_uppercase()).parse::<PosixRlimitType>().map_err(unknown)?)
+        .soft(limit.soft as u64)
+        .hard(limit.hard as u64)
+        .build()
+        .map_err(internal)
+}
+
 /// The user a process runs as, with the groups added to it.
 fn identity(root: &Root, text: &str, extra_groups: &[String]) -> Result<Identity, Error> {
     let mut identity = users::resolve(root, text).map_err(|e| Error::invalid(e.to_string()))?;
     for group in extra_groups {
-        // `0:GROUP` looks up the group alone.
-        let found = users::resolve(root, &format!("0:{group}")).map_err(|e| Error::invalid(e.to_string()))?;
-        if !identity.groups.contains(&found.gid) {
-            identity.groups.push(found.gid);
+        let gid = users::group_id(root, group).map_err(|e| Error::invalid(e.to_string()))?;
+        if !identity.groups.contains(&gid) {
+            identity.groups.push(gid);
         }
     }
     Ok(identity)
@@ -272,7 +321,8 @@ pub(super) fn device_rule(
     number: Option<(i64, i64)>,
     access: &str,
 ) -> Result<LinuxDeviceCgroup, Error> {
-    let mut rule = LinuxDeviceCgroupBuilder::default().allow(true).typ(kind).access(access).build().map_err(internal)?;
+    let mut rule =
+        LinuxDeviceCgroupBuilder::default().allow(true).typ(kind).access(access).build().map_err(internal)?;
     rule.set_major(number.map(|n| n.0));
     rule.set_minor(number.map(|n| n.1));
     Ok(rule)

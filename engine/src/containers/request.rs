@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use rbuild_graph::ops::Ulimit;
 use serde::{Deserialize, Serialize};
 
 /// A container to be made.
@@ -95,14 +96,6 @@ pub struct HostSettings {
     pub oom_score_adj: Option<i32>,
     pub devices: Vec<DeviceRequest>,
     pub sysctls: BTreeMap<String, String>,
-}
-
-/// A limit of `setrlimit`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ulimit {
-    pub name: String,
-    pub soft: u64,
-    pub hard: u64,
 }
 
 /// A device of the host's.

@@ -13,14 +13,13 @@ use rbuild_runtime::container::{
 };
 use rbuild_runtime::monitor::{self, Start};
 use rbuild_runtime::network::{Bridge, Namespace};
-use rbuild_runtime::Error as RuntimeError;
 use rbuild_store::{Store, StoreOptions};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::record::{Container, MountKind, Status};
 use super::request::{NamespaceMode, NetworkMode};
-use super::{Containers, ContainerParts, etc, process};
+use super::{ContainerParts, Containers, etc, process};
 use crate::error::{Error, Kind};
 use crate::volumes;
 
@@ -66,13 +65,13 @@ impl Containers {
             String::new()
         };
         let start = Start { spec, namespace, lock, stdin: request.stdin, output: request.output, note };
-        let mut attachment = if request.here {
+        let begun = if request.here {
             let (containers, id) = (self.clone(), container.id.clone());
             monitor::run_here(start, Box::new(move |_, note| containers.after_end(note, &id)))
         } else {
             monitor::spawn(start)
-        }
-        .map_err(runtime)?;
+        };
+        let mut attachment = begun?;
         match attachment.next_event().map_err(Error::internal)? {
             Some(Attached::Started { .. }) => Ok(Some(attachment)),
             Some(Attached::Failed(failure)) => Err(start_error(failure)),
@@ -101,8 +100,7 @@ impl Containers {
         let endpoint = namespace.as_ref().and_then(Namespace::endpoint).cloned();
         let address = endpoint.as_ref().map(|e| IpAddr::V4(e.address));
         let gateway = endpoint.as_ref().map(|e| IpAddr::V4(e.gateway));
-        let files =
-            etc::write(container, directory, &self.parts.names, address, gateway).map_err(Error::internal)?;
+        let files = etc::write(container, directory, &self.parts.names, address, gateway).map_err(Error::internal)?;
         let stub_dir = directory.join("stubs");
         fs::create_dir_all(&stub_dir).map_err(Error::internal)?;
         let root = self.image_root(container)?;
@@ -271,10 +269,7 @@ fn device(
         kind if kind.is_block_device() => LinuxDeviceType::B,
         _ => return Err(Error::invalid(format!("\"{}\" is not a device node", host.display()))),
     };
-    let number = (
-        i64::from(rustix::fs::major(metadata.rdev())),
-        i64::from(rustix::fs::minor(metadata.rdev())),
-    );
+    let number = (i64::from(rustix::fs::major(metadata.rdev())), i64::from(rustix::fs::minor(metadata.rdev())));
     let node = LinuxDeviceBuilder::default()
         .path(inside)
         .typ(kind)
@@ -295,17 +290,6 @@ pub(super) fn start_error(failure: StartFailure) -> Error {
         None => Kind::Internal,
     };
     Error::new(kind, failure.message)
-}
-
-/// A failure of the sandbox in the engine's terms.
-pub(super) fn runtime(error: RuntimeError) -> Error {
-    match &error {
-        RuntimeError::Exec(failure) if failure.exit_code == 127 => Error::new(Kind::CommandNotFound, error.to_string()),
-        RuntimeError::Exec(_) => Error::new(Kind::NotExecutable, error.to_string()),
-        RuntimeError::Refused(_) => Error::invalid(error.to_string()),
-        RuntimeError::Unsupported(_) => Error::unsupported(error.to_string()),
-        _ => Error::internal(error),
-    }
 }
 
 /// What the program is when it was started as a helper of the engine's, with the status to exit with; `None` in every

@@ -78,12 +78,12 @@ impl Meta {
         rustix::fs::fstat(fd).map(|stat| Meta::of(&stat))
     }
 
-    /// Whether `self` and `other`, two looks at one file, saw the same bytes: size, identity and both times agree.
+    /// Whether `self` and `other`, two looks at one file, saw the same bytes: size, inode and both times agree. (Not the
+    /// device number: the same file has another one in each mount of an overlay.)
     pub fn same_state(&self, other: &Meta) -> bool {
         self.kind == other.kind
             && self.size == other.size
             && self.ino == other.ino
-            && self.dev == other.dev
             && self.mtime == other.mtime
             && self.ctime == other.ctime
     }

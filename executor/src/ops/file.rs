@@ -348,7 +348,12 @@ fn mkfile(writer: &mut TreeWriter, action: &Mkfile, (uid, gid): (u32, u32)) -> R
         Some(change) => crate::files::mode::apply(change, action.mode, false).map_err(ExecutorError::Invalid)?,
         None => action.mode,
     };
-    let path = resolve(writer, &action.path)?;
+    let mut path = resolve(writer, &action.path)?;
+    if let Some(name) = &action.name_in_dir
+        && matches!(writer.look(&path), Ok(Found::Directory(_)))
+    {
+        path = crate::files::walk::join(&path, name);
+    }
     let implied = Look { mode: 0o755, uid, gid, mtime: (time, 0) };
     writer.make_dirs(parent(&path), &implied)?;
     writer.write_file(&path, &action.content, &Look { mode, ..implied })

@@ -26,7 +26,11 @@ pub(crate) enum FlagKind {
 
 /// The flags of one line.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Flags(Vec<(&'static str, Text)>);
+pub(crate) struct Flags {
+    values: Vec<(&'static str, Text)>,
+    /// Each name once.
+    seen: Vec<&'static str>,
+}
 
 impl Flags {
     /// Reads the flags of a line by its instruction's table.
@@ -40,7 +44,12 @@ impl Flags {
         for word in &line.head.flags {
             let span = line.span_of(word.range.clone());
             match flags.accept(instruction, specs, &word.text) {
-                Ok((name, value)) => flags.0.push((name, Text { value, span })),
+                Ok((name, value)) => {
+                    flags.values.push((name, Text { value, span }));
+                    if !flags.seen.contains(&name) {
+                        flags.seen.push(name);
+                    }
+                }
                 Err(problem) => problems.push(problem.at(span)),
             }
         }
@@ -61,7 +70,7 @@ impl Flags {
         let Some(spec) = specs.iter().find(|spec| spec.name == bare) else {
             return Err(unknown(instruction, specs, written, bare));
         };
-        if spec.kind != FlagKind::Texts && self.get(spec.name).is_some() {
+        if spec.kind != FlagKind::Texts && self.seen.contains(&spec.name) {
             return Err(Diagnostic::error(format!("duplicate flag specified: {written}")));
         }
         let missing = || Diagnostic::error(format!("missing a value on flag: {written}"));
@@ -82,7 +91,7 @@ impl Flags {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Text> {
-        self.0.iter().find(|(n, _)| *n == name).map(|(_, value)| value)
+        self.values.iter().find(|(n, _)| *n == name).map(|(_, value)| value)
     }
 
     pub(crate) fn take(&self, name: &str) -> Option<Text> {
@@ -90,7 +99,7 @@ impl Flags {
     }
 
     pub(crate) fn all(&self, name: &str) -> Vec<Text> {
-        self.0.iter().filter(|(n, _)| *n == name).map(|(_, value)| value.clone()).collect()
+        self.values.iter().filter(|(n, _)| *n == name).map(|(_, value)| value.clone()).collect()
     }
 
     pub(crate) fn switch(&self, name: &str) -> Option<bool> {

@@ -251,6 +251,8 @@ impl Values {
         let named = [&self.source, &self.id].into_iter().find(|name| !name.is_empty()).cloned();
         let id = named.unwrap_or_else(|| last(&self.target));
         let file = self.env.is_none() || !self.target.is_empty();
+        // A variable without a name has the secret's.
+        let env = self.env.map(|name| if name.is_empty() { id.clone() } else { name });
         let target = match self.target.as_str() {
             "" => format!("/run/secrets/{}", last(&id)),
             target => paths::absolute(stage.cwd(), target),
@@ -266,7 +268,7 @@ impl Values {
             selector: None,
             kind: MountKind::Secret {
                 id,
-                env: self.env,
+                env,
                 file,
                 required: self.required,
                 mode: self.mode.unwrap_or(0o400),

@@ -78,6 +78,9 @@ impl Plan {
     }
 }
 
+/// About what an instruction takes in memory, in bytes.
+const TRIGGER_COST: usize = 1024;
+
 /// The inputs of planning.
 pub(super) struct Planner<'a> {
     pub(super) file: &'a Dockerfile,
@@ -324,6 +327,12 @@ impl Planner<'_> {
                 Tree::Scratch | Tree::Context(_) => Vec::new(),
             };
             let replaced = plan.stages[index].replaced;
+            // A thousand stages on one with a thousand triggers are a million instructions.
+            let cost: usize = triggers.iter().map(|text| text.len() + TRIGGER_COST).sum();
+            if let Err(error) = self.budget.spend(cost) {
+                self.problems.push(Diagnostic::error(error.to_string()).at(stage.span));
+                return;
+            }
             let mut needed = if replaced { Vec::new() } else { uses[index].clone() };
             for text in triggers.iter().filter(|_| !replaced) {
                 if let Some(command) = instructions::read_trigger(text, stage.span, self.problems) {

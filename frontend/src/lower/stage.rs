@@ -1,5 +1,6 @@
 //! A stage while its instructions are applied: the state they change and what they ask of their surroundings.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use rbuild_graph::ops::{ImageSource, Op};
@@ -40,23 +41,30 @@ pub(crate) struct State {
 impl State {
     /// About how many bytes a copy takes.
     pub(super) fn bytes(&self) -> usize {
-        let labels: usize = self.config.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
-        let args: usize =
-            self.args.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, String::len)).sum();
-        let sets = (self.config.exposed_ports.len() + self.config.volumes.len()) * 16;
-        256 + self.env.bytes() + self.image_env.bytes() + labels + args + sets
+        let config = &self.config;
+        let lists = [&config.cmd, &config.entrypoint, &config.shell].into_iter().flatten().flatten();
+        let texts = lists.chain(&config.on_build).chain(config.exposed_ports.keys()).chain(config.volumes.keys());
+        let labels = config.labels.iter().flat_map(|(name, value)| [name, value]);
+        let args = self.args.iter().flat_map(|(name, value)| [Some(name), value.as_ref()]).flatten();
+        let bytes: usize = texts.chain(labels).chain(args).map(|text| text.len() + 24).sum();
+        256 + bytes + self.env.bytes() + self.image_env.bytes()
     }
 }
 
 /// The inputs of an operation in the making; the first is the tree it changes, if that is not empty.
 pub(crate) struct Inputs {
     pub(crate) edges: Vec<Edge>,
+    places: HashMap<Edge, usize>,
     based: bool,
 }
 
 impl Inputs {
     pub(crate) fn new(base: Option<Edge>) -> Inputs {
-        Inputs { edges: base.into_iter().collect(), based: base.is_some() }
+        Inputs {
+            edges: base.into_iter().collect(),
+            places: base.into_iter().map(|edge| (edge, 0)).collect(),
+            based: base.is_some(),
+        }
     }
 
     pub(crate) fn base(&self) -> Option<usize> {
@@ -65,13 +73,10 @@ impl Inputs {
 
     /// The index of an input, which is added if it is new.
     pub(crate) fn index(&mut self, edge: Edge) -> usize {
-        match self.edges.iter().position(|known| *known == edge) {
-            Some(index) => index,
-            None => {
-                self.edges.push(edge);
-                self.edges.len() - 1
-            }
-        }
+        *self.places.entry(edge).or_insert_with(|| {
+            self.edges.push(edge);
+            self.edges.len() - 1
+        })
     }
 }
 
@@ -200,7 +205,7 @@ impl<'a> StageRun<'_, 'a> {
     /// `|2 A=b C=d ` for the history of a RUN: a change of an argument is a change of the step.
     pub(crate) fn args_in_scope(&mut self, span: Span) -> Result<String, Diagnostic> {
         let mut entries: Vec<(&str, &str)> = Vec::new();
-        let mut places = std::collections::HashMap::new();
+        let mut places = HashMap::new();
         for (name, value) in &self.state.args {
             let value = self.state.env.value(name).or(value.as_deref()).unwrap_or_default();
             match places.get(name.as_str()) {

@@ -59,7 +59,7 @@ pub(crate) fn duration(nanoseconds: i64) -> String {
 
 /// `n / unit` without zeros at the end.
 fn decimal(n: u64, unit: u64) -> String {
-    if n % unit == 0 {
+    if n.is_multiple_of(unit) {
         return (n / unit).to_string();
     }
     let width = unit.ilog10() as usize;

@@ -34,6 +34,14 @@ impl Sets {
         }
     }
 
+    /// Takes one out of all five.
+    pub(super) fn remove(&mut self, capability: Capability) {
+        let Sets { bounding, effective, permitted, inheritable, ambient } = self;
+        for set in [bounding, effective, permitted, inheritable, ambient] {
+            *set &= !bit(capability);
+        }
+    }
+
     /// Takes from the bounding set what is not in it here. Needs CAP_SETPCAP, so it comes first.
     pub(super) fn limit_bounding(&self) -> Result<(), Failure> {
         for number in 0..64 {

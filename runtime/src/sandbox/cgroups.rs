@@ -87,6 +87,11 @@ impl Hierarchies {
         found
     }
 
+    /// Where the v2 hierarchy is mounted.
+    pub fn unified(&self) -> Option<&Path> {
+        self.unified.as_deref()
+    }
+
     /// Whether a controller can be used at all, on whichever hierarchy.
     pub fn has(&self, controller: &str) -> bool {
         let v2 = if controller == "blkio" { "io" } else { controller };
@@ -107,6 +112,25 @@ impl Hierarchies {
     }
 }
 
+/// How old an empty cgroup must be to be a leftover rather than one whose first process is about to enter.
+const LEFTOVER: Duration = Duration::from_secs(60);
+
+impl Hierarchies {
+    /// Removes empty cgroups below `parent` that a killed supervisor left behind.
+    pub(super) fn sweep(&self, parent: &Path) {
+        for mount in self.unified.iter().chain(self.v1.iter().map(|hierarchy| &hierarchy.mount)) {
+            for entry in fs::read_dir(mount.join(parent)).into_iter().flatten().flatten() {
+                let made = entry.metadata().and_then(|metadata| metadata.modified());
+                let is_old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > LEFTOVER));
+                if is_old && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    // One that holds a process refuses.
+                    let _ = fs::remove_dir(entry.path());
+                }
+            }
+        }
+    }
+}
+
 /// One sandbox's cgroup, in every hierarchy it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {
@@ -114,6 +138,8 @@ pub struct Cgroup {
     /// Whether limits go to the v2 hierarchy.
     unified_limits: bool,
     v1: Vec<Hierarchy>,
+    /// Whether the kernel keeps its processes from devices they were not given.
+    guards_devices: bool,
 }
 
 impl Cgroup {
@@ -145,6 +171,7 @@ impl Cgroup {
             unified: hierarchies.unified.as_ref().map(|unified| unified.join(path)),
             unified_limits: hierarchies.v1.is_empty(),
             v1: v1.collect(),
+            guards_devices: true,
         }
     }
 
@@ -171,11 +198,14 @@ impl Cgroup {
             }
         }
         let made = cgroup.make(hierarchies, path, &wanted).and_then(|()| match resources {
-            Some(resources) => limits::apply(&cgroup, resources),
-            None => Ok(()),
+            Some(resources) => limits::apply(&cgroup, resources).and_then(|()| limits::devices(&cgroup, resources)),
+            None => Ok(true),
         });
         match made {
-            Ok(()) => Ok(cgroup),
+            Ok(guards_devices) => {
+                cgroup.guards_devices = guards_devices;
+                Ok(cgroup)
+            }
             Err(failure) => {
                 cgroup.remove();
                 Err(failure)
@@ -234,6 +264,11 @@ impl Cgroup {
         self.unified.as_ref().map(open).transpose()
     }
 
+    /// Without a guard the root is mounted `nodev`, and whoever starts under such a root may make no nodes elsewhere.
+    pub(super) fn guards_devices(&self) -> bool {
+        self.guards_devices
+    }
+
     pub(super) fn unified_limits(&self) -> bool {
         self.unified_limits
     }
@@ -262,6 +297,7 @@ impl Cgroup {
             return Ok(Shown { tree: show(unified.ok_or_else(missing)?)?, below: Vec::new() });
         }
         let mut tmpfs = options.clone();
+        tmpfs.source = Some("cgroup".to_owned());
         tmpfs.set &= !libc::MOUNT_ATTR_RDONLY;
         tmpfs.parameters = vec![("mode".to_owned(), Some("755".to_owned()))];
         let tree = mounts::make("tmpfs", &tmpfs)?;
@@ -415,13 +451,18 @@ impl Cgroup {
         }
     }
 
-    /// Lets a v2 cgroup decide about devices with a program, since that hierarchy has no files for it.
-    pub(super) fn attach_devices(&self, program: &[u64]) -> Result<(), Failure> {
-        let Some(directory) = self.unified_directory()? else { return Ok(()) };
+    pub(super) fn has_v1(&self, controller: &str) -> bool {
+        self.v1.iter().any(|hierarchy| hierarchy.controllers.iter().any(|one| one == controller))
+    }
+
+    /// Lets a v2 cgroup decide about devices with a program, since that hierarchy has no files for it. False without v2.
+    pub(super) fn attach_devices(&self, program: &[u64]) -> Result<bool, Failure> {
+        let Some(directory) = self.unified_directory()? else { return Ok(false) };
         let directory = rustix::fs::openat(&directory, c".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .doing(|| "open a cgroup".to_owned())?;
         let program = sys::load_device_program(program).doing(|| "load the device rules".to_owned())?;
-        sys::attach_device_program(directory, program).doing(|| "attach the device rules".to_owned())
+        sys::attach_device_program(directory, program).doing(|| "attach the device rules".to_owned())?;
+        Ok(true)
     }
 }
 

@@ -121,8 +121,80 @@ pub(super) fn program(rules: &[LinuxDeviceCgroup]) -> Result<Vec<u64>, Failure> 
         block.push(instruction(MOVE_WORD_IMMEDIATE, RESULT, 0, 0, i32::from(rule.allow())));
         block.push(instruction(EXIT, 0, 0, 0, 0));
         program.extend(block);
+        if everything {
+            // Earlier rules never decide, and the kernel refuses code that cannot be reached.
+            return Ok(program);
+        }
     }
     program.push(instruction(MOVE_WORD_IMMEDIATE, RESULT, 0, 0, 0));
     program.push(instruction(EXIT, 0, 0, 0, 0));
     Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use oci_spec::runtime::{LinuxDeviceCgroupBuilder, Spec, UserBuilder};
+    use rustix::fs::{Mode, OFlags, open};
+
+    use super::super::{cgroups, spec, sys};
+    use super::*;
+
+    fn rules(spec: &Spec) -> Vec<LinuxDeviceCgroup> {
+        let resources = spec.linux().as_ref().unwrap().resources().as_ref().unwrap();
+        resources.devices().clone().unwrap()
+    }
+
+    fn default_rules() -> Vec<LinuxDeviceCgroup> {
+        let user = UserBuilder::default().build().unwrap();
+        rules(&spec::default_spec(Vec::new(), Vec::new(), "/", user))
+    }
+
+    #[test]
+    fn lines_are_what_the_files_take() {
+        let lines: Vec<String> = default_rules().iter().map(|rule| line(rule).unwrap()).collect();
+        assert_eq!(lines[..4], ["a", "c *:* m", "b *:* m", "c 1:3 rwm"]);
+        assert_eq!(lines.last().unwrap(), "c 136:* rwm");
+        let odd = LinuxDeviceCgroupBuilder::default().allow(true).access("rx").typ(LinuxDeviceType::C).build().unwrap();
+        assert!(line(&odd).is_err());
+    }
+
+    /// The v2 hierarchy takes such programs also where the controllers are v1's.
+    #[test]
+    fn the_kernel_takes_the_program_and_obeys_it() {
+        let unified = cgroups::Hierarchies::detect().unwrap().unified().map(PathBuf::from);
+        let Some(unified) = unified else { return };
+        let cgroup = unified.join(format!("rbuild-devices-{}", std::process::id()));
+        fs::create_dir(&cgroup).unwrap();
+        let mut rules = default_rules();
+        let zero = LinuxDeviceCgroupBuilder::default().allow(false).typ(LinuxDeviceType::C).access("w");
+        let mut zero = zero.build().unwrap();
+        zero.set_major(Some(1));
+        zero.set_minor(Some(5));
+        rules.push(zero);
+        let program = sys::load_device_program(&program(&rules).unwrap()).unwrap();
+        let directory = open(&cgroup, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        sys::attach_device_program(&directory, &program).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!(
+            "echo $$ >{}/cgroup.procs; cd {}; mknod k c 1 11; mknod z c 1 5; \
+             for f in 'cat /dev/null' 'head -c 1 z' 'head -c 1 k' 'tee /dev/null' 'tee z' 'mknod n b 7 0'; do \
+             echo | $f >/dev/null 2>&1 && echo yes || echo no; done",
+            cgroup.display(),
+            dir.path().display()
+        );
+        let output = Command::new("/bin/busybox").args(["sh", "-c", &script]).output().unwrap();
+        drop((directory, program));
+        for _ in 0..100 {
+            if fs::remove_dir(&cgroup).is_ok() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.lines().collect::<Vec<_>>(), ["yes", "yes", "no", "yes", "no", "yes"], "{text}");
+    }
 }

@@ -78,7 +78,7 @@ pub(super) fn start(
         if let Some(mount) = cgroup_mount {
             root.mount_cgroup(mount, cgroup, namespaces)?;
         }
-        root.make_read_only(&start.spec)?;
+        root.protect(&start.spec, cgroup.guards_devices())?;
         switch(root)?;
         process::sysctls(&start.spec, namespaces, &private_proc)?;
         Ok(Stage { process, stdio, filter: &start.filter, private_proc: Some(private_proc) })

@@ -57,17 +57,22 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), F
         }
         files.write("memory", "", name, value)?;
     }
-    if let Some(rules) = resources.devices() {
-        if files.v2 {
-            cgroup.attach_devices(&devices::program(rules)?)?;
-        } else {
-            for rule in rules {
-                let file = if rule.allow() { "devices.allow" } else { "devices.deny" };
-                files.write("devices", file, "", &devices::line(rule)?)?;
-            }
-        }
-    }
     Ok(())
+}
+
+/// Sets the device rules of a new cgroup; says whether the kernel holds them. It does not without the v1 controller on v1,
+/// nor where programs may not be loaded on v2.
+pub(super) fn devices(cgroup: &Cgroup, resources: &LinuxResources) -> Result<bool, Failure> {
+    let Some(rules) = resources.devices().as_ref().filter(|rules| !rules.is_empty()) else { return Ok(true) };
+    if cgroup.has_v1("devices") {
+        let files = Files { cgroup, v2: false };
+        for rule in rules {
+            let file = if rule.allow() { "devices.allow" } else { "devices.deny" };
+            files.write("devices", file, "", &devices::line(rule)?)?;
+        }
+        return Ok(true);
+    }
+    Ok(cgroup.attach_devices(&devices::program(rules)?).is_ok_and(|attached| attached))
 }
 
 struct Files<'a> {

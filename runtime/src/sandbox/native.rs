@@ -1,8 +1,9 @@
 //! [`NativeSandbox`]: makes a request of a [`ProcessSpec`], spawns the supervisor and hands the request over.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,10 @@ use std::process::{Child, Command, Stdio as ChildStdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use oci_spec::runtime::Process;
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tracing::debug;
 
@@ -40,7 +42,7 @@ pub struct NativeSandbox {
     helper: PathBuf,
     anchor: PathBuf,
     empty: PathBuf,
-    sealed: OnceLock<Option<Sealed>>,
+    sealed: OnceLock<Sealed>,
     hierarchies: Hierarchies,
     filters: seccomp::Cache,
     born: Instant,
@@ -48,11 +50,15 @@ pub struct NativeSandbox {
     warmed: AtomicU64,
 }
 
-/// The helper's executable on a file system nobody can write: an unattached overlay of its directory.
+/// The helper's executable where nobody can write it: on an unattached overlay of its directory without an upper, hence
+/// read-only for ever, or in sealed memory. An open file, so that replacing the program on disk changes nothing.
 #[derive(Debug)]
-struct Sealed {
-    tree: OwnedFd,
-    name: PathBuf,
+struct Sealed(OwnedFd);
+
+impl Sealed {
+    fn path(&self) -> PathBuf {
+        Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string())
+    }
 }
 
 impl NativeSandbox {
@@ -63,10 +69,8 @@ impl NativeSandbox {
             fs::create_dir_all(directory)
                 .map_err(|error| Error::system(format!("create {}", directory.display()), error))?;
         }
-        let helper = fs::canonicalize(&options.helper)
-            .map_err(|error| Error::system(format!("find the program {}", options.helper.display()), error))?;
         Ok(NativeSandbox {
-            helper,
+            helper: options.helper,
             anchor,
             empty,
             sealed: OnceLock::new(),
@@ -88,7 +92,8 @@ impl NativeSandbox {
     }
 
     /// Prepares the machine for a sandbox that will be wanted within some twenty milliseconds, on a thread of its own.
-    /// [`Sandbox::start`] does this itself; calling it as soon as a start is likely hides the wait.
+    /// [`Sandbox::start`] does this itself; calling it as soon as a start is likely hides the wait. The first call also
+    /// removes cgroups that killed supervisors left.
     pub fn warm(&self) {
         const LASTS: u64 = 15;
         let now = self.born.elapsed().as_millis() as u64 + LASTS;
@@ -98,36 +103,29 @@ impl NativeSandbox {
         }
         let hierarchies = self.hierarchies.clone();
         // Nothing depends on it: without the thread a start only takes longer.
-        let _ = thread::Builder::new().name("warm".to_owned()).spawn(move || Cgroup::warm(&hierarchies));
+        let _ = thread::Builder::new().name("warm".to_owned()).spawn(move || {
+            let _ = Cgroup::warm(&hierarchies);
+            if last == 0 {
+                hierarchies.sweep(Path::new(DEFAULT_PARENT.trim_start_matches('/')));
+            }
+        });
     }
 
     fn spawn(&self) -> Result<(Child, UnixStream)> {
         let (ours, theirs) = UnixStream::pair().map_err(|error| Error::system("make a socket pair", error))?;
-        let program = match self.sealed.get_or_init(|| self.seal()) {
-            Some(sealed) => Path::new("/proc/self/fd").join(sealed.tree.as_raw_fd().to_string()).join(&sealed.name),
-            None => self.helper.clone(),
+        let program = match self.sealed.get() {
+            Some(sealed) => sealed.path(),
+            None => {
+                let sealed = seal(&self.helper, &self.empty)?;
+                self.sealed.get_or_init(|| sealed).path()
+            }
         };
         // With these settings the standard library uses posix_spawn, hence vfork: nothing of this process is copied.
-        let child = Command::new(&program)
-            .arg0(MARKER)
-            .env_clear()
-            .stdin(ChildStdio::from(OwnedFd::from(theirs)))
-            .stdout(ChildStdio::null())
-            .stderr(ChildStdio::null())
-            .spawn()
-            .map_err(|error| Error::system(format!("execute {}", self.helper.display()), error))?;
-        Ok((child, ours))
-    }
-
-    fn seal(&self) -> Option<Sealed> {
-        let (directory, name) = (self.helper.parent()?, self.helper.file_name()?);
-        match overlay::read_only(&[directory, &self.empty]) {
-            Ok(tree) => Some(Sealed { tree, name: name.into() }),
-            Err(error) => {
-                debug!("the sandbox program is not sealed: {}", Error::from(error));
-                None
-            }
-        }
+        let mut command = Command::new(&program);
+        command.arg0(MARKER).env_clear().stdout(ChildStdio::null()).stderr(ChildStdio::null());
+        command.stdin(ChildStdio::from(OwnedFd::from(theirs)));
+        let child = spawn_patiently(&mut command);
+        Ok((child.map_err(|error| Error::system(format!("execute {}", self.helper.display()), error))?, ours))
     }
 
     fn filter(&self, seccomp: &Seccomp, process: &Process) -> Result<Vec<u64>> {
@@ -246,6 +244,8 @@ impl Sandbox for NativeSandbox {
     }
 }
 
+const DEFAULT_PARENT: &str = "/rbuild";
+
 /// `<parent>/<id>`, relative to the root of a hierarchy.
 fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
     let plain = |name: &str| {
@@ -254,7 +254,7 @@ fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
             && !name.starts_with('.')
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-:@".contains(&byte))
     };
-    let parent = spec.parent.as_deref().unwrap_or(Path::new("/rbuild"));
+    let parent = spec.parent.as_deref().unwrap_or(Path::new(DEFAULT_PARENT));
     let text = parent.to_str().unwrap_or_default();
     if !text.starts_with('/') || !text.split('/').filter(|part| !part.is_empty()).all(plain) {
         return Err(Error::Refused(format!("the cgroup parent {} is not an absolute plain path", parent.display())));
@@ -263,6 +263,51 @@ fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
         return Err(Error::Refused(format!("the sandbox id {id:?} is not a plain name")));
     }
     Ok(Path::new(text.trim_matches('/')).join(id))
+}
+
+fn seal(helper: &Path, empty: &Path) -> Result<Sealed> {
+    let action = |error: io::Error| Error::system(format!("open the program {}", helper.display()), error);
+    let wanted = fs::metadata(helper).map_err(action)?;
+    match on_overlay(helper, empty) {
+        // Somebody may have put another program there since this one was started.
+        Ok(file) => match rustix::fs::fstat(&file) {
+            Ok(stat) if stat.st_size as u64 == wanted.len() && stat.st_mtime == wanted.mtime() => {
+                return Ok(Sealed(file));
+            }
+            _ => debug!("{} is no longer the program", helper.display()),
+        },
+        Err(error) => debug!("the program goes to memory: {error}"),
+    }
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = memfd_create("rbuild", flags).map_err(|error| action(error.into()))?;
+    let mut memory = File::from(memory);
+    io::copy(&mut File::open(helper).map_err(action)?, &mut memory).map_err(action)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    fcntl_add_seals(&memory, seals).map_err(|error| action(error.into()))?;
+    // The descriptor that wrote must go: a file open for writing cannot be executed.
+    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+    Ok(Sealed(File::open(path).map_err(action)?.into()))
+}
+
+/// A process that another thread is just spawning holds, for an instant, a descriptor that wrote the program.
+fn spawn_patiently(command: &mut Command) -> io::Result<Child> {
+    for _ in 0..100 {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => thread::sleep(Duration::from_millis(1)),
+            spawned => return spawned,
+        }
+    }
+    command.spawn()
+}
+
+fn on_overlay(helper: &Path, empty: &Path) -> Result<OwnedFd> {
+    let action = |error: io::Error| Error::system(format!("open the program {}", helper.display()), error);
+    let path = fs::canonicalize(helper).map_err(action)?;
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::Refused(format!("{} is not a program", path.display())));
+    };
+    let tree = overlay::read_only(&[directory, empty])?;
+    openat(&tree, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|error| action(error.into()))
 }
 
 /// Descriptors on their way to the supervisor; what refers to one holds its place here.
@@ -320,4 +365,46 @@ fn pipe() -> Result<(OwnedFd, OwnedFd)> {
 
 fn duplicating(error: io::Error) -> Error {
     Error::system("duplicate a descriptor", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup_paths_are_plain() {
+        let of = |parent: Option<&str>, id| cgroup_path(&CgroupSpec { parent: parent.map(PathBuf::from) }, id);
+        assert_eq!(of(None, "a-1").unwrap(), Path::new("rbuild/a-1"));
+        assert_eq!(of(Some("/x/y.slice/"), "a").unwrap(), Path::new("x/y.slice/a"));
+        for (parent, id) in [("relative", "a"), ("/../x", "a"), ("/x", ""), ("/x", "."), ("/x", "a/b"), ("/x", "a\n")] {
+            assert!(of(Some(parent), id).is_err(), "{parent} {id:?}");
+        }
+    }
+
+    #[test]
+    fn the_program_is_on_an_overlay_or_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bin, empty) = (dir.path().join("bin"), dir.path().join("empty"));
+        let program = bin.join("program");
+        fs::create_dir(&bin).and_then(|()| fs::create_dir(&empty)).unwrap();
+        fs::copy("/bin/busybox", &program).unwrap();
+        let works = |sealed: &Sealed| {
+            let mut child = spawn_patiently(Command::new(sealed.path()).arg0("true")).unwrap();
+            child.wait().unwrap().success()
+        };
+
+        let sealed = seal(&program, &empty).unwrap();
+        let denied = File::options().write(true).open(sealed.path()).unwrap_err();
+        assert_eq!(denied.raw_os_error(), Some(libc::EROFS));
+        assert!(works(&sealed));
+        fs::remove_file(&program).unwrap();
+        fs::write(&program, "another").unwrap();
+        assert!(works(&sealed), "replaced on disk");
+
+        let sealed = seal(Path::new("/bin/busybox"), Path::new("/no/such/directory")).unwrap();
+        let mut opened = File::options().write(true).open(sealed.path()).unwrap();
+        assert_eq!(io::Write::write(&mut opened, b"x").unwrap_err().raw_os_error(), Some(libc::EPERM));
+        drop(opened);
+        assert!(works(&sealed));
+    }
 }

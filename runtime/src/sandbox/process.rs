@@ -7,10 +7,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use oci_spec::runtime::{PosixRlimitType, Process, Spec};
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, accessat, fstat, openat2, stat};
+use oci_spec::runtime::{Capability, PosixRlimitType, Process, Spec};
+use rustix::fs::{
+    Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags, accessat, fstat, openat2, stat,
+    statvfs,
+};
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid, fchdir, umask};
+use rustix::process::{Gid, Signal, Uid, fchdir, set_parent_process_death_signal, umask};
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::caps::{self, Sets};
@@ -61,7 +64,11 @@ fn prepare_and_execute(stage: Stage<'_>, channel: &UnixStream) -> Result<std::co
     sys::reset_signals();
     umask(Mode::from_raw_mode(user.umask().unwrap_or(0o022)));
 
-    let sets = Sets::of(process.capabilities().as_ref());
+    let mut sets = Sets::of(process.capabilities().as_ref());
+    // No device cgroup guards this sandbox: a node made on a file system without `nodev` would be live.
+    if statvfs("/").is_ok_and(|root| root.f_flag.contains(StatVfsMountFlags::NODEV)) {
+        sets.remove(Capability::Mknod);
+    }
     let quiet = process.no_new_privileges().unwrap_or(false);
     sets.limit_bounding()?;
     caps::keep_across_identity(true)?;
@@ -71,6 +78,8 @@ fn prepare_and_execute(stage: Stage<'_>, channel: &UnixStream) -> Result<std::co
     set_thread_res_uid(uid, uid, uid).doing(|| format!("become user {}", user.uid()))?;
     caps::raise_permitted()?;
     caps::keep_across_identity(false)?;
+    // Changing the user cleared it, so it is asked for here. If the supervisor died before, the next report fails.
+    set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "die with the supervisor".to_owned())?;
     let program = Program::find(process)?;
     let (args, env) = (strings(process.args())?, strings(process.env())?);
     wire::send(channel, &Report::Executing, &[]).doing(|| "report".to_owned())?;

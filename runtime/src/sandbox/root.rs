@@ -137,7 +137,8 @@ impl Root {
     }
 
     fn mount(&mut self, spec: &Spec, mount: &Mount, tree: Option<OwnedFd>) -> Result<(), Failure> {
-        let options = Options::parse(mount.options().as_deref().unwrap_or_default())?;
+        let mut options = Options::parse(mount.options().as_deref().unwrap_or_default())?;
+        options.source = mount.source().as_ref().and_then(|source| source.to_str()).map(str::to_owned);
         let destination = mount.destination();
         if let Some(tree) = tree {
             return self.attach_bind(&tree, destination, &options);
@@ -284,13 +285,17 @@ impl Root {
         Ok(())
     }
 
-    /// Last, since the cgroup view still wants its mount point.
-    pub(super) fn make_read_only(&self, spec: &Spec) -> Result<(), Failure> {
-        if spec.root().as_ref().is_some_and(|root| root.readonly().unwrap_or(false)) {
-            sys::mount_setattr(self.fd.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0, 0)
-                .doing(|| "make the root read-only".to_owned())?;
+    /// The root's own attributes; last, since the cgroup view still wants its mount point.
+    pub(super) fn protect(&self, spec: &Spec, guards_devices: bool) -> Result<(), Failure> {
+        let read_only = spec.root().as_ref().is_some_and(|root| root.readonly().unwrap_or(false));
+        let mut set = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+        if !guards_devices {
+            set |= libc::MOUNT_ATTR_NODEV;
         }
-        Ok(())
+        if set == 0 {
+            return Ok(());
+        }
+        sys::mount_setattr(self.fd.as_fd(), false, set, 0, 0).doing(|| "protect the root".to_owned())
     }
 
     /// A path to protect: no link on the way, and below /proc and /sys really of those file systems. `None` where missing.

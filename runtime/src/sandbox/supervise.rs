@@ -1,7 +1,7 @@
 //! The process in the middle: entered through [`helper_main`], it makes the cgroup and the init, then watches both sides.
 //!
 //! It learns of its starter's death by end of file on their socket, never by `PR_SET_PDEATHSIG`, which fires when the
-//! *thread* that spawned ends.
+//! *thread* that spawned ends. The init does ask for that signal: its parent is this process, which has one thread.
 
 use std::env;
 use std::os::fd::{AsFd, OwnedFd};
@@ -136,6 +136,8 @@ fn serve() -> Result<(), Failure> {
         .doing(|| "open /dev/null".to_owned())?;
     rustix::stdio::dup2_stdin(&null).doing(|| "close standard input".to_owned())?;
     std::mem::forget(socket);
+    // The caller's mask has no say in what is made here.
+    rustix::process::umask(Mode::empty());
     rustix::process::chdir("/").doing(|| "change to /".to_owned())?;
     let starter = UnixStream::from(starter);
     let Some((request, fds)) = wire::receive::<Request>(&starter).doing(|| "read the request".to_owned())? else {

@@ -1,5 +1,5 @@
 use std::fs;
-use std::path::Path;
+use std::time::Duration;
 
 use rbuild_runtime::{Error, Sandbox};
 
@@ -68,6 +68,7 @@ fn latency() {
         all.push((waited, at, started.elapsed()));
     }
     all.sort();
-    println!("start..wait median {:?}", all[all.len() / 2]);
-    assert!(!Path::new("/sys/fs/cgroup/memory/rbuild-test").join("x").exists());
+    // Seven milliseconds on a quiet machine; this only notices when something waits that should not.
+    let median = all[all.len() / 2].0;
+    assert!(median < Duration::from_millis(300), "{all:?}");
 }

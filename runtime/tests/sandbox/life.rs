@@ -22,6 +22,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("kill_signal_is_told", kill_signal_is_told),
     ("the_death_of_the_starter_is_the_end", the_death_of_the_starter_is_the_end),
     ("the_death_of_the_supervisor_is_the_end", the_death_of_the_supervisor_is_the_end),
+    ("the_death_of_both_is_the_end", the_death_of_both_is_the_end),
+    ("our_program_is_sealed", our_program_is_sealed),
+    ("joined_namespaces", joined_namespaces),
     ("standard_input", standard_input),
     ("terminal", terminal),
     ("entering", entering),
@@ -143,14 +146,85 @@ fn the_death_of_the_supervisor_is_the_end() {
     let spec = image.spec(&["sleep", "1000"]);
     let id = spec.id.clone();
     let running = sandbox().start(spec).unwrap();
-    let stat = fs::read_to_string(format!("/proc/{}/stat", running.pid())).unwrap();
-    let supervisor: i32 = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(supervisor).unwrap(), Signal::KILL).unwrap();
+    kill_supervisor(running.pid());
     assert!(matches!(running.wait(), Err(Error::Lost(_))));
     let pid = running.pid();
     drop(running);
     until("the first process dies", || !alive(pid));
     until("the cgroup is removed", || cgroups(&id).is_empty());
+}
+
+/// With the supervisor and its starter killed at once nobody is left to clean up, but the processes end all the same.
+fn the_death_of_both_is_the_end() {
+    let mut starter = Command::new("/proc/self/exe").arg(STARTER).stdout(ChildStdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(starter.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let pid: i32 = words[2].parse().unwrap();
+    let id = rustix::process::Pid::from_child(&starter);
+    rustix::process::kill_process(id, Signal::STOP).unwrap();
+    kill_supervisor(pid);
+    until("the first process dies", || !alive(pid));
+    starter.kill().unwrap();
+    starter.wait().unwrap();
+    for cgroup in cgroups(words[0]) {
+        fs::remove_dir(cgroup).unwrap();
+    }
+    fs::remove_dir_all(words[1]).unwrap();
+}
+
+/// Kills the parent of a sandbox's first process.
+fn kill_supervisor(pid: i32) {
+    let supervisor = supervisor(pid);
+    rustix::process::kill_process(rustix::process::Pid::from_raw(supervisor).unwrap(), Signal::KILL).unwrap();
+}
+
+fn supervisor(pid: i32) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// The program of ours that lives beside a sandbox is on a file system nobody can write, and debuggers cannot reach it.
+fn our_program_is_sealed() {
+    let image = Image::new();
+    let running = sandbox().start(image.spec(&["sleep", "1000"])).unwrap();
+    let exe = format!("/proc/{}/exe", supervisor(running.pid()));
+    let file = File::open(&exe).unwrap();
+    const OVERLAYFS: i64 = 0x794c_7630;
+    assert_eq!(rustix::fs::fstatfs(&file).unwrap().f_type, OVERLAYFS);
+    let opened = File::options().write(true).open(&exe).unwrap_err();
+    assert!(matches!(opened.raw_os_error(), Some(libc::EROFS | libc::ETXTBSY)), "{opened}");
+    let status = fs::metadata(format!("/proc/{}/environ", supervisor(running.pid()))).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&status), 0);
+    assert_eq!(fs::read(format!("/proc/{}/environ", supervisor(running.pid()))).unwrap(), b"", "cleared");
+}
+
+fn joined_namespaces() {
+    let image = Image::new();
+    let other = Image::new();
+    let running = sandbox().start(image.spec(&["sleep", "1000"])).unwrap();
+    let mut spec = other.spec(&[
+        "/bin/sh",
+        "-c",
+        "tr '\\0' ' ' </proc/1/cmdline; readlink /proc/self/ns/ipc; sleep 1000 & sleep 0.1",
+    ]);
+    for namespace in spec.spec.linux_mut().as_mut().unwrap().namespaces_mut().as_mut().unwrap() {
+        let name = match namespace.typ() {
+            LinuxNamespaceType::Pid => "pid",
+            LinuxNamespaceType::Ipc => "ipc",
+            _ => continue,
+        };
+        namespace.set_path(Some(format!("/proc/{}/ns/{name}", running.pid()).into()));
+    }
+    let mut joined = sandbox().start(spec).unwrap();
+    until("the shell forks", || processes(&joined).len() > 1);
+    let pids = processes(&joined);
+    let ipc = fs::read_link(format!("/proc/{}/ns/ipc", running.pid())).unwrap();
+    // What it leaves behind in the joined namespace holds its standard output until it is killed.
+    let output = finish(&mut joined);
+    assert_eq!(output.stdout, format!("sleep 1000 {}\n", ipc.display()));
+    drop(joined);
+    assert!(pids.iter().all(|&pid| !alive(pid)) && alive(running.pid()));
 }
 
 fn standard_input() {

@@ -193,7 +193,8 @@ impl Layers {
         let size = i64::try_from(layer.size).map_err(|_| StoreError::invalid("layer", "its size is no size"))?;
         self.store.db().write(Durability::Cache, |tx| {
             tx.prepare_cached(
-                "INSERT OR IGNORE INTO layer_blobs (diff_id, digest, media_type, size, options) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO layer_blobs (diff_id, digest, media_type, size, options) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO UPDATE SET options = ?5 WHERE ?5 <> ''",
             )?
             .execute((
                 diff_id.0.to_string(),

@@ -238,7 +238,7 @@ mod tests {
 
     /// The kernel's interpreter, for the few operations used.
     fn run(program: &[u64], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
-        let mut data = vec![0u8; 64];
+        let mut data = [0u8; 64];
         data[0..4].copy_from_slice(&number.to_le_bytes());
         data[4..8].copy_from_slice(&architecture.to_le_bytes());
         for (n, argument) in arguments.iter().enumerate() {
@@ -310,7 +310,8 @@ mod tests {
         use LinuxSeccompOperator as O;
         let edge = 5 << 32 | 7;
         let values = [0, 7, 5 << 32, edge - 1, edge, edge + 1, 6 << 32, u64::MAX];
-        let holds: [(O, fn(u64, u64) -> bool); 6] = [
+        type Holds = fn(u64, u64) -> bool;
+        let holds: [(O, Holds); 6] = [
             (O::ScmpCmpEq, |a, b| a == b),
             (O::ScmpCmpNe, |a, b| a != b),
             (O::ScmpCmpGt, |a, b| a > b),

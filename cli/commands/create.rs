@@ -1,0 +1,48 @@
+//! `rbuild create`.
+
+use std::process::ExitCode;
+
+use rbuild_engine::containers::{Container, Containers};
+
+use crate::app::App;
+use crate::container_options::{ContainerOptions, Refused, engine_error};
+use crate::error::CliError;
+use crate::image_for_run::ensure_image;
+
+/// Make a container from an image without starting it
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    options: ContainerOptions,
+    #[command(flatten)]
+    refused: Refused,
+    /// The image, and what to run in place of its own command
+    #[arg(value_name = "IMAGE [COMMAND] [ARGUMENT]", required = true, num_args = 1.., trailing_var_arg = true)]
+    words: Vec<String>,
+}
+
+pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
+    args.refused.check().map_err(engine_error)?;
+    let (_, container) = made(app, &args.options, &args.words, true).await.map_err(engine_error)?;
+    app.print(&format!("{}\n", container.id))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The container that the options ask for, made, its image pulled if it was not here.
+///
+/// # Errors
+/// Whatever keeps it from being made.
+pub async fn made(
+    app: &App,
+    options: &ContainerOptions,
+    words: &[String],
+    attached: bool,
+) -> Result<(Containers, Container), CliError> {
+    let request = options.request(words, &app.settings, attached)?;
+    options.check_cidfile()?;
+    ensure_image(app, options, &request.image).await?;
+    let containers = app.engine()?.containers();
+    let container = containers.create(&request)?;
+    options.write_cidfile(&container.id)?;
+    Ok((containers, container))
+}

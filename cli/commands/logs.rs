@@ -1,0 +1,187 @@
+//! `rbuild logs`.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use rbuild_engine::containers::{Containers, Entry, LogReader, Seen, Status, Stream};
+
+use super::DONE;
+use crate::app::App;
+use crate::error::CliError;
+
+/// Show what a container has written
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Go on showing it until the container ends
+    #[arg(short, long)]
+    follow: bool,
+    /// Only what was written since: a time, seconds since 1970, or how long ago (10m)
+    #[arg(long, value_name = "TIME", value_parser = point_in_time)]
+    since: Option<SystemTime>,
+    /// Only the last lines: a number or 'all'
+    #[arg(short = 'n', long, value_name = "N", default_value = "all", allow_hyphen_values = true)]
+    tail: String,
+    /// Begin each line with its time
+    #[arg(short, long)]
+    timestamps: bool,
+    /// Only what was written before: a time, seconds since 1970, or how long ago
+    #[arg(long, value_name = "TIME", value_parser = point_in_time)]
+    until: Option<SystemTime>,
+    #[arg(value_name = "CONTAINER")]
+    container: String,
+}
+
+/// How long the end of the log is left alone before it is looked at again.
+const PAUSE: Duration = Duration::from_millis(40);
+
+pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
+    let containers = app.engine()?.containers();
+    let seen = containers.find(&args.container)?;
+    // As docker: a number that is none, or below zero, means everything.
+    let tail = args.tail.parse::<u64>().ok();
+    let Some(mut log) = containers.logs(&seen.container, tail)? else {
+        return if args.follow { wait_for_log(&args, &containers, seen).await } else { DONE };
+    };
+    follow(&args, &containers, seen, &mut log).await?;
+    DONE
+}
+
+/// Follows the log of a container that was never started, once it is.
+async fn wait_for_log(args: &Args, containers: &Containers, mut seen: Seen) -> Result<ExitCode, CliError> {
+    loop {
+        if let Some(mut log) = containers.logs(&seen.container, None)? {
+            follow(args, containers, seen, &mut log).await?;
+            return DONE;
+        }
+        tokio::time::sleep(PAUSE).await;
+        seen = containers.find(&seen.container.id)?;
+    }
+}
+
+async fn follow(args: &Args, containers: &Containers, seen: Seen, log: &mut LogReader) -> Result<(), CliError> {
+    let mut alive = matches!(seen.status, Status::Running | Status::Paused);
+    loop {
+        let mut shown = false;
+        while let Some(entry) = log.next_entry()? {
+            if let Some(until) = args.until
+                && entry.at().is_some_and(|at| SystemTime::from(at) > until)
+            {
+                return Ok(());
+            }
+            if args.since.is_none_or(|since| entry.at().is_none_or(|at| SystemTime::from(at) >= since)) {
+                show(args, &entry)?;
+            }
+            shown = true;
+        }
+        if !args.follow || !alive {
+            return Ok(());
+        }
+        if !shown {
+            tokio::time::sleep(PAUSE).await;
+        }
+        // Asked before the next look at the log: what came before the end is then in it.
+        alive = match containers.find(&seen.container.id) {
+            Ok(now) => matches!(now.status, Status::Running | Status::Paused),
+            // Removed meanwhile; the open file still has its last words.
+            Err(_) => false,
+        };
+    }
+}
+
+fn show(args: &Args, entry: &Entry) -> Result<(), CliError> {
+    let mut line = Vec::with_capacity(entry.log.len() + 40);
+    if args.timestamps {
+        line.extend_from_slice(entry.time.as_bytes());
+        line.push(b' ');
+    }
+    line.extend_from_slice(entry.log.as_bytes());
+    match entry.stream {
+        Stream::Stdout => std::io::stdout().lock().write_all(&line)?,
+        Stream::Stderr => std::io::stderr().lock().write_all(&line)?,
+    }
+    Ok(())
+}
+
+/// `2024-05-01T12:00:00Z`, `1714564800.5`, or `1h30m` before now.
+fn point_in_time(text: &str) -> Result<SystemTime, String> {
+    use time::format_description::well_known::Rfc3339;
+    let wrong = || format!("failed to parse value as time or duration: \"{text}\"");
+    if let Some(ago) = duration(text) {
+        return SystemTime::now().checked_sub(ago).ok_or_else(wrong);
+    }
+    if let Ok(seconds) = text.parse::<f64>() {
+        let since = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
+        return SystemTime::UNIX_EPOCH.checked_add(since).ok_or_else(wrong);
+    }
+    let with_zone = |text: &str| time::OffsetDateTime::parse(text, &Rfc3339).ok();
+    // Without a zone it is taken as UTC: the program reads no zone files.
+    let parsed = with_zone(text)
+        .or_else(|| with_zone(&format!("{text}Z")))
+        .or_else(|| with_zone(&format!("{text}:00Z")))
+        .or_else(|| with_zone(&format!("{text}T00:00:00Z")));
+    parsed.map(SystemTime::from).ok_or_else(wrong)
+}
+
+/// Go's durations: `300ms`, `1.5h`, `2h45m`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let seconds = match &rest[..unit] {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        rest = &rest[unit..];
+        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, want) in [
+            ("10s", Some(10_000)),
+            ("1h30m", Some(5_400_000)),
+            ("1.5h", Some(5_400_000)),
+            ("300ms", Some(300)),
+            ("", None),
+            ("10", None),
+            ("s", None),
+            ("10x", None),
+        ] {
+            assert_eq!(duration(text), want.map(Duration::from_millis), "{text}");
+        }
+    }
+
+    #[test]
+    fn points_in_time() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        for (text, want) in [
+            ("0", at(0)),
+            ("1714564800", at(1_714_564_800)),
+            ("2024-05-01T12:00:00Z", at(1_714_564_800)),
+            ("2024-05-01T12:00:00", at(1_714_564_800)),
+            ("2024-05-01T12:00", at(1_714_564_800)),
+            ("2024-05-01", at(1_714_521_600)),
+        ] {
+            assert_eq!(point_in_time(text), Ok(want), "{text}");
+        }
+        for text in ["", "yesterday", "-5", "2024-13-01"] {
+            assert!(point_in_time(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! `rbuild start`.
+
+use std::process::ExitCode;
+
+use rbuild_engine::containers::StartRequest;
+
+use super::run::Keys;
+use crate::app::App;
+use crate::attach::{Follow, check_tty, follow, terminal_size};
+use crate::batch::each_named;
+use crate::error::CliError;
+
+/// Start containers that were made or have ended
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Show its output and pass on signals
+    #[arg(short, long)]
+    attach: bool,
+    /// Keys that leave the container running (default: ctrl-p,ctrl-q)
+    #[arg(long, value_name = "KEYS", value_parser = super::run::keys)]
+    detach_keys: Option<Keys>,
+    /// Feed it from standard input
+    #[arg(short, long)]
+    interactive: bool,
+    /// Pass on the signals that rbuild gets (with --attach, without a terminal)
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    sig_proxy: bool,
+    #[arg(value_name = "CONTAINER", required = true, num_args = 1..)]
+    containers: Vec<String>,
+}
+
+pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
+    let containers = app.engine()?.containers();
+    if !args.attach && !args.interactive {
+        let request = StartRequest { size: terminal_size(), ..StartRequest::default() };
+        return each_named(app, &args.containers, |name| {
+            containers.start(&containers.find(name)?.container, &request)?;
+            Ok(())
+        });
+    }
+    let [name] = &args.containers[..] else {
+        return Err(CliError::new("you cannot start and attach multiple containers at once"));
+    };
+    let container = containers.find(name)?.container;
+    let stdin = args.interactive && container.stdin;
+    check_tty(stdin, container.tty)?;
+    let request = StartRequest { stdin, output: true, here: false, size: terminal_size() };
+    let attachment = match containers.start(&container, &request).map_err(super::run::start_error)? {
+        Some(attachment) => attachment,
+        // It runs already: then this only attaches.
+        None => containers.attach(&container, stdin)?,
+    };
+    let mut options = Follow { stdin, tty: container.tty, proxy: args.sig_proxy, ..Follow::default() };
+    if let Some(keys) = args.detach_keys {
+        options.detach_keys = keys.0;
+    }
+    Ok(follow(attachment, &options).await?.exit_code())
+}

@@ -1,0 +1,509 @@
+//! The options that `run` and `create` share, and the request they make.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rbuild_engine::containers::{CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, NetworkMode};
+use rbuild_engine::{ExtraHost, Ulimit};
+
+use crate::error::{CliError, exit};
+use crate::mounts;
+use crate::settings::Settings;
+use crate::values;
+
+/// What kind of container is wanted.
+#[derive(Debug, clap::Args)]
+pub struct ContainerOptions {
+    /// Name for an address in the container's hosts file; the address 'host-gateway' is this machine
+    #[arg(long = "add-host", value_name = "NAME:ADDRESS", value_parser = values::extra_host)]
+    add_host: Vec<ExtraHost>,
+    /// Capability that the processes get in addition
+    #[arg(long, value_name = "CAPABILITY")]
+    cap_add: Vec<String>,
+    /// Capability that the processes do not get
+    #[arg(long, value_name = "CAPABILITY")]
+    cap_drop: Vec<String>,
+    /// Parent of the container's cgroup
+    #[arg(long, value_name = "CGROUP")]
+    cgroup_parent: Option<String>,
+    /// Write the container's id to a file, which must not exist
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    /// Length of the period of the processor quota, in microseconds
+    #[arg(long, value_name = "N")]
+    cpu_period: Option<u64>,
+    /// Processor time in each period, in microseconds
+    #[arg(long, value_name = "N")]
+    cpu_quota: Option<i64>,
+    /// Weight among the containers that want the processors (default 1024)
+    #[arg(short = 'c', long, value_name = "N")]
+    cpu_shares: Option<u64>,
+    /// How many processors' time it may use
+    #[arg(long, value_name = "NUMBER", value_parser = cpus)]
+    cpus: Option<i64>,
+    /// Processors it may run on: 0-3, 0,1
+    #[arg(long, value_name = "LIST")]
+    cpuset_cpus: Option<String>,
+    /// Memory nodes it may use: 0-3, 0,1
+    #[arg(long, value_name = "LIST")]
+    cpuset_mems: Option<String>,
+    /// Device of the host's, and where and how it may be used
+    #[arg(long = "device", value_name = "HOST[:INSIDE[:RWM]]", value_parser = device)]
+    devices: Vec<DeviceRequest>,
+    /// Name server
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    dns: Vec<String>,
+    /// Option of the resolver
+    #[arg(long = "dns-option", alias = "dns-opt", value_name = "OPTION")]
+    dns_option: Vec<String>,
+    /// Domain in which names are looked up
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search: Vec<String>,
+    /// NIS domain name
+    #[arg(long, value_name = "NAME")]
+    domainname: Option<String>,
+    /// Program in place of the image's entrypoint; empty takes it away
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Environment variable; a bare name takes the caller's value
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// File of environment variables, one a line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Group of the processes in addition
+    #[arg(long, value_name = "GROUP")]
+    group_add: Vec<String>,
+    /// Name of the container's host
+    #[arg(short = 'h', long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// IPC namespace: private, host or container:NAME
+    #[arg(long, value_name = "MODE")]
+    ipc: Option<String>,
+    /// Label of the container
+    #[arg(short, long = "label", value_name = "NAME[=VALUE]")]
+    labels: Vec<String>,
+    /// File of labels, one a line
+    #[arg(long, value_name = "FILE")]
+    label_file: Vec<PathBuf>,
+    /// Most memory it may use
+    #[arg(short, long, value_name = "BYTES", value_parser = values::bytes)]
+    memory: Option<u64>,
+    /// Memory it is held to when memory is scarce
+    #[arg(long, value_name = "BYTES", value_parser = values::bytes)]
+    memory_reservation: Option<u64>,
+    /// Most memory and swap together; -1 is without limit
+    #[arg(long, value_name = "BYTES", value_parser = bytes_or_unlimited)]
+    memory_swap: Option<i64>,
+    /// Mount: type=bind|volume|tmpfs,source=…,target=…[,readonly]
+    #[arg(long = "mount", value_name = "OPTIONS", value_parser = mounts::mount)]
+    mounts: Vec<MountRequest>,
+    /// Name of the container
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Network: bridge, host, none or container:NAME
+    #[arg(long = "network", visible_alias = "net", value_name = "MODE", default_value = "bridge")]
+    network: String,
+    /// How readily the kernel kills it when memory runs out (-1000 to 1000)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(-1000..=1000))]
+    oom_score_adj: Option<i32>,
+    /// PID namespace: host or container:NAME
+    #[arg(long, value_name = "MODE")]
+    pid: Option<String>,
+    /// Most processes it may have; -1 is without limit
+    #[arg(long, value_name = "N")]
+    pids_limit: Option<i64>,
+    /// Platform of the image
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<String>,
+    /// Give it all capabilities and devices, and no filter of system calls
+    #[arg(long)]
+    privileged: bool,
+    /// When to ask the registry for the image: always, missing or never
+    #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = ["always", "missing", "never"])]
+    pub pull: String,
+    /// Say nothing about pulling the image
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Make its file system read-only
+    #[arg(long)]
+    read_only: bool,
+    /// Remove the container when it ends
+    #[arg(long)]
+    rm: bool,
+    /// no-new-privileges or seccomp=unconfined
+    #[arg(long, value_name = "OPTION")]
+    security_opt: Vec<String>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "BYTES", value_parser = values::bytes)]
+    shm_size: Option<u64>,
+    /// Signal that asks it to end
+    #[arg(long, value_name = "SIGNAL", value_parser = signal)]
+    stop_signal: Option<String>,
+    /// Seconds between that signal and the kill
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<i64>,
+    /// Kernel parameter of its namespaces
+    #[arg(long, value_name = "NAME=VALUE")]
+    sysctl: Vec<String>,
+    /// Directory in memory
+    #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = mounts::tmpfs)]
+    tmpfs: Vec<MountRequest>,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Limit of its processes
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", value_parser = values::ulimit)]
+    ulimits: Vec<Ulimit>,
+    /// User, and group, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// UTS namespace: host
+    #[arg(long, value_name = "MODE")]
+    uts: Option<String>,
+    /// Directory of the host's, or volume, at a place inside
+    #[arg(short, long = "volume", value_name = "[SOURCE:]PATH[:OPTIONS]", value_parser = mounts::volume)]
+    volumes: Vec<MountRequest>,
+    /// Container whose mounts it gets too
+    #[arg(long, value_name = "NAME[:ro]")]
+    volumes_from: Vec<String>,
+    /// Directory in which the program starts
+    #[arg(short, long, value_name = "PATH")]
+    workdir: Option<String>,
+}
+
+impl ContainerOptions {
+    /// The request, for an image and a command; `attached` says that its streams are ours.
+    ///
+    /// # Errors
+    /// Values that make no sense, files that cannot be read.
+    pub fn request(&self, words: &[String], settings: &Settings, attached: bool) -> Result<CreateRequest, CliError> {
+        let (image, command) = words.split_first().ok_or_else(|| CliError::new("an image is missing"))?;
+        let mut env = Vec::new();
+        for file in &self.env_file {
+            env.extend(env_file(file, settings)?);
+        }
+        env.extend(self.env.iter().map(|text| from_environment(text, settings)));
+        let mut labels = BTreeMap::new();
+        for file in &self.label_file {
+            labels.extend(lines(file)?.iter().map(|line| label(line)));
+        }
+        labels.extend(self.labels.iter().map(|text| label(text)));
+        let mounts = [&self.volumes, &self.mounts, &self.tmpfs].into_iter().flatten().cloned().collect();
+        Ok(CreateRequest {
+            image: image.clone(),
+            name: self.name.clone(),
+            command: command.to_vec(),
+            entrypoint: self.entrypoint.as_ref().map(|program| vec![program.clone()]),
+            user: self.user.clone(),
+            working_dir: self.workdir.clone(),
+            hostname: self.hostname.clone(),
+            domainname: self.domainname.clone(),
+            env,
+            labels,
+            tty: self.tty,
+            stdin: self.interactive,
+            stdin_once: self.interactive && attached,
+            stop_signal: self.stop_signal.clone(),
+            stop_timeout: self.stop_timeout,
+            mounts,
+            volumes_from: self.volumes_from.clone(),
+            host: self.host()?,
+        })
+    }
+
+    fn host(&self) -> Result<HostSettings, CliError> {
+        let signed = |bytes: Option<u64>| bytes.map(|b| i64::try_from(b).unwrap_or(i64::MAX));
+        let mut host = HostSettings {
+            auto_remove: self.rm,
+            network: network(&self.network)?,
+            read_only: self.read_only,
+            privileged: self.privileged,
+            cap_add: self.cap_add.clone(),
+            cap_drop: self.cap_drop.clone(),
+            memory: signed(self.memory).filter(|m| *m > 0),
+            memory_swap: self.memory_swap.filter(|m| *m != 0),
+            memory_reservation: signed(self.memory_reservation).filter(|m| *m > 0),
+            nano_cpus: self.cpus.filter(|n| *n > 0),
+            cpu_shares: self.cpu_shares,
+            cpu_period: self.cpu_period,
+            cpu_quota: self.cpu_quota,
+            cpuset_cpus: self.cpuset_cpus.clone(),
+            cpuset_mems: self.cpuset_mems.clone(),
+            pids_limit: self.pids_limit,
+            ulimits: self.ulimits.clone(),
+            shm_size: self.shm_size,
+            extra_hosts: self.add_host.iter().map(|h| format!("{}:{}", h.host, h.address)).collect(),
+            dns: self.dns.clone(),
+            dns_search: self.dns_search.clone(),
+            dns_options: self.dns_option.clone(),
+            group_add: self.group_add.clone(),
+            pid: namespace("PID", self.pid.as_deref(), true)?,
+            ipc: namespace("IPC", self.ipc.as_deref(), true)?,
+            uts: namespace("UTS", self.uts.as_deref(), false)?,
+            cgroup_parent: self.cgroup_parent.clone(),
+            oom_score_adj: self.oom_score_adj,
+            devices: self.devices.clone(),
+            ..HostSettings::default()
+        };
+        for option in &self.security_opt {
+            security(option, &mut host)?;
+        }
+        for text in &self.sysctl {
+            let (name, value) = text.split_once('=').ok_or_else(|| CliError::new(format!("invalid sysctl: {text}")))?;
+            host.sysctls.insert(name.to_owned(), value.to_owned());
+        }
+        Ok(host)
+    }
+
+    /// Makes the file for the container's id, before there is a container.
+    ///
+    /// # Errors
+    /// It exists.
+    pub fn check_cidfile(&self) -> Result<(), CliError> {
+        match &self.cidfile {
+            Some(path) if path.exists() => Err(CliError::new(format!(
+                "container ID file found, make sure the other container isn't running or delete {}",
+                path.display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the container's id where it is wanted.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn write_cidfile(&self, id: &str) -> Result<(), CliError> {
+        let Some(path) = &self.cidfile else { return Ok(()) };
+        std::fs::write(path, id)
+            .map_err(|e| CliError::new(format!("failed to create the container ID file {}: {e}", path.display())))
+    }
+}
+
+/// Failures of these commands have docker's code for "the engine failed", and its word before the message.
+pub fn engine_error(error: impl Into<CliError>) -> CliError {
+    let error = error.into();
+    let code = if error.code == exit::FAILURE { exit::ENGINE } else { error.code };
+    let prefix = if error.prefix.is_empty() { "" } else { "rbuild" };
+    error.with_code(code).with_prefix(prefix)
+}
+
+fn network(text: &str) -> Result<NetworkMode, CliError> {
+    match text {
+        "bridge" | "default" => Ok(NetworkMode::Bridge),
+        "host" => Ok(NetworkMode::Host),
+        "none" => Ok(NetworkMode::None),
+        other => match other.strip_prefix("container:") {
+            Some(name) if !name.is_empty() => Ok(NetworkMode::Container(name.to_owned())),
+            _ => Err(CliError::new(format!("network {other} not found: user-defined networks are not supported yet"))),
+        },
+    }
+}
+
+fn namespace(kind: &str, text: Option<&str>, of_others: bool) -> Result<NamespaceMode, CliError> {
+    match text {
+        None | Some("" | "private") => Ok(NamespaceMode::Private),
+        Some("host") => Ok(NamespaceMode::Host),
+        Some(other) => match other.strip_prefix("container:").filter(|name| of_others && !name.is_empty()) {
+            Some(name) => Ok(NamespaceMode::Container(name.to_owned())),
+            None => Err(CliError::new(format!("invalid {kind} mode: {other}"))),
+        },
+    }
+}
+
+fn security(option: &str, host: &mut HostSettings) -> Result<(), CliError> {
+    match option {
+        "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true" => host.no_new_privileges = true,
+        "no-new-privileges=false" | "no-new-privileges:false" => host.no_new_privileges = false,
+        "seccomp=unconfined" | "seccomp:unconfined" => host.seccomp_unconfined = true,
+        other => return Err(CliError::new(format!("invalid --security-opt: \"{other}\" is not supported"))),
+    }
+    Ok(())
+}
+
+/// `1.5` processors in billionths.
+fn cpus(text: &str) -> Result<i64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("failed to parse {text} as a rational number"))?;
+    let nano = (value * 1e9).round();
+    if nano.is_finite() && (0.0..=1e15).contains(&nano) { Ok(nano as i64) } else { Err("value is out of range".into()) }
+}
+
+fn bytes_or_unlimited(text: &str) -> Result<i64, String> {
+    if text == "-1" {
+        return Ok(-1);
+    }
+    values::bytes(text).map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
+}
+
+fn address(text: &str) -> Result<String, String> {
+    match text.parse::<std::net::IpAddr>() {
+        Ok(address) => Ok(address.to_string()),
+        Err(_) => Err(format!("{text} is not an ip address")),
+    }
+}
+
+fn signal(text: &str) -> Result<String, String> {
+    match rbuild_engine::containers::signal_number(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err(format!("invalid signal: {text}")),
+    }
+}
+
+fn device(text: &str) -> Result<DeviceRequest, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let is_mode = |word: &str| !word.is_empty() && word.bytes().all(|b| b"rwm".contains(&b));
+    let (host, inside, permissions) = match parts[..] {
+        [host] => (host, host, "rwm"),
+        [host, mode] if is_mode(mode) => (host, host, mode),
+        [host, inside] => (host, inside, "rwm"),
+        [host, inside, mode] if is_mode(mode) => (host, inside, mode),
+        _ => return Err(format!("invalid device specification: {text}")),
+    };
+    if !Path::new(host).is_absolute() || !Path::new(inside).is_absolute() {
+        return Err(format!("{text} is not an absolute path"));
+    }
+    Ok(DeviceRequest { host: host.into(), inside: inside.into(), permissions: permissions.into() })
+}
+
+/// `NAME=VALUE` as it is; a bare `NAME` with the caller's value, if he has one.
+pub fn from_environment(text: &str, settings: &Settings) -> String {
+    match (text.contains('='), settings.variable(text)) {
+        (false, Some(value)) => format!("{text}={value}"),
+        _ => text.to_owned(),
+    }
+}
+
+/// The variables of a file: one a line, `#` begins a comment line, values as they are.
+///
+/// # Errors
+/// It cannot be read, or a name has white space in it.
+pub fn env_file(path: &Path, settings: &Settings) -> Result<Vec<String>, CliError> {
+    let mut variables = Vec::new();
+    for line in lines(path)? {
+        let name = line.split('=').next().unwrap_or_default();
+        if name.is_empty() {
+            return Err(CliError::new(format!("no variable name on line '{line}'")));
+        }
+        if name.contains([' ', '\t']) {
+            return Err(CliError::new(format!("variable '{name}' contains whitespaces")));
+        }
+        let with_value = from_environment(&line, settings);
+        if with_value.contains('=') {
+            variables.push(with_value);
+        }
+    }
+    Ok(variables)
+}
+
+/// The lines of a file that are neither empty nor comments, without leading white space.
+fn lines(path: &Path) -> Result<Vec<String>, CliError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|e| CliError::new(format!("cannot read {}: {e}", path.display())))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let lines = text.lines().map(|line| line.trim_start().trim_end_matches('\r'));
+    Ok(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())
+}
+
+fn label(text: &str) -> (String, String) {
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    (name.to_owned(), value.to_owned())
+}
+
+/// Options of docker's that rbuild knows and does not have yet. They are refused by name.
+#[derive(Debug, Default)]
+pub struct Refused(Vec<&'static str>);
+
+/// Name, short name, whether a value follows.
+const REFUSED: &[(&str, Option<char>, bool)] = &[
+    ("annotation", None, true),
+    ("attach", Some('a'), true),
+    ("blkio-weight", None, true),
+    ("blkio-weight-device", None, true),
+    ("cgroupns", None, true),
+    ("cpu-rt-period", None, true),
+    ("cpu-rt-runtime", None, true),
+    ("device-cgroup-rule", None, true),
+    ("device-read-bps", None, true),
+    ("device-read-iops", None, true),
+    ("device-write-bps", None, true),
+    ("device-write-iops", None, true),
+    ("expose", None, true),
+    ("gpus", None, true),
+    ("health-cmd", None, true),
+    ("health-interval", None, true),
+    ("health-retries", None, true),
+    ("health-start-interval", None, true),
+    ("health-start-period", None, true),
+    ("health-timeout", None, true),
+    ("init", None, false),
+    ("ip", None, true),
+    ("ip6", None, true),
+    ("isolation", None, true),
+    ("link", None, true),
+    ("link-local-ip", None, true),
+    ("log-driver", None, true),
+    ("log-opt", None, true),
+    ("mac-address", None, true),
+    ("memory-swappiness", None, true),
+    ("network-alias", None, true),
+    ("net-alias", None, true),
+    ("no-healthcheck", None, false),
+    ("oom-kill-disable", None, false),
+    ("publish", Some('p'), true),
+    ("publish-all", Some('P'), false),
+    ("restart", None, true),
+    ("runtime", None, true),
+    ("storage-opt", None, true),
+    ("use-api-socket", None, false),
+    ("userns", None, true),
+    ("volume-driver", None, true),
+];
+
+impl Refused {
+    /// # Errors
+    /// One of them was given.
+    pub fn check(&self) -> Result<(), CliError> {
+        match self.0.first() {
+            Some(name) => Err(CliError::new(format!("--{name} is not supported yet"))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl clap::Args for Refused {
+    fn augment_args(mut command: clap::Command) -> clap::Command {
+        for &(name, short, takes_value) in REFUSED {
+            let arg = clap::Arg::new(name).long(name).short(short).hide(true);
+            command = command.arg(match takes_value {
+                true => arg.action(clap::ArgAction::Append),
+                false => arg.action(clap::ArgAction::SetTrue),
+            });
+        }
+        command
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Refused {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let given = |name: &str, takes_value: bool| {
+            let typed = matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
+            // What asks for the default asks for nothing.
+            let default = name == "restart" && matches.get_one::<String>(name).is_some_and(|v| v == "no");
+            typed && !default && (takes_value || matches.get_flag(name))
+        };
+        Ok(Self(REFUSED.iter().filter(|(name, _, value)| given(name, *value)).map(|(name, _, _)| *name).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}

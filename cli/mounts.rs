@@ -1,0 +1,250 @@
+//! `-v`, `--mount` and `--tmpfs`: docker's three ways to say what is mounted where.
+
+use std::path::{Path, PathBuf};
+
+use rbuild_engine::containers::{MountRequest, MountWish};
+
+const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
+
+/// `-v [SOURCE:]PATH[:OPTIONS]`.
+///
+/// # Errors
+/// The reason, in docker's words.
+pub fn volume(text: &str) -> Result<MountRequest, String> {
+    let invalid = || format!("invalid volume specification: '{text}'");
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, destination, options) = match parts[..] {
+        [destination] => (None, destination, ""),
+        [source, destination] => (Some(source), destination, ""),
+        [source, destination, options] => (Some(source), destination, options),
+        _ => return Err(invalid()),
+    };
+    if destination.is_empty() || source == Some("") {
+        return Err(invalid());
+    }
+    if !destination.starts_with('/') {
+        return Err(format!("{}: mount path must be absolute: '{destination}'", invalid()));
+    }
+    let (mut read_only, mut copy, mut propagation) = (false, true, None);
+    for option in options.split(',').filter(|o| !o.is_empty()) {
+        match option {
+            "ro" => read_only = true,
+            // What the caches of other systems do; Linux has none here.
+            "rw" | "consistent" | "cached" | "delegated" => {}
+            "nocopy" => copy = false,
+            // Labels for SELinux; without it there is nothing to label.
+            "z" | "Z" if !Path::new("/sys/fs/selinux/enforce").exists() => {}
+            "z" | "Z" => return Err(format!("mode '{option}' (SELinux labels) is not supported yet")),
+            other if PROPAGATIONS.contains(&other) => propagation = Some(other.to_owned()),
+            other => return Err(format!("invalid mode: {other}")),
+        }
+    }
+    let source = match source {
+        Some(path) if path.starts_with('/') => bind(PathBuf::from(path), propagation),
+        Some(path) if path.starts_with('.') => bind(absolute(path)?, propagation),
+        name => MountWish::Volume { name: name.map(str::to_owned), copy },
+    };
+    Ok(MountRequest { source, destination: destination.to_owned(), read_only })
+}
+
+fn bind(source: PathBuf, propagation: Option<String>) -> MountWish {
+    MountWish::Bind { source, make: true, propagation, recursive: true }
+}
+
+fn absolute(path: &str) -> Result<PathBuf, String> {
+    std::path::absolute(path).map_err(|e| format!("invalid volume source '{path}': {e}"))
+}
+
+/// `--tmpfs PATH[:OPTIONS]`.
+///
+/// # Errors
+/// A path that is not absolute.
+pub fn tmpfs(text: &str) -> Result<MountRequest, String> {
+    let (path, options) = text.split_once(':').unwrap_or((text, ""));
+    if !path.starts_with('/') {
+        return Err(format!("invalid tmpfs mount: mount path must be absolute: '{path}'"));
+    }
+    let options: Vec<String> = options.split(',').filter(|o| !o.is_empty()).map(str::to_owned).collect();
+    let read_only = options.iter().any(|o| o == "ro");
+    let options = options.into_iter().filter(|o| o != "ro" && o != "rw").collect();
+    Ok(MountRequest { source: MountWish::Tmpfs { options }, destination: path.to_owned(), read_only })
+}
+
+/// The fields of a `--mount` as far as they were given.
+#[derive(Default)]
+struct Fields {
+    kind: Option<String>,
+    source: Option<String>,
+    target: Option<String>,
+    read_only: bool,
+    propagation: Option<String>,
+    non_recursive: bool,
+    make: bool,
+    no_copy: bool,
+    tmpfs_size: Option<u64>,
+    tmpfs_mode: Option<String>,
+}
+
+/// `--mount type=…,source=…,target=…`.
+///
+/// # Errors
+/// The reason, in docker's words.
+pub fn mount(text: &str) -> Result<MountRequest, String> {
+    let mut fields = Fields::default();
+    for field in split_fields(text) {
+        let (key, value) = match field.split_once('=') {
+            Some((key, value)) => (key.to_ascii_lowercase(), Some(value)),
+            None => (field.to_ascii_lowercase(), None),
+        };
+        fields.take(&key, value, &field)?;
+    }
+    fields.finish()
+}
+
+/// The comma-separated fields of CSV: one in quotes may hold commas.
+fn split_fields(text: &str) -> Vec<String> {
+    let (mut fields, mut field, mut quoted) = (Vec::new(), String::new(), false);
+    for c in text.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(std::mem::take(&mut field)),
+            c => field.push(c),
+        }
+    }
+    fields.push(field);
+    fields
+}
+
+impl Fields {
+    fn take(&mut self, key: &str, value: Option<&str>, field: &str) -> Result<(), String> {
+        let switch = || match value {
+            None | Some("true" | "1") => Ok(true),
+            Some("false" | "0") => Ok(false),
+            Some(other) => Err(format!("invalid value for {key}: {other}")),
+        };
+        match key {
+            "readonly" | "ro" => return switch().map(|on| self.read_only = on),
+            "volume-nocopy" => return switch().map(|on| self.no_copy = on),
+            "bind-nonrecursive" => return switch().map(|on| self.non_recursive = on),
+            "bind-create-src" => return switch().map(|on| self.make = on),
+            _ => {}
+        }
+        let value = value.ok_or_else(|| format!("invalid field '{field}' must be a key=value pair"))?;
+        match key {
+            "type" => self.kind = Some(value.to_ascii_lowercase()),
+            "source" | "src" => self.source = Some(value.to_owned()),
+            "target" | "dst" | "destination" => self.target = Some(value.to_owned()),
+            "bind-propagation" if PROPAGATIONS.contains(&value) => self.propagation = Some(value.to_owned()),
+            "bind-recursive" if value == "enabled" => self.non_recursive = false,
+            "bind-recursive" if value == "disabled" => self.non_recursive = true,
+            "consistency" => {}
+            "tmpfs-size" => self.tmpfs_size = Some(crate::values::bytes(value)?),
+            "tmpfs-mode" if value.bytes().all(|b| (b'0'..=b'7').contains(&b)) => {
+                self.tmpfs_mode = Some(value.to_owned());
+            }
+            "volume-driver" if value == "local" => {}
+            "volume-driver" | "volume-opt" | "volume-label" | "volume-subpath" | "bind-recursive" => {
+                return Err(format!("'{field}' is not supported yet"));
+            }
+            "bind-propagation" | "tmpfs-mode" => return Err(format!("invalid value for {key}: {value}")),
+            _ => return Err(format!("unexpected key '{key}' in '{field}'")),
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<MountRequest, String> {
+        let destination = self.target.clone().filter(|t| !t.is_empty()).ok_or("target is required")?;
+        let kind = self.kind.as_deref().unwrap_or("volume");
+        let for_others = [
+            ("bind", self.propagation.is_some() || self.non_recursive || self.make),
+            ("volume", self.no_copy),
+            ("tmpfs", self.tmpfs_size.is_some() || self.tmpfs_mode.is_some()),
+        ];
+        if let Some((other, _)) = for_others.iter().find(|(other, given)| *given && *other != kind) {
+            return Err(format!("cannot mix '{other}-*' options with mount type '{kind}'"));
+        }
+        let source = match (kind, self.source) {
+            ("bind", None) => {
+                return Err("invalid mount config for type \"bind\": field Source must not be empty".into());
+            }
+            ("bind", Some(source)) => {
+                let path = if source.starts_with('.') { absolute(&source)? } else { PathBuf::from(source) };
+                let (propagation, recursive) = (self.propagation, !self.non_recursive);
+                MountWish::Bind { source: path, make: self.make, propagation, recursive }
+            }
+            ("volume", name) => MountWish::Volume { name: name.filter(|n| !n.is_empty()), copy: !self.no_copy },
+            ("tmpfs", None) => {
+                let size = self.tmpfs_size.map(|bytes| format!("size={bytes}"));
+                let mode = self.tmpfs_mode.map(|mode| format!("mode={mode}"));
+                MountWish::Tmpfs { options: size.into_iter().chain(mode).collect() }
+            }
+            ("tmpfs", Some(_)) => {
+                return Err("invalid mount config for type \"tmpfs\": field Source must not be specified".into());
+            }
+            (other @ ("image" | "npipe" | "cluster"), _) => {
+                return Err(format!("mount type {other} is not supported yet"));
+            }
+            (other, _) => return Err(format!("invalid mount config: mount type unknown: \"{other}\"")),
+        };
+        Ok(MountRequest { source, destination, read_only: self.read_only })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(name: &str, copy: bool) -> MountWish {
+        MountWish::Volume { name: Some(name.into()), copy }
+    }
+
+    #[test]
+    fn volumes() {
+        for (text, source, destination, read_only) in [
+            ("/h:/c", bind("/h".into(), None), "/c", false),
+            ("/h:/c:ro,rslave", bind("/h".into(), Some("rslave".into())), "/c", true),
+            ("v:/c", named("v", true), "/c", false),
+            ("v:/c:nocopy,ro", named("v", false), "/c", true),
+            ("/c", MountWish::Volume { name: None, copy: true }, "/c", false),
+        ] {
+            let want = MountRequest { source, destination: destination.into(), read_only };
+            assert_eq!(volume(text), Ok(want), "{text}");
+        }
+        for wrong in ["", ":", "a:", ":/c", "a:b", "/a:/b:ro:x", "/a:/b:nope", "rel"] {
+            assert!(volume(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn mounts() {
+        for (text, source, read_only) in [
+            (
+                "type=bind,source=/h,target=/c,readonly",
+                MountWish::Bind { source: "/h".into(), make: false, propagation: None, recursive: true },
+                true,
+            ),
+            ("type=volume,src=v,dst=/c,volume-nocopy", named("v", false), false),
+            ("target=/c", MountWish::Volume { name: None, copy: true }, false),
+            (
+                "type=tmpfs,destination=/c,tmpfs-size=2m,tmpfs-mode=1770",
+                MountWish::Tmpfs { options: vec!["size=2097152".into(), "mode=1770".into()] },
+                false,
+            ),
+        ] {
+            assert_eq!(mount(text), Ok(MountRequest { source, destination: "/c".into(), read_only }), "{text}");
+        }
+        for (text, part) in [
+            ("source=/x", "target is required"),
+            ("type=nosuch,target=/x", "mount type unknown"),
+            ("type=bind,target=/x", "Source must not be empty"),
+            ("type=tmpfs,source=a,target=/x", "must not be specified"),
+            ("type=volume,target=/x,tmpfs-size=1", "cannot mix"),
+            ("target", "must be a key=value pair"),
+            ("target=/x,nope=1", "unexpected key 'nope'"),
+            ("target=/x,volume-opt=a", "not supported yet"),
+        ] {
+            let message = mount(text).expect_err(text);
+            assert!(message.contains(part), "{text}: {message}");
+        }
+    }
+}
