@@ -50,6 +50,8 @@ pub struct ExecSettings {
     pub default_network: Network,
     /// Whether a Dockerfile may ask for the host's network.
     pub allow_host_network: bool,
+    /// Whether a Dockerfile may ask for processes that are not confined.
+    pub allow_insecure: bool,
     /// Processes one step may have at a time.
     pub pids_limit: Option<i64>,
     /// The host's `/etc/resolv.conf`.

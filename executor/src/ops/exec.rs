@@ -175,8 +175,11 @@ fn run(
 /// What cannot be done yet is an error that names it, before anything runs.
 fn refuse_unsupported(executor: &Executor, op: &ExecOp) -> Result<(), ExecutorError> {
     let no = |what: &str| Err(ExecutorError::Unsupported { what: what.to_owned() });
-    if op.security == Security::Insecure {
-        return no("RUN --security=insecure");
+    if op.security == Security::Insecure && !executor.settings.allow_insecure {
+        return Err(ExecutorError::Invalid(
+            "security.insecure is not allowed: RUN --security=insecure needs the caller's --allow security.insecure"
+                .into(),
+        ));
     }
     if op.network == Network::Host && !executor.settings.allow_host_network {
         return Err(ExecutorError::Invalid(
@@ -261,7 +264,7 @@ fn process_spec(
         mounts: std::mem::take(&mut mounts.mounts),
         stdio: Stdio::Output,
         cgroup: CgroupSpec { parent: op.cgroup_parent.as_ref().map(PathBuf::from) },
-        seccomp: Seccomp::Default,
+        seccomp: if op.security == Security::Insecure { Seccomp::Unconfined } else { Seccomp::Default },
     })
 }
 
@@ -328,6 +331,9 @@ fn oci_spec(
         rbuild_runtime::sandbox::set_shm_size(&mut spec, bytes);
     }
     set_limits(&mut spec, &op.ulimits, executor.settings.pids_limit)?;
+    if op.security == Security::Insecure {
+        super::insecure::unconfine(&mut spec)?;
+    }
     Ok(spec)
 }
 
