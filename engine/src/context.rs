@@ -4,10 +4,11 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use rbuild_executor::files::index::StatIndex;
 use rbuild_executor::files::walk::PathFilter;
 use rbuild_executor::{AgentStream, Context, ExecutorError, Secret, Session};
 use rbuild_frontend::ignore::IgnoreFile;
@@ -28,13 +29,39 @@ pub(crate) struct LocalSession {
     id: String,
     root: OwnedFd,
     hidden: Option<Arc<dyn PathFilter>>,
+    /// Where what is known of contexts' files is kept, a file each.
+    indexes: PathBuf,
+    /// Read when the context is first asked for.
+    index: OnceLock<Arc<StatIndex>>,
     lending: Lending,
 }
 
 impl LocalSession {
-    pub(crate) fn new(id: String, root: OwnedFd, ignore: IgnoreFile, lending: Lending) -> LocalSession {
+    pub(crate) fn new(
+        id: String,
+        root: OwnedFd,
+        ignore: IgnoreFile,
+        indexes: PathBuf,
+        lending: Lending,
+    ) -> LocalSession {
         let hidden = (!ignore.is_empty()).then(|| Arc::new(Hidden(ignore)) as Arc<dyn PathFilter>);
-        LocalSession { id, root, hidden, lending }
+        LocalSession { id, root, hidden, indexes, index: OnceLock::new(), lending }
+    }
+
+    fn index(&self) -> Option<Arc<StatIndex>> {
+        // By what the directory is, not by what it is called: it may be reached by several names.
+        let stat = rustix::fs::fstat(&self.root).ok()?;
+        let name = format!("{:x}-{:x}", stat.st_dev, stat.st_ino);
+        Some(self.index.get_or_init(|| Arc::new(StatIndex::load(self.indexes.join(name)))).clone())
+    }
+}
+
+impl Drop for LocalSession {
+    /// What was learned serves the next build, however this one ended.
+    fn drop(&mut self) {
+        if let Some(index) = self.index.get() {
+            index.save();
+        }
     }
 }
 
@@ -51,7 +78,11 @@ impl Session for LocalSession {
             .root
             .try_clone()
             .map_err(|error| ExecutorError::Invalid(format!("cannot open the build context: {error}")))?;
-        Ok(Context::new(MAIN, root, self.hidden.clone()))
+        let context = Context::new(MAIN, root, self.hidden.clone());
+        Ok(match self.index() {
+            Some(index) => context.with_index(index),
+            None => context,
+        })
     }
 
     fn secret<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ExecutorError>> {
