@@ -6,10 +6,12 @@
 mod attach;
 mod build;
 mod builder;
+mod commit;
 mod completion;
 mod container;
 mod container_inspect;
 mod container_prune;
+mod cp;
 mod create;
 mod diff;
 mod exec;
@@ -27,6 +29,7 @@ mod load;
 mod login;
 mod logout;
 mod logs;
+mod pause;
 mod ps;
 mod pull;
 mod push;
@@ -39,6 +42,7 @@ mod save;
 mod start;
 mod stop;
 mod tag;
+mod unpause;
 mod version;
 mod volume;
 mod volume_create;
@@ -84,8 +88,10 @@ commands! {
         Attach(attach),
         Build(build),
         Builder(builder),
+        Commit(commit),
         Completion(completion),
         Container(container),
+        Cp(cp),
         Create(create),
         Diff(diff),
         Exec(exec),
@@ -101,6 +107,7 @@ commands! {
         Login(login),
         Logout(logout),
         Logs(logs),
+        Pause(pause),
         Ps(ps),
         Pull(pull),
         Push(push),
@@ -113,6 +120,7 @@ commands! {
         Start(start),
         Stop(stop),
         Tag(tag),
+        Unpause(unpause),
         Version(version),
         Volume(volume),
         Wait(wait),
