@@ -6,6 +6,7 @@
 mod attach;
 mod build;
 mod builder;
+mod builder_prune;
 mod commit;
 mod completion;
 mod container;
@@ -41,6 +42,9 @@ mod run;
 mod save;
 mod start;
 mod stop;
+mod system;
+mod system_df;
+mod system_prune;
 mod tag;
 mod unpause;
 mod version;
@@ -119,6 +123,7 @@ commands! {
         Save(save),
         Start(start),
         Stop(stop),
+        System(system),
         Tag(tag),
         Unpause(unpause),
         Version(version),

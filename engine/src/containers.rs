@@ -28,6 +28,7 @@ use rbuild_runtime::network::BridgeOptions;
 use rbuild_runtime::sandbox::{Cgroup, CgroupSpec, NativeSandbox, SandboxOptions};
 use rbuild_store::{Mounts, Root, Store, StoreError, Walk, rusqlite};
 
+pub(crate) use archive::content_size;
 pub use archive::{Change, ChangeKind};
 pub use commit::CommitRequest;
 pub use copy::CopyOptions;
