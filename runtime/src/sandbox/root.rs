@@ -330,6 +330,20 @@ pub(super) fn terminal_of(root: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
     open_ptmx(devpts.as_fd(), "ptmx")
 }
 
+/// The null device of a root somebody else lives in, which is `/` by now.
+pub(super) fn null_of() -> Result<OwnedFd, Failure> {
+    let action = || "open the container's /dev/null".to_owned();
+    let root = openat(rustix::fs::CWD, c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).doing(action)?;
+    // Whatever somebody inside has put there: neither blocks nor becomes a controlling terminal, and is looked at then.
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let null = mounts::open_in(root.as_fd(), Path::new("/dev/null"), flags, ResolveFlags::NO_SYMLINKS).doing(action)?;
+    let stat = rustix::fs::fstat(&null).doing(action)?;
+    if !FileType::from_raw_mode(stat.st_mode).is_char_device() || stat.st_rdev != makedev(1, 3) {
+        return Err(Failure::refused("/dev/null of the container is not the null device"));
+    }
+    Ok(null)
+}
+
 const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
 
 fn open_ptmx(devpts: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
