@@ -86,7 +86,20 @@ pub(super) struct Bind {
 pub(super) enum BindSource {
     Path(PathBuf),
     Fd(usize),
-    Layers { mounts: Mounts, path: PathBuf },
+    Layers {
+        mounts: Mounts,
+        path: PathBuf,
+    },
+    /// The content of a file, in a descriptor of its own.
+    Memory {
+        content: usize,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    },
+    Tmpfs {
+        size: Option<u64>,
+    },
 }
 
 #[derive(Clone, Serialize, Deserialize)]
