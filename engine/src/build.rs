@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rbuild_executor::{ExecSettings, Executor, ExecutorError, Value};
+use rbuild_executor::{ContextCopies, ExecSettings, Executor, ExecutorError, Value};
 use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_frontend::{Diagnostic, Lowered};
 use rbuild_graph::ops::Network;
@@ -14,7 +14,7 @@ use rbuild_oci::limits;
 use rbuild_solver::{Events, LogStream, Outcome, SolveError, StepKind};
 use rbuild_store::Lease;
 
-use crate::context::{self, LocalSession};
+use crate::context::{self, Directory, LocalSession};
 use crate::engine::Engine;
 use crate::error::{Error, FailedStep, Kind, SourceText};
 use crate::export::image::{Finished, publish};
@@ -62,7 +62,6 @@ struct Inputs {
     root: OwnedFd,
     source: SourceText,
     ignore: IgnoreFile,
-    lending: Lending,
 }
 
 impl Inputs {
@@ -71,7 +70,6 @@ impl Inputs {
             BuildContext::Directory(path) => context::open_directory(path)?,
             BuildContext::Empty => context::empty_directory(lease)?,
         };
-        let lending = Lending::open(request)?;
         let step =
             events.step("[internal] load build definition from Dockerfile", Vec::new(), None, StepKind::Internal);
         events.started(step);
@@ -92,7 +90,7 @@ impl Inputs {
             Error::invalid(format!("{}:{line}: the line is not valid UTF-8", loaded.name))
                 .with_hint("save the file as UTF-8")
         })?;
-        Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore, lending })
+        Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore })
     }
 
     /// The ignore file, as a step of its own: what it hides is the commonest reason for a file that is "not found".
@@ -212,19 +210,17 @@ impl Job<'_> {
 
     fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
         let id = session_id(&self.lease);
+        let indexes = self.engine.store().root().join("contexts");
+        let main = Directory::new(inputs.root, inputs.ignore, &indexes);
+        let lending = Lending::open(self.request, &indexes)?;
         let logs = BuildLogs::new(self.engine.store().root().join("builds").join(self.lease.id().to_string()));
         Ok(Executor {
             store: self.engine.store().clone(),
             lease: self.lease.clone(),
             sandbox: self.engine.sandbox()?,
             networks: self.engine.networks().clone(),
-            session: Arc::new(LocalSession::new(
-                id,
-                inputs.root,
-                inputs.ignore,
-                self.engine.store().root().join("contexts"),
-                inputs.lending,
-            )),
+            session: Arc::new(LocalSession::new(id, main, lending)),
+            copies: ContextCopies::default(),
             images,
             web: self.engine.registry()?.clone(),
             logs: Arc::new(logs),

@@ -25,6 +25,7 @@ use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
 use rbuild_store::{Lease, Store};
 
 pub use error::{ExecutorError, ProcessStatus};
+pub use mounts::ContextCopies;
 pub use session::{AgentStream, Images, PinnedImage, Secret, Session};
 pub use value::{Context, Value};
 
@@ -36,6 +37,7 @@ pub struct Executor {
     pub sandbox: Arc<dyn Sandbox>,
     pub networks: Pool,
     pub session: Arc<dyn Session>,
+    pub copies: ContextCopies,
     pub images: Arc<dyn Images>,
     /// What fetches files from the web.
     pub web: Client,
