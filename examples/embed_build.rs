@@ -47,6 +47,7 @@ async fn build(root: &str, context: &str, names: &[String]) -> Result<String, Bo
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         registry: ClientOptions::default(),
         bridge: BridgeOptions::default(),
+        git: None,
     })?;
     let request = BuildRequest {
         context: BuildContext::Directory(PathBuf::from(context)),

@@ -213,6 +213,7 @@ impl Job<'_> {
             session: Arc::new(LocalSession::new(id, inputs.root, inputs.ignore)),
             images,
             web: self.engine.registry()?.clone(),
+            git: self.engine.options().git.clone(),
             logs: Arc::new(logs),
             settings: ExecSettings {
                 default_network: self.request.network,

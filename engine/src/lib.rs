@@ -26,6 +26,7 @@ pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
 pub use request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
 
+pub use rbuild_executor::sources::git::{GitOptions, GitSsh};
 pub use rbuild_frontend::{Diagnostic, Severity};
 pub use rbuild_graph::Span;
 pub use rbuild_graph::ops::{ExtraHost, Network, Ulimit};

@@ -10,6 +10,7 @@ mod error;
 pub mod files;
 mod ops;
 mod session;
+pub mod sources;
 mod value;
 
 use std::os::fd::OwnedFd;
@@ -38,6 +39,8 @@ pub struct Executor {
     pub images: Arc<dyn Images>,
     /// What fetches files from the web.
     pub web: Client,
+    /// What fetches from git repositories, where it is installed.
+    pub git: Option<sources::git::GitOptions>,
     pub logs: Arc<dyn StepLogs>,
     pub settings: ExecSettings,
 }
@@ -88,7 +91,7 @@ impl Executor {
                 Ok(Arc::new(ops::source::ContextRun { executor, source: source.clone() }))
             }
             Op::Source(SourceOp::Http(source)) => Ok(Arc::new(ops::http::HttpRun::new(executor, source.clone()))),
-            Op::Source(SourceOp::Git(_)) => unsupported("ADD from a git repository"),
+            Op::Source(SourceOp::Git(source)) => Ok(Arc::new(ops::git::GitRun::new(executor, source.clone()))),
             Op::Source(_) => unsupported("this kind of source"),
             Op::Exec(op) => Ok(Arc::new(ops::exec::ExecRun { executor, op: op.clone() })),
             Op::File(op) => self.file_operation(op),
