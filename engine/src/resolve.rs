@@ -11,6 +11,7 @@ use rbuild_executor::{ExecutorError, Images, PinnedImage};
 use rbuild_frontend::ImageFact;
 use rbuild_graph::ops::ImageSource;
 use rbuild_oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
+use rbuild_registry::Resolved;
 use rbuild_solver::{RunContext, Unit};
 use rbuild_store::{Lease, Snapshot, StoreError};
 use tokio::sync::Mutex;
@@ -33,8 +34,8 @@ struct Known {
     digest: Digest,
     manifest: Manifest,
     config: ImageConfig,
-    /// Whether all of it is in the store.
-    local: bool,
+    /// As a registry answered; `None` when all of it is in the store.
+    remote: Option<Box<Resolved>>,
 }
 
 impl BaseImages {
@@ -78,7 +79,7 @@ impl BaseImages {
         let Some(record) = images.get(reference)? else { return Ok(None) };
         match images.manifest(&record, platform) {
             Ok((manifest, config, _)) => {
-                Ok(Some(Known { digest: record.target.digest.clone(), manifest, config, local: true }))
+                Ok(Some(Known { digest: record.target.digest.clone(), manifest, config, remote: None }))
             }
             Err(StoreError::NoPlatform { .. }) => Ok(None),
             Err(error) => Err(error.into()),
@@ -94,9 +95,9 @@ impl BaseImages {
         })?;
         Ok(Known {
             digest: resolved.target.descriptor.digest.clone(),
-            manifest: resolved.manifest,
-            config: resolved.config,
-            local: false,
+            manifest: resolved.manifest.clone(),
+            config: resolved.config.clone(),
+            remote: Some(Box::new(resolved)),
         })
     }
 
@@ -107,14 +108,13 @@ impl BaseImages {
         context: &RunContext,
     ) -> Result<Option<Snapshot>, Error> {
         let store = self.engine.store();
-        if !known.local {
+        if let Some(resolved) = &known.remote {
             // The layers may be here under another name.
             if let Some(chain) = known.config.chain_id()
                 && let Some(snapshot) = store.snapshots().by_chain_id(&chain, &self.lease)?
             {
                 return Ok(Some(snapshot));
             }
-            let pinned = source.reference.with_digest(known.digest.clone());
             let report = |progress: rbuild_registry::Progress| {
                 context.events.send(rbuild_solver::Event::Progress {
                     id: context.step,
@@ -125,7 +125,8 @@ impl BaseImages {
                     done: progress.done,
                 });
             };
-            self.engine.registry()?.pull(&pinned, &source.platform, store, &self.lease, &report).await?;
+            let registry = self.engine.registry()?;
+            return Ok(registry.fetch_layers(&source.reference, resolved, store, &self.lease, &report).await?);
         }
         let (store, lease) = (store.clone(), self.lease.clone());
         let (manifest, config) = (known.manifest.clone(), known.config.clone());

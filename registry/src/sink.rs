@@ -89,8 +89,7 @@ impl Push {
             .try_collect()
             .await?;
         self.config(&manifest.config).await?;
-        let bytes = self.manifest_bytes(&manifest, &descriptor, layers.clone()).await?;
-        let kind = manifest.media_type.clone().unwrap_or(descriptor.media_type.clone());
+        let (kind, bytes) = self.manifest_bytes(&manifest, &descriptor, &layers).await?;
         let pushed = self.put_manifest(reference, &kind, bytes).await?;
         let mut blobs: Vec<Digest> = layers.into_iter().map(|l| l.digest).collect();
         blobs.push(manifest.config.digest);
@@ -121,7 +120,7 @@ impl Push {
     async fn layer(&self, layer: Descriptor, diff: DiffId) -> Result<Descriptor, Error> {
         let compressed = !matches!(layer.media_type.layer_compression(), None | Some(Compression::None));
         let (mine, known) = (diff.clone(), layer.clone());
-        let mut forms: Vec<(Descriptor, bool)> = self
+        let forms: Vec<(Descriptor, bool)> = self
             .blocking(move |p| {
                 let mut forms = Vec::new();
                 if compressed {
@@ -138,8 +137,7 @@ impl Push {
                 Ok(forms)
             })
             .await?;
-        for (form, _) in &mut forms {
-            form.media_type = as_sibling_of(&layer.media_type, form);
+        for (form, _) in &forms {
             if self.destination.has(&form.digest).await? {
                 self.tell(&diff, Stage::LayerAlreadyExists);
                 return Ok(form.clone());
@@ -150,7 +148,7 @@ impl Push {
                 return Ok(form);
             }
         }
-        self.compress_and_send(&layer, &diff).await
+        self.compress_and_send(&diff).await
     }
 
     /// Tries what needs no new bytes; false when nothing worked because the bytes are not here.
@@ -187,7 +185,7 @@ impl Push {
     }
 
     /// Compresses the layer on its way. A registry that takes no streams gets a blob made beforehand.
-    async fn compress_and_send(&self, layer: &Descriptor, diff: &DiffId) -> Result<Descriptor, Error> {
+    async fn compress_and_send(&self, diff: &DiffId) -> Result<Descriptor, Error> {
         let (store, id) = (self.store.clone(), diff.clone());
         let compress = move |out: &mut dyn Write| {
             let mut tar = store.layers().open_diff(&id).map_err(io::Error::other)?;
@@ -210,8 +208,7 @@ impl Push {
             return Err(Error::Options("a stream cannot be mounted".into()));
         };
         self.tell(diff, Stage::Pushed);
-        let mut blob = Descriptor::new(MediaType::OciLayerGzip, digest, size);
-        blob.media_type = as_sibling_of(&layer.media_type, &blob);
+        let blob = Descriptor::new(MediaType::OciLayerGzip, digest, size);
         let (remembered, id) = (blob.clone(), diff.clone());
         self.blocking(move |p| p.store.layers().note_blob(&id, &remembered, OWN_GZIP)).await?;
         Ok(blob)
@@ -229,15 +226,17 @@ impl Push {
         &self,
         manifest: &Manifest,
         descriptor: &Descriptor,
-        layers: Vec<Descriptor>,
-    ) -> Result<Vec<u8>, Error> {
-        let same = manifest.layers.iter().zip(&layers).all(|(a, b)| a.digest == b.digest);
-        if same {
+        layers: &[Descriptor],
+    ) -> Result<(MediaType, Vec<u8>), Error> {
+        if manifest.layers.iter().zip(layers).all(|(a, b)| a.digest == b.digest) {
             let digest = descriptor.digest.clone();
-            return self.blocking(move |p| p.store.blobs().read(&digest, rbuild_oci::limits::MANIFEST)).await;
+            let bytes = self.blocking(move |p| p.store.blobs().read(&digest, rbuild_oci::limits::MANIFEST)).await?;
+            return Ok((manifest.media_type.clone().unwrap_or(descriptor.media_type.clone()), bytes));
         }
-        let rewritten = Manifest { layers, ..manifest.clone() };
-        serde_json::to_vec(&rewritten).map_err(|e| Error::Options(format!("writing the manifest: {e}")))
+        let rewritten = rewritten(manifest, layers);
+        let kind = rewritten.media_type.clone().unwrap_or(MediaType::OciManifest);
+        let bytes = serde_json::to_vec(&rewritten).map_err(|e| Error::Options(format!("writing the manifest: {e}")))?;
+        Ok((kind, bytes))
     }
 
     async fn put_manifest(&self, reference: &Reference, kind: &MediaType, bytes: Vec<u8>) -> Result<Pushed, Error> {
@@ -265,15 +264,28 @@ impl Push {
     }
 }
 
-/// The media type of a compressed layer in a manifest whose layers look like `sibling`: docker's and OCI's are not mixed.
-fn as_sibling_of(sibling: &MediaType, layer: &Descriptor) -> MediaType {
-    let docker = matches!(sibling, MediaType::DockerLayer | MediaType::DockerLayerGzip | MediaType::DockerLayerZstd);
-    match (layer.media_type.layer_compression(), docker) {
-        (Some(Compression::Gzip), true) => MediaType::DockerLayerGzip,
-        (Some(Compression::Zstd), true) => MediaType::DockerLayerZstd,
-        (Some(how), false) => MediaType::oci_layer(how),
-        _ => layer.media_type.clone(),
-    }
+/// `manifest` with `layers` in place of its own. It becomes docker's schema 2 where that can say everything the manifest
+/// says: every registry and every client understands it, also those that do not ask for OCI's types.
+fn rewritten(manifest: &Manifest, layers: &[Descriptor]) -> Manifest {
+    let plain = |d: &Descriptor| d.annotations.is_empty() && d.urls.is_empty() && d.artifact_type.is_none();
+    let gzip = |d: &Descriptor| d.media_type.layer_compression() == Some(Compression::Gzip);
+    let docker = manifest.annotations.is_empty()
+        && manifest.artifact_type.is_none()
+        && manifest.subject.is_none()
+        && plain(&manifest.config)
+        && layers.iter().all(|layer| gzip(layer) && plain(layer));
+    let typed = |from: &Descriptor, media_type: MediaType| Descriptor { media_type, ..from.clone() };
+    let (kind, config) = match docker {
+        true => (MediaType::DockerManifest, typed(&manifest.config, MediaType::DockerConfig)),
+        false => (MediaType::OciManifest, typed(&manifest.config, MediaType::OciConfig)),
+    };
+    let layer_type = |layer: &Descriptor| match (docker, layer.media_type.layer_compression()) {
+        (true, _) => MediaType::DockerLayerGzip,
+        (false, Some(how)) => MediaType::oci_layer(how),
+        (false, None) => layer.media_type.clone(),
+    };
+    let layers = layers.iter().map(|layer| typed(layer, layer_type(layer))).collect();
+    Manifest { media_type: Some(kind), config, layers, ..manifest.clone() }
 }
 
 fn no_streams(status: &str) -> bool {

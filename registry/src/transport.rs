@@ -291,6 +291,7 @@ impl Failure {
         let (reason, tries) = if refused(error) {
             (format!("dial tcp {place}: connect: connection refused"), CONNECTS)
         } else if lookup {
+            let deep = if deep.contains("no records found") { "no such host" } else { &deep };
             (format!("dial tcp: lookup {host}: {deep}"), 1)
         } else if error.is_timeout() {
             (format!("dial tcp {place}: connection timed out"), 2)

@@ -233,7 +233,8 @@ async fn pushes_compressed_and_remembers() {
     assert_eq!(stored, digest);
     let manifest: Manifest = serde_json::from_slice(&bytes).unwrap();
     assert_eq!(manifest.config.digest, image.id.0, "the config is untouched");
-    assert_eq!(manifest.layers[0].media_type, MediaType::OciLayerGzip);
+    assert_eq!(manifest.media_type, Some(MediaType::DockerManifest), "what every client understands");
+    assert_eq!(manifest.layers[0].media_type, MediaType::DockerLayerGzip);
     let blob = registry.blob(&manifest.layers[0].digest).unwrap();
     let mut plain = Vec::new();
     std::io::copy(&mut flate2::read::MultiGzDecoder::new(&blob[..]), &mut plain).unwrap();
@@ -329,4 +330,19 @@ async fn pushing_needs_the_password() {
     let f = fixture_as(Credentials::Password { username: "u".into(), password: "p".into() });
     let image = local(&f, &reference, b"x");
     push(&f, &image, &reference).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_a_layer_was_compressed_outlives_its_blob() {
+    let registry = Registry::start().await.unwrap();
+    let f = fixture();
+    let reference = name(&registry, "app:1");
+    let image = local(&f, &reference, &noise(400_000));
+    push(&f, &image, &reference).await.unwrap();
+    // The same blob comes back from the registry, and goes again with the image it came with.
+    let (pulled, _) = pull(&f, &name(&registry, "app:1")).await.unwrap();
+    let (manifest, ..) = f.store.images().manifest(&pulled, &amd64()).unwrap();
+    f.store.blobs().remove(&manifest.layers[0].digest).unwrap();
+    let (_, stages) = push(&f, &image, &name(&registry, "app:2")).await.unwrap();
+    assert_eq!(stages, [Stage::LayerAlreadyExists]);
 }

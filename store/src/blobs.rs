@@ -337,7 +337,8 @@ pub(crate) fn path_of(digest: &Digest) -> PathBuf {
 /// Removes a blob's row; false when there was none.
 pub(crate) fn remove_row(tx: &Transaction<'_>, digest: &Digest) -> Result<bool> {
     let digest = digest.to_string();
-    tx.prepare_cached("DELETE FROM layer_blobs WHERE digest = ?")?.execute([&digest])?;
+    // What we compressed ourselves can be made again, and registries know it: that stays written down.
+    tx.prepare_cached("DELETE FROM layer_blobs WHERE digest = ? AND options = ''")?.execute([&digest])?;
     tx.prepare_cached("DELETE FROM blob_origins WHERE digest = ?")?.execute([&digest])?;
     Ok(tx.prepare_cached("DELETE FROM blobs WHERE digest = ?")?.execute([&digest])? > 0)
 }

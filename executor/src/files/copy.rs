@@ -102,8 +102,23 @@ impl Copier<'_> {
         if is_dir { self.directory(one, &target) } else { self.file(one, &target) }
     }
 
-    fn resolve(&self, path: &[u8]) -> Result<super::writer::Resolved, ExecutorError> {
-        self.writer.resolve(path, !self.rules.link).map_err(|errno| ExecutorError::write(trim(path), errno))
+    /// Where a path of the destination leads. An independent layer (`--link`) follows nothing: what is in its way is
+    /// replaced.
+    fn resolve(&mut self, path: &[u8]) -> Result<super::writer::Resolved, ExecutorError> {
+        let fail = |errno| ExecutorError::write(trim(path), errno);
+        if !self.rules.link {
+            return self.writer.resolve(path, true).map_err(fail);
+        }
+        let mut at: Vec<u8> = Vec::new();
+        let mut found = self.writer.look(&at).map_err(fail)?;
+        for name in trim(path).split(|b| *b == b'/').filter(|c| !c.is_empty() && *c != b"." && *c != b"..") {
+            if matches!(found, Found::Link(_) | Found::Other(_)) {
+                self.writer.remove(&at)?;
+            }
+            at = join(&at, name);
+            found = self.writer.look(&at).map_err(fail)?;
+        }
+        Ok(super::writer::Resolved { path: at, found })
     }
 
     fn implied(&self) -> Look {
@@ -146,7 +161,12 @@ impl Copier<'_> {
         let implied = self.implied();
         let resolved = self.resolve(target)?;
         let top = resolved.path;
-        match resolved.found {
+        let mut found = resolved.found;
+        if rules_replace(self.rules, &found) {
+            self.writer.remove(&top)?;
+            found = Found::Absent;
+        }
+        match found {
             Found::Directory(_) => {}
             Found::Absent if target.ends_with(b"/") => self.writer.make_dirs(&top, &implied)?,
             Found::Absent => {
@@ -245,6 +265,11 @@ impl Copier<'_> {
         let one = |job: &Job| file(job, &this.look(&job.entry.meta)?, &this.clone);
         if jobs.len() < 8 { jobs.iter().try_for_each(one) } else { jobs.par_iter().try_for_each(one) }
     }
+}
+
+/// Whether what is at the destination gives way to a directory.
+fn rules_replace(rules: &CopyRules, found: &Found) -> bool {
+    rules.link && matches!(found, Found::Link(_) | Found::Other(_))
 }
 
 fn trim(path: &[u8]) -> &[u8] {

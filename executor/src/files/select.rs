@@ -40,12 +40,34 @@ pub struct Query<'a> {
     pub exclude: Option<&'a Arc<dyn PathFilter>>,
 }
 
+/// A filter whose paths are relative to a directory of the source, not to its root.
+struct Within {
+    prefix: Vec<u8>,
+    filter: Arc<dyn PathFilter>,
+}
+
+impl Within {
+    fn relative<'a>(&self, path: &'a [u8]) -> &'a [u8] {
+        if self.prefix.is_empty() { path } else { path.get(self.prefix.len() + 1..).unwrap_or_default() }
+    }
+}
+
+impl PathFilter for Within {
+    fn excludes(&self, path: &[u8], is_dir: bool) -> bool {
+        let path = self.relative(path);
+        !path.is_empty() && self.filter.excludes(path, is_dir)
+    }
+
+    fn reincludes_below(&self, path: &[u8]) -> bool {
+        self.filter.reincludes_below(self.relative(path))
+    }
+}
+
 /// Finds the trees of `query` below `root`, in the order of the sources, matches of a wildcard sorted.
 ///
 /// # Errors
 /// A source that does not exist, named; a file that cannot be read.
 pub fn select(root: BorrowedFd<'_>, query: &Query<'_>) -> Result<Vec<Selected>, ExecutorError> {
-    let filters: Vec<Arc<dyn PathFilter>> = query.hidden.into_iter().chain(query.exclude).cloned().collect();
     let mut found = Vec::new();
     for source in query.sources {
         let (components, pivot_after) = clean(source);
@@ -66,9 +88,15 @@ pub fn select(root: BorrowedFd<'_>, query: &Query<'_>) -> Result<Vec<Selected>, 
                 Ok(_) | Err(Errno::NOTDIR | Errno::LOOP) => return Err(missing(root, &path, query)),
                 Err(errno) => return Err(ExecutorError::read(&path, errno)),
             };
-            if query.exclude.is_some_and(|exclude| !path.is_empty() && exclude.excludes(&path, false)) {
+            let is_dir = stat(root, &resolved).is_ok_and(|meta| meta.is_dir());
+            let name = split_parent(&path).1;
+            if !is_dir && query.exclude.is_some_and(|exclude| exclude.excludes(name, false)) {
                 continue;
             }
+            let within = |filter: &Arc<dyn PathFilter>| -> Arc<dyn PathFilter> {
+                Arc::new(Within { prefix: resolved.clone(), filter: filter.clone() })
+            };
+            let filters: Vec<_> = query.hidden.cloned().into_iter().chain(query.exclude.map(within)).collect();
             let tree = walk(root, &resolved, &filters)?;
             let pivot = pivot_after.map_or(0, |n| path.split(|b| *b == b'/').take(n).map(|c| c.len() + 1).sum());
             found.push(Selected { name: split_parent(&path).1.to_vec(), pivot: pivot.min(path.len()), path, tree });

@@ -24,6 +24,8 @@ pub(super) struct Options {
     pub(super) propagation: u64,
     /// For the file system itself: `size=1m`, `mode=755`.
     pub(super) parameters: Vec<(String, Option<String>)>,
+    /// What the mount table calls it; its kind where nothing is given.
+    pub(super) source: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +102,8 @@ impl Options {
 /// A new file system, mounted nowhere yet.
 pub(super) fn make(kind: &str, options: &Options) -> Result<OwnedFd, Failure> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).doing(|| format!("open the file system {kind}"))?;
+    let source = options.source.as_deref().unwrap_or(kind);
+    fsconfig_set_string(&context, "source", source).doing(|| format!("name a {kind} mount"))?;
     for (key, value) in &options.parameters {
         match value {
             Some(value) => fsconfig_set_string(&context, key.as_str(), value.as_str()),

@@ -136,7 +136,8 @@ impl Root {
     }
 
     fn mount(&mut self, spec: &Spec, mount: &Mount, tree: Option<OwnedFd>) -> Result<(), Failure> {
-        let options = Options::parse(mount.options().as_deref().unwrap_or_default())?;
+        let mut options = Options::parse(mount.options().as_deref().unwrap_or_default())?;
+        options.source = mount.source().as_ref().and_then(|source| source.to_str()).map(str::to_owned);
         let destination = mount.destination();
         if let Some(tree) = tree {
             return self.attach_bind(&tree, destination, &options);

@@ -241,7 +241,7 @@ fn default_mounts() -> Vec<Mount> {
         MountBuilder::default()
             .destination(destination)
             .typ(typ)
-            .source(typ)
+            .source(if destination == "/dev/shm" { "shm" } else { typ })
             .options(options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>())
             .build()
             .expect("all fields are given")
