@@ -23,6 +23,7 @@ mod error;
 mod format;
 mod image_for_run;
 mod mounts;
+mod outputs;
 mod progress;
 mod settings;
 mod signals;

@@ -9,6 +9,7 @@
 mod build;
 pub mod containers;
 mod context;
+mod emulation;
 mod engine;
 pub mod error;
 mod export;
@@ -16,6 +17,8 @@ mod frontends;
 pub mod images;
 mod layers;
 mod logs;
+mod output;
+mod remote;
 mod request;
 mod resolve;
 mod stored;
@@ -25,7 +28,8 @@ pub mod volumes;
 pub use containers::helper_main;
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
-pub use request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
+pub use output::{Annotated, Annotation, Destination, Output, OutputStream, Packing};
+pub use request::{BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream};
 
 pub use rbuild_executor::sources::git::{GitOptions, GitSsh};
 pub use rbuild_frontend::{Diagnostic, Severity};

@@ -24,6 +24,8 @@ use rbuild_runtime::network::Pool;
 use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
 use rbuild_store::{Lease, Store};
 
+pub use ops::unpack::{starts_tar, unpack_into};
+
 pub use error::{ExecutorError, ProcessStatus};
 pub use session::{Images, PinnedImage, Session};
 pub use value::{Context, Value};

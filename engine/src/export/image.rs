@@ -8,10 +8,10 @@ use std::sync::Arc;
 use rbuild_executor::Value;
 use rbuild_frontend::Lowered;
 use rbuild_graph::{BuildGraph, Edge};
-use rbuild_oci::{Descriptor, DiffId, Digest, HistoryEntry, ImageConfig, ImageId, Manifest, MediaType, Reference};
+use rbuild_oci::{Descriptor, DiffId, Digest, HistoryEntry, ImageConfig, Manifest, MediaType};
 use rbuild_solver::{Build, OpFactory};
 use rbuild_store::layers::LayerDigest;
-use rbuild_store::{Lease, NewImage, SnapshotId, Store};
+use rbuild_store::{Lease, SnapshotId, Store};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -32,9 +32,21 @@ pub(crate) struct Finished<'a> {
 }
 
 /// An image that has been described, not yet named.
+#[derive(Clone)]
 pub(crate) struct Described {
     pub(crate) config: ImageConfig,
     pub(crate) manifest: Manifest,
+}
+
+impl Described {
+    fn manifest_bytes(&self) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec(&self.manifest).map_err(Error::internal)
+    }
+
+    pub(crate) fn manifest_descriptor(&self) -> Result<Descriptor, Error> {
+        let bytes = self.manifest_bytes()?;
+        Ok(Descriptor::new(MediaType::OciManifest, Digest::sha256_of(&bytes), bytes.len() as u64))
+    }
 }
 
 impl Finished<'_> {
@@ -145,20 +157,16 @@ fn as_oci(layer: &Descriptor) -> Descriptor {
     Descriptor { media_type, platform: None, ..layer.clone() }
 }
 
-/// Writes an image into the store and gives it its names; they move from the images that had them.
+/// Writes what describes an image into the store: its config, whose digest is returned, and its manifest.
 ///
 /// # Errors
 /// The store cannot be written.
-pub(crate) fn publish(
+pub(crate) fn write_documents(
     store: &Store,
     lease: &Lease,
     described: &Described,
-    names: &[Reference],
-) -> Result<(ImageId, Descriptor), Error> {
+) -> Result<(Digest, Descriptor), Error> {
     let config = store.blobs().put_bytes(&described.config.to_canonical_json(), lease)?;
-    let bytes = serde_json::to_vec(&described.manifest).map_err(Error::internal)?;
-    let digest: Digest = store.blobs().put_bytes(&bytes, lease)?;
-    let target = Descriptor::new(MediaType::OciManifest, digest, bytes.len() as u64);
-    store.images().put(&NewImage { target: target.clone(), config: config.clone(), names: names.to_vec() }, lease)?;
-    Ok((ImageId(config), target))
+    store.blobs().put_bytes(&described.manifest_bytes()?, lease)?;
+    Ok((config, described.manifest_descriptor()?))
 }
