@@ -22,6 +22,7 @@ use crate::export::image::Finished;
 use crate::export::results::{self, Built, Exported, Exporter};
 use crate::frontends::dockerfile::{lower_options, understand};
 use crate::layers::LayerHasher;
+use crate::lending::Lending;
 use crate::logs::BuildLogs;
 use crate::output::Output;
 use crate::remote;
@@ -68,6 +69,7 @@ struct Inputs {
     root: OwnedFd,
     source: SourceText,
     ignore: IgnoreFile,
+    lending: Lending,
 }
 
 impl Inputs {
@@ -76,6 +78,7 @@ impl Inputs {
             BuildContext::Directory(path) | BuildContext::Unpacked(path) => context::open_directory(path)?,
             _ => context::empty_directory(lease)?,
         };
+        let lending = Lending::open(request)?;
         let step =
             events.step("[internal] load build definition from Dockerfile", Vec::new(), None, StepKind::Internal);
         events.started(step);
@@ -99,7 +102,7 @@ impl Inputs {
             Error::invalid(format!("{}:{line}: the line is not valid UTF-8", loaded.name))
                 .with_hint("save the file as UTF-8")
         })?;
-        Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore })
+        Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore, lending })
     }
 
     /// The ignore file, as a step of its own: what it hides is the commonest reason for a file that is "not found".
@@ -236,6 +239,7 @@ impl Job<'_> {
                 inputs.root,
                 inputs.ignore,
                 self.engine.store().root().join("contexts"),
+                inputs.lending,
             )),
             images,
             web: self.engine.registry()?.clone(),
@@ -244,6 +248,7 @@ impl Job<'_> {
             settings: ExecSettings {
                 default_network: self.request.network,
                 allow_host_network: self.request.allow_host_network || self.request.network == Network::Host,
+                allow_insecure: self.request.allow_insecure,
                 pids_limit: Some(PIDS_LIMIT),
                 resolv_conf: self.engine.options().resolv_conf.clone(),
                 host_gateway: self.engine.host_gateway(),

@@ -16,6 +16,7 @@ mod export;
 mod frontends;
 pub mod images;
 mod layers;
+mod lending;
 mod logs;
 mod output;
 mod remote;
@@ -28,8 +29,11 @@ pub mod volumes;
 pub use containers::helper_main;
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
+pub use lending::LONGEST_SECRET;
 pub use output::{Annotated, Annotation, Destination, Output, OutputStream, Packing};
-pub use request::{BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream};
+pub use request::{
+    BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream, Lent, NamedContext, Secret, SecretSource,
+};
 
 pub use rbuild_executor::sources::git::{GitOptions, GitSsh};
 pub use rbuild_frontend::{Diagnostic, Severity};

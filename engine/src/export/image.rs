@@ -8,10 +8,10 @@ use std::sync::Arc;
 use rbuild_executor::Value;
 use rbuild_frontend::Lowered;
 use rbuild_graph::{BuildGraph, Edge};
-use rbuild_oci::{Descriptor, DiffId, Digest, HistoryEntry, ImageConfig, Manifest, MediaType};
+use rbuild_oci::{Descriptor, DiffId, Digest, HistoryEntry, ImageConfig, ImageId, Manifest, MediaType, Reference};
 use rbuild_solver::{Build, OpFactory};
 use rbuild_store::layers::LayerDigest;
-use rbuild_store::{Lease, SnapshotId, Store};
+use rbuild_store::{Lease, NewImage, SnapshotId, Store};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -149,7 +149,7 @@ impl Finished<'_> {
 }
 
 /// The same layer under OCI's name for its type, since one manifest has types of one family.
-fn as_oci(layer: &Descriptor) -> Descriptor {
+pub(crate) fn as_oci(layer: &Descriptor) -> Descriptor {
     let media_type = match (layer.media_type.layer_compression(), layer.media_type.is_foreign_layer()) {
         (Some(compression), false) => MediaType::oci_layer(compression),
         _ => layer.media_type.clone(),
@@ -169,4 +169,19 @@ pub(crate) fn write_documents(
     let config = store.blobs().put_bytes(&described.config.to_canonical_json(), lease)?;
     store.blobs().put_bytes(&described.manifest_bytes()?, lease)?;
     Ok((config, described.manifest_descriptor()?))
+}
+
+/// Writes an image into the store and gives it its names; they move from the images that had them.
+///
+/// # Errors
+/// The store cannot be written.
+pub(crate) fn publish(
+    store: &Store,
+    lease: &Lease,
+    described: &Described,
+    names: &[Reference],
+) -> Result<(ImageId, Descriptor), Error> {
+    let (config, target) = write_documents(store, lease, described)?;
+    store.images().put(&NewImage { target: target.clone(), config: config.clone(), names: names.to_vec() }, lease)?;
+    Ok((ImageId(config), target))
 }
