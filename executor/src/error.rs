@@ -48,6 +48,8 @@ pub enum ExecutorError {
     Unsupported { what: String },
     #[error("cannot fetch {url}: {message}")]
     Web { url: String, message: String },
+    #[error("failed to fetch remote {remote}: {message}")]
+    Git { remote: String, message: String },
     #[error("{reference}: {message}")]
     Image { reference: String, message: String },
     #[error(transparent)]
@@ -77,6 +79,9 @@ impl ExecutorError {
             ExecutorError::SourceNotFound { hints, .. }
             | ExecutorError::NotLent { hints, .. }
             | ExecutorError::Mount { hints, .. } => hints.clone(),
+            ExecutorError::Git { message, .. } if message == "git is not installed" => {
+                vec!["install git (the Debian package is \"git\") and build again".to_owned()]
+            }
             _ => Vec::new(),
         }
     }
