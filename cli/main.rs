@@ -22,6 +22,7 @@ mod diagnostics;
 mod error;
 mod format;
 mod image_for_run;
+mod lent;
 mod mounts;
 mod progress;
 mod settings;

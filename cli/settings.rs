@@ -3,7 +3,7 @@
 //! The only place of the program that reads them; everything below is given values. So what a build depends
 //! on can be read off its request, and tests need no environment.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -42,7 +42,8 @@ impl Settings {
         Self::from_variables(globals, std::env::vars_os().collect(), rustix::process::geteuid().is_root())
     }
 
-    fn from_variables(
+    /// The same from variables that are given.
+    pub fn from_variables(
         globals: &Globals,
         variables: Vec<(OsString, OsString)>,
         is_root: bool,
@@ -73,6 +74,11 @@ impl Settings {
     /// A variable, when it is set and is text.
     pub fn variable(&self, name: &str) -> Option<&str> {
         self.variables.iter().find(|(k, _)| k == name).and_then(|(_, v)| v.to_str())
+    }
+
+    /// A variable as it is, text or not.
+    pub fn raw_variable(&self, name: &str) -> Option<&OsStr> {
+        self.variables.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_os_str())
     }
 
     /// A variable that is set to something.

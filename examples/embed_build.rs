@@ -14,7 +14,7 @@ use rbuild_engine::oci::Reference;
 use rbuild_engine::registry::ClientOptions;
 use rbuild_engine::runtime::network::BridgeOptions;
 use rbuild_engine::{
-    BuildContext, BuildRequest, DockerfileSource, Engine, EngineOptions, Event, Events, Network, Outcome,
+    BuildContext, BuildRequest, DockerfileSource, Engine, EngineOptions, Event, Events, Lent, Network, Outcome,
 };
 
 fn main() -> ExitCode {
@@ -66,6 +66,9 @@ async fn build(root: &str, context: &str, names: &[String]) -> Result<String, Bo
         cgroup_parent: None,
         source_date_epoch: None,
         allow_host_network: false,
+        allow_insecure: false,
+        no_cache_filter: Vec::new(),
+        lent: Lent::default(),
     };
     // Events are a stream that ends with the build. Here: a line for each step that is done.
     let (events, mut stream) = Events::channel();

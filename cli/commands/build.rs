@@ -13,6 +13,7 @@ use crate::args::key_value;
 use crate::commands::DONE;
 use crate::diagnostics;
 use crate::error::CliError;
+use crate::lent::LentArgs;
 use crate::progress::{self, Mode};
 use crate::signals::Signals;
 use crate::values;
@@ -58,7 +59,7 @@ pub struct Args {
     /// Network of the RUN steps: default, none or host
     #[arg(long, value_name = "MODE", default_value = "default")]
     network: String,
-    /// Allow the Dockerfile a privilege: network.host
+    /// Allow the Dockerfile a privilege: network.host or security.insecure
     #[arg(long, value_name = "PRIVILEGE")]
     allow: Vec<String>,
     /// Name for an address in the RUN steps' hosts file; the address 'host-gateway' is this machine
@@ -79,6 +80,11 @@ pub struct Args {
     /// Platform to build for
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Vec<String>,
+    /// Stage whose steps all run again; may be repeated
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    no_cache_filter: Vec<String>,
+    #[command(flatten)]
+    lent: LentArgs,
     #[command(flatten)]
     legacy: Legacy,
     #[command(flatten)]
@@ -115,7 +121,6 @@ struct Refused(Vec<&'static str>);
 const REFUSED: &[(&str, Option<char>, bool)] = &[
     ("annotation", None, true),
     ("attest", None, true),
-    ("build-context", None, true),
     ("builder", None, true),
     ("cache-from", None, true),
     ("cache-to", None, true),
@@ -132,15 +137,12 @@ const REFUSED: &[(&str, Option<char>, bool)] = &[
     ("memory", Some('m'), true),
     ("memory-swap", None, true),
     ("metadata-file", None, true),
-    ("no-cache-filter", None, true),
     ("output", Some('o'), true),
     ("policy", None, true),
     ("push", None, false),
     ("resource", None, true),
-    ("secret", None, true),
     ("security-opt", None, true),
     ("squash", None, false),
-    ("ssh", None, true),
 ];
 
 impl clap::Args for Refused {
@@ -239,6 +241,11 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
     let tags = args.tags.iter().map(|t| tag(t)).collect::<Result<_, _>>()?;
     let platform = platform(&args.platform)?;
     let epoch = app.settings.non_empty("SOURCE_DATE_EPOCH").map(source_date_epoch).transpose()?;
+    if args.no_cache && !args.no_cache_filter.is_empty() {
+        return Err(CliError::new("--no-cache and --no-cache-filter cannot currently be used together"));
+    }
+    let allowed = allowed(&args.allow)?;
+    let lent = args.lent.lent(&app.settings)?;
     let (context, dockerfile) = source(args)?;
     let request = BuildRequest {
         context,
@@ -250,13 +257,16 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         platform,
         no_cache: args.no_cache,
         pull: args.pull,
-        allow_host_network: network == Network::Host || allows_host_network(&args.allow)?,
+        allow_host_network: network == Network::Host || allowed.host_network,
+        allow_insecure: allowed.insecure,
+        no_cache_filter: args.no_cache_filter.clone(),
+        lent,
         network,
         jobs: args.jobs.map(std::num::NonZeroUsize::get),
         extra_hosts: args.extra_hosts.clone(),
         shm_size: args.shm_size,
         ulimits: args.ulimits.clone(),
-        cgroup_parent: args.cgroup_parent.clone(),
+        cgroup_parent: args.cgroup_parent.as_deref().map(cgroup_parent),
         source_date_epoch: epoch,
     };
     Ok((request, mode))
@@ -274,15 +284,35 @@ fn network(word: &str) -> Result<Network, CliError> {
     }
 }
 
-/// A Dockerfile cannot give itself the host's network (`RUN --network=host`): the caller has to say so.
-fn allows_host_network(allowed: &[String]) -> Result<bool, CliError> {
-    let mut words = allowed.iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty());
-    match words.find(|word| *word != "network.host") {
-        Some(other) => {
-            Err(CliError::new(format!("--allow {} is not supported yet", crate::terminal::clean_line(other))))
+/// What a Dockerfile cannot give itself: the caller has to say so.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Allowed {
+    /// `RUN --network=host`.
+    host_network: bool,
+    /// `RUN --security=insecure`.
+    insecure: bool,
+}
+
+fn allowed(words: &[String]) -> Result<Allowed, CliError> {
+    let mut allowed = Allowed::default();
+    for word in words.iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty()) {
+        match word {
+            "network.host" => allowed.host_network = true,
+            "security.insecure" => allowed.insecure = true,
+            other => {
+                return Err(CliError::new(format!(
+                    "--allow {} is not supported yet",
+                    crate::terminal::clean_line(other)
+                )));
+            }
         }
-        None => Ok(!allowed.is_empty()),
     }
+    Ok(allowed)
+}
+
+/// A parent's path begins at the root of the hierarchies, written so or not.
+fn cgroup_parent(text: &str) -> String {
+    format!("/{}", text.trim_start_matches('/'))
 }
 
 /// The build's own time, as the reproducible builds project defines the variable.
@@ -438,7 +468,7 @@ mod tests {
     #[test]
     fn options_not_there_yet_are_named() {
         for (line, want) in [
-            ("build --secret id=x .", &["secret"][..]),
+            ("build --squash .", &["squash"][..]),
             ("build --push -o out .", &["output", "push"]),
             ("build --check=false .", &[]),
             ("build -m 1g .", &["memory"]),
@@ -494,10 +524,11 @@ mod tests {
 
     #[test]
     fn privileges_are_given_by_name() {
-        assert!(!allows_host_network(&[]).unwrap());
-        assert!(allows_host_network(&["network.host".into()]).unwrap());
-        let error = allows_host_network(&["network.host,security.insecure".into()]).unwrap_err();
-        assert_eq!(error.message, "--allow security.insecure is not supported yet");
+        assert_eq!(allowed(&[]).unwrap(), Allowed::default());
+        let both = allowed(&["network.host,security.insecure".into()]).unwrap();
+        assert_eq!(both, Allowed { host_network: true, insecure: true });
+        assert_eq!(allowed(&["device".into()]).unwrap_err().message, "--allow device is not supported yet");
+        assert_eq!((cgroup_parent("a/b"), cgroup_parent("/a")), ("/a/b".to_owned(), "/a".to_owned()));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::error::{Error, FailedStep, Kind, SourceText};
 use crate::export::image::{Finished, publish};
 use crate::frontends::dockerfile::{lower_options, understand};
 use crate::layers::LayerHasher;
+use crate::lending::Lending;
 use crate::logs::BuildLogs;
 use crate::request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
 use crate::resolve::BaseImages;
@@ -61,6 +62,7 @@ struct Inputs {
     root: OwnedFd,
     source: SourceText,
     ignore: IgnoreFile,
+    lending: Lending,
 }
 
 impl Inputs {
@@ -69,6 +71,7 @@ impl Inputs {
             BuildContext::Directory(path) => context::open_directory(path)?,
             BuildContext::Empty => context::empty_directory(lease)?,
         };
+        let lending = Lending::open(request)?;
         let step =
             events.step("[internal] load build definition from Dockerfile", Vec::new(), None, StepKind::Internal);
         events.started(step);
@@ -89,7 +92,7 @@ impl Inputs {
             Error::invalid(format!("{}:{line}: the line is not valid UTF-8", loaded.name))
                 .with_hint("save the file as UTF-8")
         })?;
-        Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore })
+        Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore, lending })
     }
 
     /// The ignore file, as a step of its own: what it hides is the commonest reason for a file that is "not found".
@@ -220,6 +223,7 @@ impl Job<'_> {
                 inputs.root,
                 inputs.ignore,
                 self.engine.store().root().join("contexts"),
+                inputs.lending,
             )),
             images,
             web: self.engine.registry()?.clone(),
@@ -227,6 +231,7 @@ impl Job<'_> {
             settings: ExecSettings {
                 default_network: self.request.network,
                 allow_host_network: self.request.allow_host_network || self.request.network == Network::Host,
+                allow_insecure: self.request.allow_insecure,
                 pids_limit: Some(PIDS_LIMIT),
                 resolv_conf: self.engine.options().resolv_conf.clone(),
                 host_gateway: self.engine.host_gateway(),

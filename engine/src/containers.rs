@@ -5,6 +5,8 @@
 //! and each begins by clearing away what a killed one left.
 
 mod archive;
+mod commit;
+mod copy;
 mod create;
 mod etc;
 mod exec;
@@ -23,10 +25,13 @@ use std::sync::Arc;
 use rbuild_oci::Digest;
 use rbuild_runtime::mount_detached;
 use rbuild_runtime::network::BridgeOptions;
+use rbuild_runtime::sandbox::{Cgroup, CgroupSpec, NativeSandbox, SandboxOptions};
 use rbuild_store::{Mounts, Root, Store, StoreError, Walk, rusqlite};
 
 pub(crate) use archive::content_size;
 pub use archive::{Change, ChangeKind};
+pub use commit::CommitRequest;
+pub use copy::CopyOptions;
 pub use etc::HostNames;
 pub use exec::Executed;
 pub use lifecycle::{Removal, signal_number};
@@ -138,6 +143,13 @@ impl Containers {
     pub fn layer_size(&self, container: &Container) -> u64 {
         let Ok(layer) = self.upper(container) else { return 0 };
         archive::content_size(&layer).unwrap_or(0)
+    }
+
+    /// The control group a container has while it runs.
+    fn cgroup(&self, container: &Container) -> Result<Cgroup, Error> {
+        let options = SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
+        let parent = container.host.cgroup_parent.as_ref().map(PathBuf::from);
+        Ok(NativeSandbox::new(options)?.cgroup(&CgroupSpec { parent }, &container.id)?)
     }
 
     fn see(&self, container: Container) -> Seen {

@@ -15,6 +15,7 @@ mod export;
 mod frontends;
 pub mod images;
 mod layers;
+mod lending;
 mod logs;
 mod request;
 mod resolve;
@@ -25,7 +26,10 @@ pub mod volumes;
 pub use containers::helper_main;
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
-pub use request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
+pub use lending::LONGEST_SECRET;
+pub use request::{
+    BuildContext, BuildRequest, BuildResult, DockerfileSource, Lent, NamedContext, Secret, SecretSource,
+};
 
 pub use rbuild_frontend::{Diagnostic, Severity};
 pub use rbuild_graph::Span;

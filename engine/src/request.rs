@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use rbuild_executor::Secret;
 use rbuild_graph::ops::{ExtraHost, Network, Ulimit};
 use rbuild_oci::{Descriptor, ImageId, Platform, Reference};
 
@@ -37,6 +38,36 @@ pub struct BuildRequest {
     pub source_date_epoch: Option<i64>,
     /// Whether the caller allows `--network=host` in the Dockerfile.
     pub allow_host_network: bool,
+    /// Whether the caller allows `RUN --security=insecure`.
+    pub allow_insecure: bool,
+    /// Stages (by name or number) whose steps all run, even if their results are known.
+    pub no_cache_filter: Vec<String>,
+    pub lent: Lent,
+}
+
+/// What the caller lends to a build's steps besides its main context.
+#[derive(Debug, Clone, Default)]
+pub struct Lent {
+    /// What stands for a name in FROM, `COPY --from` and `RUN --mount=from`, instead of a stage or an image.
+    pub contexts: BTreeMap<String, NamedContext>,
+    pub secrets: BTreeMap<String, SecretSource>,
+    /// Sockets of ssh agents by their ids.
+    pub agents: BTreeMap<String, PathBuf>,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone)]
+pub enum NamedContext {
+    Directory(PathBuf),
+    Image(Reference),
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone)]
+pub enum SecretSource {
+    /// Read when a step asks for it.
+    File(PathBuf),
+    Value(Secret),
 }
 
 /// The user's files.

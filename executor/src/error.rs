@@ -36,6 +36,9 @@ pub enum ExecutorError {
     FileOnDirectory { path: Vec<u8> },
     #[error("cannot copy to non-directory: /{}", show(path))]
     DirectoryOnFile { path: Vec<u8> },
+    /// The client of the build lends no such secret or agent, and the step cannot do without.
+    #[error("{0}")]
+    NotLent(String),
     #[error("{0}")]
     Invalid(String),
     #[error("{what} is not supported yet")]

@@ -8,6 +8,7 @@
 
 mod error;
 pub mod files;
+mod mounts;
 mod ops;
 mod session;
 mod value;
@@ -24,7 +25,7 @@ use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
 use rbuild_store::{Lease, Store};
 
 pub use error::{ExecutorError, ProcessStatus};
-pub use session::{Images, PinnedImage, Session};
+pub use session::{AgentStream, Images, PinnedImage, Secret, Session};
 pub use value::{Context, Value};
 
 /// What makes the operations of one build real.
@@ -49,6 +50,8 @@ pub struct ExecSettings {
     pub default_network: Network,
     /// Whether a Dockerfile may ask for the host's network.
     pub allow_host_network: bool,
+    /// Whether a Dockerfile may ask for processes that are not confined.
+    pub allow_insecure: bool,
     /// Processes one step may have at a time.
     pub pids_limit: Option<i64>,
     /// The host's `/etc/resolv.conf`.
@@ -90,7 +93,7 @@ impl Executor {
             Op::Source(SourceOp::Http(source)) => Ok(Arc::new(ops::http::HttpRun::new(executor, source.clone()))),
             Op::Source(SourceOp::Git(_)) => unsupported("ADD from a git repository"),
             Op::Source(_) => unsupported("this kind of source"),
-            Op::Exec(op) => Ok(Arc::new(ops::exec::ExecRun { executor, op: op.clone() })),
+            Op::Exec(op) => Ok(Arc::new(ops::exec::ExecRun::new(executor, op.clone()))),
             Op::File(op) => self.file_operation(op),
             Op::Merge(op) => Ok(Arc::new(ops::merge::MergeRun { executor, op: op.clone() })),
             Op::Diff(_) => unsupported("taking file trees from each other"),

@@ -55,3 +55,13 @@ fn a_reader_that_goes_away_is_no_crash() {
     let output = child.wait_with_output().unwrap();
     assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"), "{output:?}");
 }
+
+#[test]
+fn info_counts_what_is_there() {
+    let scene = Scene::with_busybox();
+    let said = scene.rb(&["info", "--format", "{{.Images}} {{.Containers}} {{.OSType}} {{.Driver}}"]).ok();
+    let said = said.out.trim_end();
+    assert!(said == "1 0 linux overlay" || said == "1 0 linux vfs", "{said}");
+    let text = scene.rb(&["info"]).ok().out;
+    assert!(text.contains("Storage Driver: ") && text.contains("Kernel Version: "), "{text}");
+}

@@ -137,7 +137,7 @@ impl Finished<'_> {
 }
 
 /// The same layer under OCI's name for its type, since one manifest has types of one family.
-fn as_oci(layer: &Descriptor) -> Descriptor {
+pub(crate) fn as_oci(layer: &Descriptor) -> Descriptor {
     let media_type = match (layer.media_type.layer_compression(), layer.media_type.is_foreign_layer()) {
         (Some(compression), false) => MediaType::oci_layer(compression),
         _ => layer.media_type.clone(),

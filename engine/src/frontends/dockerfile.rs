@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use futures::future::try_join_all;
+use rbuild_frontend::NamedContext as Replacement;
 use rbuild_frontend::{Diagnostic, Dockerfile, FactRequest, Facts, LowerOptions, Lowered, Outcome as Asked};
 use rbuild_oci::Platform;
 use rbuild_solver::{Events, Outcome, StepKind};
 
 use crate::error::{Error, Kind, SourceText};
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, NamedContext};
 use crate::resolve::BaseImages;
 
 /// Asking more often than this means that facts do not help; each round names new images, so even long chains of ON
@@ -29,6 +30,9 @@ pub(crate) fn lower_options(request: &BuildRequest, ignore: Vec<String>) -> Lowe
     options.labels = request.labels.clone();
     options.platforms = request.platform.iter().cloned().collect();
     options.no_cache = request.no_cache;
+    options.no_cache_filter = request.no_cache_filter.clone();
+    options.contexts =
+        request.lent.contexts.iter().map(|(name, context)| (name.clone(), replacement(context))).collect();
     options.network = request.network;
     options.extra_hosts = request.extra_hosts.clone();
     options.shm_size = request.shm_size;
@@ -37,6 +41,13 @@ pub(crate) fn lower_options(request: &BuildRequest, ignore: Vec<String>) -> Lowe
     options.source_date_epoch = request.source_date_epoch;
     options.ignore = ignore;
     options
+}
+
+fn replacement(context: &NamedContext) -> Replacement {
+    match context {
+        NamedContext::Directory(_) => Replacement::Local,
+        NamedContext::Image(reference) => Replacement::Image(reference.clone()),
+    }
 }
 
 /// Lowers the file, resolving images as the frontend asks for them.

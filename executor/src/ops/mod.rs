@@ -3,6 +3,7 @@
 pub(crate) mod exec;
 pub(crate) mod file;
 pub(crate) mod http;
+pub(crate) mod insecure;
 pub(crate) mod merge;
 pub(crate) mod source;
 pub(crate) mod unpack;

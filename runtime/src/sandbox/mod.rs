@@ -11,6 +11,7 @@ mod caps;
 mod cgroups;
 mod dev;
 mod devices;
+mod hierarchies;
 mod init;
 mod limits;
 mod mounts;
@@ -29,13 +30,14 @@ mod sys;
 mod targets;
 mod wire;
 
-pub use cgroups::{Cgroup, Hierarchies};
+pub use cgroups::Cgroup;
+pub use hierarchies::Hierarchies;
 pub use native::{NativeSandbox, SandboxOptions};
 pub use overlay::mount_detached;
 pub use running::{Exit, Running};
 pub use spec::{
-    CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MountSource, Network, ProcessSpec, Seccomp,
-    Stdio, Upper, capability_sets, default_spec, set_shm_size,
+    CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MemoryFile, MountSource, Network, ProcessSpec,
+    Seccomp, Stdio, Upper, capability_sets, default_spec, set_shm_size,
 };
 pub use supervise::helper_main;
 

@@ -18,12 +18,13 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_cre
 use rustix::pipe::{PipeFlags, pipe_with};
 use tracing::debug;
 
-use super::cgroups::{Cgroup, Hierarchies};
+use super::cgroups::Cgroup;
+use super::hierarchies::Hierarchies;
 use super::limits;
 use super::overlay;
 use super::running::{Running, Started, Streams};
 use super::seccomp;
-use super::spec::{CgroupSpec, EnterSpec, MountSource, Network, ProcessSpec, Seccomp, Stdio, Upper};
+use super::spec::{CgroupSpec, EnterSpec, MemoryFile, MountSource, Network, ProcessSpec, Seccomp, Stdio, Upper};
 use super::supervise::{Bind, BindSource, Enter, MARKER, Net, Reply, Request, Start, Stream};
 use super::{Sandbox, wire};
 use crate::error::{Error, Result};
@@ -105,7 +106,7 @@ impl NativeSandbox {
         let hierarchies = self.hierarchies.clone();
         // Nothing depends on it: without the thread a start only takes longer.
         let _ = thread::Builder::new().name("warm".to_owned()).spawn(move || {
-            let _ = Cgroup::warm(&hierarchies);
+            let _ = hierarchies.warm();
             if last == 0 {
                 hierarchies.sweep(Path::new(DEFAULT_PARENT.trim_start_matches('/')));
             }
@@ -208,6 +209,10 @@ impl Sandbox for NativeSandbox {
             let source = match mount.source {
                 MountSource::Opened(fd) => BindSource::Fd(fds.add(fd)),
                 MountSource::Layers { mounts, path } => BindSource::Layers { mounts, path },
+                MountSource::Memory(MemoryFile { content, mode, uid, gid }) => {
+                    BindSource::Memory { content: fds.add(in_memory(&content)?), mode, uid, gid }
+                }
+                MountSource::Tmpfs { size } => BindSource::Tmpfs { size },
             };
             binds.push(Bind { destination: mount.destination, options: mount.options, source });
         }
@@ -353,6 +358,17 @@ impl Fds {
         };
         Ok((streams, wire))
     }
+}
+
+/// A descriptor to read `content` from, for one process: nothing has a name.
+fn in_memory(content: &[u8]) -> Result<OwnedFd> {
+    let make = || {
+        let fd = rustix::fs::memfd_create(c"rbuild", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let mut file = fs::File::from(fd);
+        io::Write::write_all(&mut file, content)?;
+        Ok(OwnedFd::from(file))
+    };
+    make().map_err(|error: io::Error| Error::system("keep a file in memory", error))
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {
