@@ -3,6 +3,7 @@
 use super::input::Input;
 use super::{Instruction, Text};
 use crate::Diagnostic;
+use crate::lint::secret_names;
 use crate::lower::stage::StageRun;
 
 #[derive(Debug, Clone)]
@@ -36,6 +37,7 @@ pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
 impl Arg {
     /// The caller's value counts, then the default, then the value of the same name before the first FROM.
     pub(super) fn lower(&self, stage: &mut StageRun<'_, '_>) -> Result<(), Diagnostic> {
+        stage.warn(secret_names("ARG", self.0.iter().map(|one| one.name.as_str())));
         let mut entries = Vec::with_capacity(self.0.len());
         for declaration in &self.0 {
             let name = &declaration.name;

@@ -24,9 +24,8 @@ pub(super) const MULTIPLE_INSTRUCTIONS_DISALLOWED: Rule = Rule {
 pub(crate) fn json_args_recommended(name: &str, line: &CommandLine, has_shell: bool) -> Option<Diagnostic> {
     let is_shell = matches!(line, CommandLine::Shell(text) if !text.is_empty());
     (is_shell && !has_shell).then(|| {
-        let message = format!(
-            "JSON arguments recommended for {name} to prevent unintended behavior related to OS signals"
-        );
+        let message =
+            format!("JSON arguments recommended for {name} to prevent unintended behavior related to OS signals");
         JSON_ARGS_RECOMMENDED.warn(message).hint(format!("write {name} [\"program\", \"argument\"]"))
     })
 }

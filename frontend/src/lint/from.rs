@@ -95,11 +95,11 @@ pub(crate) fn platform_flag(stage: &Stage) -> Option<Diagnostic> {
 
 /// What a base image says it is for, and what it was taken for.
 pub(crate) fn base_platform(name: &str, expected: &Platform, actual: &Platform) -> Option<Diagnostic> {
-    if expected.os == actual.os && expected.architecture == actual.architecture {
+    let unsaid = actual.os.is_empty() || actual.architecture.is_empty();
+    if unsaid || (expected.os == actual.os && expected.architecture == actual.architecture) {
         return None;
     }
     let (actual, expected) = (quoted(&actual.to_string()), quoted(&expected.to_string()));
-    let message =
-        format!("Base image {name} was pulled with platform {actual}, expected {expected} for current build");
+    let message = format!("Base image {name} was pulled with platform {actual}, expected {expected} for current build");
     Some(INVALID_BASE_IMAGE_PLATFORM.warn(message))
 }

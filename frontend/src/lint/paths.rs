@@ -2,7 +2,7 @@
 
 use super::Rule;
 use crate::Diagnostic;
-use crate::glob::{Patterns, has_wildcards};
+use rbuild_graph::pattern::{Patterns, has_wildcards};
 
 pub(super) const COPY_IGNORED_FILE: Rule = Rule {
     name: "CopyIgnoredFile",

@@ -6,7 +6,7 @@ use super::env::Env;
 use super::{OnePlatform, stage, written};
 use crate::instructions::Instruction;
 use crate::syntax::words::{Budget, Lexer, Variables};
-use crate::{Diagnostic, Dockerfile, LowerOptions};
+use crate::{Diagnostic, Dockerfile, Facts, LowerOptions, lint};
 
 /// Arguments that nobody asked for are often mistyped.
 pub(super) fn unused_args(file: &Dockerfile, options: &LowerOptions) -> Option<Diagnostic> {
@@ -40,6 +40,29 @@ pub(super) fn unused_args(file: &Dockerfile, options: &LowerOptions) -> Option<D
     Some(match near {
         Some(near) => warning.hint(format!("the file has ARG {near}")),
         None => warning,
+    })
+}
+
+/// Bases whose names make no sense with the defaults of their arguments alone.
+pub(super) fn invalid_defaults(file: &Dockerfile, options: &LowerOptions) -> Vec<Diagnostic> {
+    let plain = LowerOptions::new(options.build_platform.clone());
+    let platform = options.platforms.first().unwrap_or(&options.build_platform);
+    let one = OnePlatform {
+        file,
+        options: &plain,
+        facts: &Facts::default(),
+        platform,
+        explicit: false,
+        multiplatform: false,
+    };
+    let (mut budget, mut mistakes) = (Budget::new(), Vec::new());
+    let globals = one.globals(&mut budget, &mut mistakes);
+    if !mistakes.is_empty() {
+        return Vec::new();
+    }
+    let lexer = Lexer::new(file.escape);
+    lint::invalid_defaults(&file.stages, |text| {
+        lexer.expand(&text.value, &globals, &mut budget).ok().map(|expanded| expanded.text)
     })
 }
 
