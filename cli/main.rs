@@ -24,6 +24,7 @@ mod format;
 mod image_for_run;
 mod lent;
 mod mounts;
+mod outputs;
 mod progress;
 mod settings;
 mod signals;

@@ -47,6 +47,7 @@ async fn build(root: &str, context: &str, names: &[String]) -> Result<String, Bo
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         registry: ClientOptions::default(),
         bridge: BridgeOptions::default(),
+        git: None,
     })?;
     let request = BuildRequest {
         context: BuildContext::Directory(PathBuf::from(context)),
@@ -55,7 +56,8 @@ async fn build(root: &str, context: &str, names: &[String]) -> Result<String, Bo
         target: None,
         build_args: [("BUILT_BY".to_owned(), "embed_build".to_owned())].into(),
         labels: vec![("example".to_owned(), "embedded".to_owned())],
-        platform: None,
+        platforms: Vec::new(),
+        outputs: Vec::new(),
         no_cache: false,
         pull: false,
         network: Network::Default,

@@ -4,7 +4,7 @@
 //! module here and add its line to the list of the root or of its group; dispatch comes from the same line.
 
 mod attach;
-mod build;
+pub mod build;
 mod builder;
 mod builder_prune;
 mod commit;

@@ -9,6 +9,7 @@
 mod build;
 pub mod containers;
 mod context;
+mod emulation;
 mod engine;
 pub mod error;
 mod export;
@@ -17,6 +18,8 @@ pub mod images;
 mod layers;
 mod lending;
 mod logs;
+mod output;
+mod remote;
 mod request;
 mod resolve;
 mod stored;
@@ -27,10 +30,12 @@ pub use containers::helper_main;
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
 pub use lending::LONGEST_SECRET;
+pub use output::{Annotated, Annotation, Destination, Output, OutputStream, Packing};
 pub use request::{
-    BuildContext, BuildRequest, BuildResult, DockerfileSource, Lent, NamedContext, Secret, SecretSource,
+    BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream, Lent, NamedContext, Secret, SecretSource,
 };
 
+pub use rbuild_executor::sources::git::{GitOptions, GitSsh};
 pub use rbuild_frontend::{Diagnostic, Severity};
 pub use rbuild_graph::Span;
 pub use rbuild_graph::ops::{ExtraHost, Network, Ulimit};

@@ -45,6 +45,8 @@ pub enum ExecutorError {
     Unsupported { what: String },
     #[error("cannot fetch {url}: {message}")]
     Web { url: String, message: String },
+    #[error("failed to fetch remote {remote}: {message}")]
+    Git { remote: String, message: String },
     #[error("{reference}: {message}")]
     Image { reference: String, message: String },
     #[error(transparent)]
@@ -68,6 +70,9 @@ impl ExecutorError {
     pub fn hints(&self) -> Vec<String> {
         match self {
             ExecutorError::SourceNotFound { hints, .. } => hints.clone(),
+            ExecutorError::Git { message, .. } if message == "git is not installed" => {
+                vec!["install git (the Debian package is \"git\") and build again".to_owned()]
+            }
             _ => Vec::new(),
         }
     }

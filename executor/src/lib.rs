@@ -11,6 +11,7 @@ pub mod files;
 mod mounts;
 mod ops;
 mod session;
+pub mod sources;
 mod value;
 
 use std::os::fd::OwnedFd;
@@ -23,6 +24,8 @@ use rbuild_runtime::Sandbox;
 use rbuild_runtime::network::Pool;
 use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
 use rbuild_store::{Lease, Store};
+
+pub use ops::unpack::{starts_tar, unpack_into};
 
 pub use error::{ExecutorError, ProcessStatus};
 pub use session::{AgentStream, Images, PinnedImage, Secret, Session};
@@ -39,6 +42,8 @@ pub struct Executor {
     pub images: Arc<dyn Images>,
     /// What fetches files from the web.
     pub web: Client,
+    /// What fetches from git repositories, where it is installed.
+    pub git: Option<sources::git::GitOptions>,
     pub logs: Arc<dyn StepLogs>,
     pub settings: ExecSettings,
 }
@@ -91,7 +96,7 @@ impl Executor {
                 Ok(Arc::new(ops::source::ContextRun { executor, source: source.clone() }))
             }
             Op::Source(SourceOp::Http(source)) => Ok(Arc::new(ops::http::HttpRun::new(executor, source.clone()))),
-            Op::Source(SourceOp::Git(_)) => unsupported("ADD from a git repository"),
+            Op::Source(SourceOp::Git(source)) => Ok(Arc::new(ops::git::GitRun::new(executor, source.clone()))),
             Op::Source(_) => unsupported("this kind of source"),
             Op::Exec(op) => Ok(Arc::new(ops::exec::ExecRun::new(executor, op.clone()))),
             Op::File(op) => self.file_operation(op),

@@ -6,6 +6,7 @@
 mod bad_input;
 mod build;
 mod caching;
+mod containers;
 mod images;
 mod interrupt;
 mod oracle;

@@ -18,7 +18,8 @@ const ROUNDS: usize = 64;
 
 /// A Dockerfile understood.
 pub(crate) struct Understood {
-    pub(crate) lowered: Lowered,
+    /// One for each platform.
+    pub(crate) lowered: Vec<Lowered>,
     pub(crate) warnings: Vec<Diagnostic>,
 }
 
@@ -28,7 +29,7 @@ pub(crate) fn lower_options(request: &BuildRequest, ignore: Vec<String>) -> Lowe
     options.build_args = request.build_args.clone();
     options.target = request.target.clone();
     options.labels = request.labels.clone();
-    options.platforms = request.platform.iter().cloned().collect();
+    options.platforms = request.platforms.clone();
     options.no_cache = request.no_cache;
     options.no_cache_filter = request.no_cache_filter.clone();
     options.contexts =
@@ -71,12 +72,7 @@ pub(crate) async fn understand(
         }
         match outcome {
             Asked::Lowered(lowered) => {
-                let mut lowered = lowered.into_iter();
-                let first = lowered.next().ok_or_else(|| Error::internal("the frontend gave no result"))?;
-                if lowered.next().is_some() {
-                    return Err(Error::unsupported("building for several platforms at once is not supported yet"));
-                }
-                return Ok(Understood { lowered: first, warnings: all });
+                return Ok(Understood { lowered, warnings: all });
             }
             Asked::Missing(requests) => {
                 let found = requests.into_iter().map(|request| resolve(request, images, source, events));
