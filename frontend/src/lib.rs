@@ -12,6 +12,7 @@
 #![allow(clippy::result_large_err, reason = "a diagnostic is made once per mistake, never on a hot path")]
 
 mod change;
+pub mod describe;
 mod diagnostic;
 mod facts;
 pub mod ignore;

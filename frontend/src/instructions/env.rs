@@ -7,7 +7,7 @@ use crate::lint::secret_names;
 use crate::lower::stage::StageRun;
 
 #[derive(Debug, Clone)]
-pub(crate) struct Env(Vec<Pair>);
+pub(crate) struct Env(pub(crate) Vec<Pair>);
 
 pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
     Some(Instruction::Env(Env(input.pairs()?)))

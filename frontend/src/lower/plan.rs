@@ -210,6 +210,9 @@ impl Planner<'_> {
 
     fn warn_undefined(&mut self, name: &Name, span: Span) {
         let args = &self.file.global_args;
+        if self.budget.spend(name.unset.len().saturating_mul(args.len())).is_err() {
+            return;
+        }
         let declared = |name: &str| args.iter().flat_map(|arg| &arg.0).any(|one| one.name == name);
         self.problems.extend(lint::undefined_args(&name.unset, declared, self.globals.names(), span));
     }

@@ -173,7 +173,8 @@ impl<'a> StageRun<'_, 'a> {
                 _ => problem,
             }
         })?;
-        if !expanded.unmatched.is_empty() && !self.onbuild {
+        let cost = expanded.unmatched.len().saturating_mul(self.state.args.len());
+        if !expanded.unmatched.is_empty() && !self.onbuild && self.lowering.budget.spend(cost).is_ok() {
             let declared = |name: &str| self.state.args.iter().any(|(arg, _)| arg == name);
             let unset: Vec<String> = expanded.unmatched.iter().filter(|name| !declared(name)).cloned().collect();
             let warnings: Vec<Diagnostic> = undefined_vars(&unset, self.state.env.names()).collect();
