@@ -58,7 +58,8 @@ fn one(config: &ContainerConfig, line: &str) -> Result<ContainerConfig, Vec<Diag
     let fact = ImageFact { digest: Digest::sha256_of(b""), config: image, pinned: false };
     let facts = Facts { images: [((reference, platform.clone()), fact)].into() };
     let options = LowerOptions { build_args: BTreeMap::new(), ..LowerOptions::new(platform) };
-    let (outcome, problems) = lower(&file, &options, &facts);
+    let (outcome, mut problems) = lower(&file, &options, &facts);
+    problems.retain(Diagnostic::is_error);
     let Outcome::Lowered(lowered) = outcome else { return Err(problems) };
     let mut changed = lowered.into_iter().next().ok_or_else(|| fail("nothing came of the change"))?.config.config;
     if config.env_value("PATH").is_none() && !line.contains("PATH") {

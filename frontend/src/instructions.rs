@@ -29,10 +29,11 @@ mod workdir;
 
 use rbuild_graph::Span;
 
-pub(crate) use arg::Arg;
+pub(crate) use arg::{Arg, Declaration};
 pub(crate) use from::From;
 pub(crate) use input::{CommandLine, Pair};
 pub(crate) use onbuild::OnBuild;
+pub(crate) use run_mount::RunMount;
 pub(crate) use transfer::Transfer;
 
 use crate::Diagnostic;

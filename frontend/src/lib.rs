@@ -12,10 +12,12 @@
 #![allow(clippy::result_large_err, reason = "a diagnostic is made once per mistake, never on a hot path")]
 
 mod change;
+pub mod describe;
 mod diagnostic;
 mod facts;
 pub mod ignore;
 mod instructions;
+pub mod lint;
 mod lower;
 mod options;
 mod stages;
@@ -28,5 +30,5 @@ pub use diagnostic::{Diagnostic, Severity, nearest};
 pub use facts::{FactRequest, Facts, ImageFact};
 pub use lower::git::git_source;
 pub use lower::lower;
-pub use options::{BaseImage, HistoryStep, LowerOptions, Lowered, NamedContext, Outcome};
+pub use options::{BaseImage, HistoryStep, LowerOptions, Lowered, NamedContext, Outcome, Purpose};
 pub use stages::{Dockerfile, Stage, parse};

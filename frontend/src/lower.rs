@@ -24,13 +24,16 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::instructions::Command;
+use crate::lint::{self, Once};
 use crate::syntax::words::{Budget, Variables};
 use crate::{BaseImage, Diagnostic, Dockerfile, FactRequest, Facts, HistoryStep, LowerOptions, Lowered, Outcome};
-use arguments::unused_args;
+pub(crate) use arguments::globals;
+use arguments::{invalid_defaults, unused_args};
 use check::Check;
 use draft::Draft;
-use env::Env;
+pub(crate) use env::Env;
 use plan::{Plan, Planner, Tree};
+use rbuild_graph::pattern::Patterns;
 use stage::{StageRun, State};
 
 /// What the process of an image without PATH finds its programs by.
@@ -53,6 +56,8 @@ pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outco
     if problems.iter().any(Diagnostic::is_error) {
         return (Outcome::Failed, problems);
     }
+    problems.extend(file.warnings.iter().cloned());
+    problems.extend(invalid_defaults(file, options));
     let explicit = !options.platforms.is_empty();
     let mut platforms: Vec<Platform> = options.platforms.iter().map(|p| p.clone().normalized()).collect();
     if !explicit {
@@ -65,9 +70,11 @@ pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outco
         lowered.extend(one.lower(&mut problems, &mut missing));
     }
     problems.extend(unused_args(file, options));
-    check.apply(&mut problems, &file.warned);
+    check.apply(&mut problems, options.purpose);
     problems.sort_by_key(|problem| problem.span.map_or(usize::MAX, |span| span.start));
-    problems.dedup();
+    // Each platform says the same again.
+    let mut said = HashSet::new();
+    problems.retain(|problem| said.insert((problem.span, problem.message.clone())));
     let mut seen = HashSet::new();
     missing.retain(|request| {
         let FactRequest::ImageConfig { reference, platform, .. } = request;
@@ -132,6 +139,8 @@ pub(crate) struct Lowering<'a> {
     created: Option<String>,
     /// Base images, one for all stages on it.
     bases: HashMap<(Reference, Platform), Rc<BaseImage>>,
+    /// What `.dockerignore` hides.
+    ignored: Patterns,
     /// The stages that are done.
     ends: Vec<Option<State>>,
 }
@@ -165,6 +174,8 @@ impl OnePlatform<'_> {
             platform: self.platform.clone(),
             multiplatform: self.multiplatform,
             bases: HashMap::new(),
+            // Patterns of a caller that are none hide nothing here; whoever walks the files reports them.
+            ignored: Patterns::new(self.options.ignore.iter().map(String::as_str)).unwrap_or_default(),
             ends: vec![None; plan.stages.len()],
             plan,
             draft: Draft::default(),
@@ -218,7 +229,19 @@ impl Lowering<'_> {
         };
         if !replaced {
             begin(&mut state);
-            let mut run = StageRun { lowering: self, state, name, platform, total, done, ignore_cache, onbuild: true };
+            let (once, span) = (Once::default(), stage.span);
+            let mut run = StageRun {
+                lowering: self,
+                state,
+                name,
+                platform,
+                total,
+                done,
+                ignore_cache,
+                onbuild: true,
+                once,
+                span,
+            };
             run.apply(&triggers);
             run.onbuild = false;
             run.apply(&stage.commands);
@@ -269,6 +292,7 @@ impl Lowering<'_> {
             image_platform: self.platform.clone(),
             args: Vec::new(),
             cmd_set: false,
+            workdir_set: false,
             history: Vec::new(),
             base: None,
         }
@@ -300,6 +324,10 @@ impl Lowering<'_> {
             let (reference, platform) = (reference.clone(), platform.clone());
             Rc::new(BaseImage { reference, platform, digest: fact.digest.clone(), config: fact.config.clone(), edge })
         });
+        let written = &self.file.stages[index].base.value;
+        let shown = if written.contains('$') { reference.familiar() } else { written.clone() };
+        let mismatch = lint::base_platform(&shown, &platform, &fact.config.platform());
+        self.problems.extend(mismatch.map(|warning| warning.at(self.file.stages[index].span)));
         let mut config = fact.config.config.clone();
         let image_env = Env::of(&std::mem::take(&mut config.env));
         config.working_dir = stage::working_dir(&config);
@@ -313,6 +341,7 @@ impl Lowering<'_> {
             image_platform: fact.config.platform(),
             args: Vec::new(),
             cmd_set: false,
+            workdir_set: false,
             history: Vec::new(),
             base: Some(Rc::clone(base)),
         };
@@ -392,6 +421,7 @@ fn begin(state: &mut State) {
 impl StageRun<'_, '_> {
     fn apply(&mut self, commands: &[Command]) {
         for command in commands {
+            self.span = command.span;
             if let Err(problem) = command.lower(self) {
                 let problem = if problem.span.is_none() { problem.at(command.span) } else { problem };
                 self.lowering.problems.push(problem);

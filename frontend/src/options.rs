@@ -37,6 +37,7 @@ pub struct LowerOptions {
     pub source_date_epoch: Option<i64>,
     /// The patterns of `.dockerignore`, see [`IgnoreFile::patterns`](crate::ignore::IgnoreFile::patterns).
     pub ignore: Vec<String>,
+    pub purpose: Purpose,
     /// Replacements for image and stage names.
     pub contexts: BTreeMap<String, NamedContext>,
 }
@@ -60,9 +61,20 @@ impl LowerOptions {
             cgroup_parent: None,
             source_date_epoch: None,
             ignore: Vec::new(),
+            purpose: Purpose::Build,
             contexts: BTreeMap::new(),
         }
     }
+}
+
+/// What lowering is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Purpose {
+    /// What the target needs is lowered. A warning may be an error, if the file says so.
+    #[default]
+    Build,
+    /// To see what is wrong with the file: without a target every stage is looked at, and warnings stay warnings.
+    Check,
 }
 
 /// What a name stands for instead of a stage or an image.

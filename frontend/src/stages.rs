@@ -1,12 +1,10 @@
 //! A file as stages: the instructions behind each FROM, and the arguments before the first.
 
-use std::collections::HashSet;
-
 use rbuild_graph::Span;
 
 use crate::Diagnostic;
 use crate::instructions::{self, Arg, Command, Instruction, Text};
-use crate::lower::check::Check;
+use crate::lint;
 use crate::syntax::lines::{self, Directive};
 
 /// A Dockerfile that was read. It may have mistakes; the diagnostics that came with it say.
@@ -20,8 +18,8 @@ pub struct Dockerfile {
     pub(crate) global_args: Vec<Arg>,
     pub(crate) stages: Vec<Stage>,
     pub(crate) has_mistakes: bool,
-    /// The rules that reading it warned of.
-    pub(crate) warned: Vec<&'static str>,
+    /// What rules say of its text; lowering tells, for the caller may skip rules.
+    pub(crate) warnings: Vec<Diagnostic>,
 }
 
 /// From one FROM to the next.
@@ -65,9 +63,8 @@ impl Stage {
     }
 }
 
-const RESERVED: [&str; 2] = ["context", "scratch"];
-
-/// Reads a file. Never fails: what is wrong is in the diagnostics, all of it, in the order of the file.
+/// Reads a file. Never fails: what is wrong is in the diagnostics, all of it, in the order of the file. What is merely
+/// unwise is told by [`lower`](crate::lower).
 pub fn parse(text: &[u8], name: &str) -> (Dockerfile, Vec<Diagnostic>) {
     let mut problems = Vec::new();
     let lines = lines::read(text, &mut problems);
@@ -79,7 +76,7 @@ pub fn parse(text: &[u8], name: &str) -> (Dockerfile, Vec<Diagnostic>) {
         global_args: Vec::new(),
         stages: Vec::new(),
         has_mistakes: false,
-        warned: Vec::new(),
+        warnings: Vec::new(),
     };
     if lines.lines.is_empty() && problems.is_empty() {
         problems.push(Diagnostic::error("file with no instructions").hint("the least is a FROM line"));
@@ -119,27 +116,9 @@ pub fn parse(text: &[u8], name: &str) -> (Dockerfile, Vec<Diagnostic>) {
     if file.stages.is_empty() && !has_errors {
         problems.push(Diagnostic::error("dockerfile contains no stages to build").hint("the least is a FROM line"));
     }
-    check_names(&file, &mut problems);
+    lint::of_file(&lines.lines, &file, &mut problems);
     problems.sort_by_key(|problem| problem.span.map_or(0, |span| span.start));
-    let check = Check::of_file(&file);
-    problems.retain(|problem| problem.rule.is_none_or(|rule| !check.skips(rule)));
-    file.warned = problems.iter().filter_map(|problem| problem.rule).collect();
+    (file.warnings, problems) = problems.into_iter().partition(|problem| problem.rule.is_some());
     file.has_mistakes = problems.iter().any(Diagnostic::is_error);
     (file, problems)
-}
-
-fn check_names(file: &Dockerfile, problems: &mut Vec<Diagnostic>) {
-    let mut seen = HashSet::new();
-    for name in file.stages.iter().filter_map(|stage| stage.name.as_ref()) {
-        if RESERVED.contains(&name.value.as_str()) {
-            let message = format!("Stage name should not use the same name as reserved stage {:?}", name.value);
-            let url = "https://docs.docker.com/go/dockerfile/rule/reserved-stage-name/";
-            problems.push(Diagnostic::warning(message).at(name.span).rule("ReservedStageName", url));
-        }
-        if !seen.insert(name.value.as_str()) {
-            let message = format!("Duplicate stage name {:?}, stage names should be unique", name.value);
-            let url = "https://docs.docker.com/go/dockerfile/rule/duplicate-stage-name/";
-            problems.push(Diagnostic::warning(message).at(name.span).rule("DuplicateStageName", url));
-        }
-    }
 }

@@ -8,7 +8,7 @@ mod dump;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rbuild_frontend::{FactRequest, Facts, ImageFact, LowerOptions, NamedContext, Outcome, lower, parse};
+use rbuild_frontend::{FactRequest, Facts, ImageFact, LowerOptions, NamedContext, Outcome, Purpose, lower, parse};
 use rbuild_oci::{Digest, ImageConfig, Platform, Reference};
 use serde::Deserialize;
 
@@ -22,6 +22,8 @@ struct Args {
     no_cache_filter: Vec<String>,
     epoch: Option<i64>,
     ignore: Vec<String>,
+    /// `check`, or a build.
+    purpose: Option<String>,
     /// `name` to an image, or to null for files.
     contexts: BTreeMap<String, Option<String>>,
 }
@@ -35,6 +37,10 @@ fn options(args: Args) -> LowerOptions {
     options.no_cache_filter = args.no_cache_filter;
     options.source_date_epoch = args.epoch;
     options.ignore = args.ignore;
+    if let Some(purpose) = args.purpose {
+        assert_eq!(purpose, "check");
+        options.purpose = Purpose::Check;
+    }
     for (name, image) in args.contexts {
         let context = match image {
             Some(image) => NamedContext::Image(Reference::parse(&image).unwrap()),

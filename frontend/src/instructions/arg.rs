@@ -1,8 +1,11 @@
 //! `ARG`: a variable of the build, not of the image.
 
+use rbuild_graph::Span;
+
 use super::input::Input;
 use super::{Instruction, Text};
 use crate::Diagnostic;
+use crate::lint::secret_names;
 use crate::lower::stage::StageRun;
 
 #[derive(Debug, Clone)]
@@ -13,6 +16,9 @@ pub(crate) struct Arg(pub(crate) Vec<Declaration>);
 pub(crate) struct Declaration {
     pub(crate) name: String,
     pub(crate) default: Option<Text>,
+    /// The text behind its name in a comment right before the line.
+    pub(crate) description: Option<String>,
+    pub(crate) span: Span,
 }
 
 /// Names that speak to the builder and reach no step.
@@ -28,7 +34,9 @@ pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
         if name.is_empty() {
             return input.report(Diagnostic::error("ARG names can not be blank").at(word.span));
         }
-        declarations.push(Declaration { name: name.to_owned(), default });
+        let behind = |line: &String| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned);
+        let description = input.line.comments.iter().find_map(behind);
+        declarations.push(Declaration { name: name.to_owned(), default, description, span: word.span });
     }
     Some(Instruction::Arg(Arg(declarations)))
 }
@@ -36,6 +44,7 @@ pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
 impl Arg {
     /// The caller's value counts, then the default, then the value of the same name before the first FROM.
     pub(super) fn lower(&self, stage: &mut StageRun<'_, '_>) -> Result<(), Diagnostic> {
+        stage.warn(secret_names("ARG", self.0.iter().map(|one| one.name.as_str())));
         let mut entries = Vec::with_capacity(self.0.len());
         for declaration in &self.0 {
             let name = &declaration.name;

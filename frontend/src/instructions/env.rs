@@ -3,10 +3,11 @@
 use super::Instruction;
 use super::input::{Input, Pair};
 use crate::Diagnostic;
+use crate::lint::secret_names;
 use crate::lower::stage::StageRun;
 
 #[derive(Debug, Clone)]
-pub(crate) struct Env(Vec<Pair>);
+pub(crate) struct Env(pub(crate) Vec<Pair>);
 
 pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
     Some(Instruction::Env(Env(input.pairs()?)))
@@ -15,6 +16,7 @@ pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
 impl Env {
     pub(super) fn lower(&self, stage: &mut StageRun<'_, '_>) -> Result<(), Diagnostic> {
         let pairs = stage.expand_pairs(&self.0)?;
+        stage.warn(secret_names("ENV", pairs.iter().map(|(name, _)| name.as_str())));
         let mut entry = String::from("ENV");
         for (name, value) in pairs {
             entry.push_str(&format!(" {name}={value}"));

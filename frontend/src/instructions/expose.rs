@@ -5,6 +5,7 @@ use rbuild_oci::EmptyObject;
 use super::input::Input;
 use super::{Instruction, Text};
 use crate::Diagnostic;
+use crate::lint::{invalid_format, proto_casing};
 use crate::lower::stage::StageRun;
 
 #[derive(Debug, Clone)]
@@ -23,19 +24,9 @@ impl Expose {
             for word in stage.expand_words(text)? {
                 let ports = Ports::parse(&word).map_err(|problem| problem.at(text.span))?;
                 if ports.published {
-                    let message = format!(
-                        "EXPOSE instruction should not define an IP address or host-port mapping, found '{word}'"
-                    );
-                    stage.warn(
-                        Diagnostic::warning(message)
-                            .at(text.span)
-                            .hint("publish ports when the container is run")
-                            .rule(
-                                "ExposeInvalidFormat",
-                                "https://docs.docker.com/go/dockerfile/rule/expose-invalid-format/",
-                            ),
-                    );
+                    stage.warn([invalid_format(&word).at(text.span)]);
                 }
+                stage.warn(proto_casing(&word).map(|warning| warning.at(text.span)));
                 exposed.extend((ports.first..=ports.last).map(|port| format!("{port}/{}", ports.protocol)));
             }
         }

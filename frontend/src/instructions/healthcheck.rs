@@ -100,6 +100,7 @@ fn retries(input: &mut Input<'_>) -> Option<i64> {
 
 impl Health {
     pub(super) fn lower(&self, stage: &mut StageRun<'_, '_>) -> Result<(), Diagnostic> {
+        stage.once("HEALTHCHECK");
         let health = &self.0;
         stage.metadata(format!(
             "HEALTHCHECK {{Test:[{}] Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",

@@ -66,6 +66,12 @@ struct Values {
 }
 
 impl RunMount {
+    /// An option as written, by any of its names; empty when it has no value.
+    pub(crate) fn option(&self, names: &[&str]) -> Option<&str> {
+        let field = self.fields.iter().rev().find(|field| names.contains(&field.key.as_str()))?;
+        Some(field.value.as_deref().unwrap_or_default())
+    }
+
     pub(super) fn read(flag: &Text) -> Result<RunMount, Diagnostic> {
         let mut mount = RunMount { fields: Vec::new(), from: None, flag: flag.clone() };
         for text in comma_separated(&flag.value).map_err(|problem| problem.at(flag.span))? {

@@ -12,6 +12,7 @@ use super::input::{Input, heredoc_of};
 use super::{Command, Text};
 use crate::Diagnostic;
 use crate::glob::Pattern;
+use crate::lint::ignored_source;
 use crate::lower::git::GitUrl;
 use crate::lower::stage::{Inputs, StageRun};
 use crate::lower::{owner, paths};
@@ -189,7 +190,13 @@ impl Transfer {
         } else {
             let edge = match &self.from {
                 Some(from) => stage.source(from, &paths::source(&source.value))?,
-                None => stage.context(&paths::source(&source.value)),
+                None => {
+                    let path = paths::source(&source.value);
+                    let verb = if self.kind == Kind::Add { "Add" } else { "Copy" };
+                    let warning = ignored_source(verb, &path, stage.ignored());
+                    stage.warn(warning.map(|warning| warning.at(source.span)));
+                    stage.context(&path)
+                }
             };
             let sources = vec![match self.parents {
                 true => paths::source_with_pivot(&source.value).into_bytes(),

@@ -5,6 +5,7 @@ use rbuild_graph::ops::{FileAction, FileOp, Mkdir, Op};
 use super::input::Input;
 use super::{Command, Instruction, Text};
 use crate::Diagnostic;
+use crate::lint::relative_workdir;
 use crate::lower::stage::StageRun;
 use crate::lower::{owner, paths};
 
@@ -18,6 +19,8 @@ pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
 impl Workdir {
     pub(super) fn lower(&self, command: &Command, stage: &mut StageRun<'_, '_>) -> Result<(), Diagnostic> {
         let path = stage.expand(&self.0)?;
+        stage.warn(relative_workdir(&path, stage.state.workdir_set));
+        stage.state.workdir_set = true;
         let path = paths::absolute(stage.cwd(), &path);
         stage.state.config.working_dir.clone_from(&path);
         if path == "/" {

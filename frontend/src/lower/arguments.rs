@@ -6,7 +6,7 @@ use super::env::Env;
 use super::{OnePlatform, stage, written};
 use crate::instructions::Instruction;
 use crate::syntax::words::{Budget, Lexer, Variables};
-use crate::{Diagnostic, Dockerfile, LowerOptions};
+use crate::{Diagnostic, Dockerfile, Facts, LowerOptions, lint};
 
 /// Arguments that nobody asked for are often mistyped.
 pub(super) fn unused_args(file: &Dockerfile, options: &LowerOptions) -> Option<Diagnostic> {
@@ -41,6 +41,37 @@ pub(super) fn unused_args(file: &Dockerfile, options: &LowerOptions) -> Option<D
         Some(near) => warning.hint(format!("the file has ARG {near}")),
         None => warning,
     })
+}
+
+/// Bases whose names make no sense with the defaults of their arguments alone.
+pub(super) fn invalid_defaults(file: &Dockerfile, options: &LowerOptions) -> Vec<Diagnostic> {
+    let mut plain = LowerOptions::new(options.build_platform.clone());
+    plain.platforms.clone_from(&options.platforms);
+    let (mut budget, mut mistakes) = (Budget::new(), Vec::new());
+    let globals = for_first_platform(file, &plain, &mut budget, &mut mistakes);
+    if !mistakes.is_empty() {
+        return Vec::new();
+    }
+    let lexer = Lexer::new(file.escape);
+    lint::invalid_defaults(&file.stages, |text| {
+        lexer.expand(&text.value, &globals, &mut budget).ok().map(|expanded| expanded.text)
+    })
+}
+
+/// The arguments before the first FROM, for the first platform; one whose default is a mistake has no value.
+pub(crate) fn globals(file: &Dockerfile, options: &LowerOptions) -> Env {
+    for_first_platform(file, options, &mut Budget::new(), &mut Vec::new())
+}
+
+fn for_first_platform(
+    file: &Dockerfile,
+    options: &LowerOptions,
+    budget: &mut Budget,
+    mistakes: &mut Vec<Diagnostic>,
+) -> Env {
+    let platform = options.platforms.first().unwrap_or(&options.build_platform).clone().normalized();
+    let (facts, platform) = (&Facts::default(), &platform);
+    OnePlatform { file, options, facts, platform, explicit: false, multiplatform: false }.globals(budget, mistakes)
 }
 
 const PLATFORM_ARGS: [&str; 6] = ["PLATFORM", "OS", "OSVERSION", "ARCH", "VARIANT", "STAGE"];

@@ -1,6 +1,6 @@
 //! `# check=skip=Rule,…;error=true`: which rules count, and whether a warning is an error.
 
-use crate::{Diagnostic, Dockerfile, LowerOptions};
+use crate::{Diagnostic, Dockerfile, LowerOptions, Purpose, lint};
 
 /// The build argument that goes before the directive.
 const ARGUMENT: &str = "BUILDKIT_DOCKERFILE_CHECK";
@@ -10,15 +10,13 @@ const ARGUMENT: &str = "BUILDKIT_DOCKERFILE_CHECK";
 pub(crate) struct Check {
     skip: Vec<String>,
     skip_all: bool,
+    /// Rules that count only when they are named.
+    experimental: Vec<String>,
+    experimental_all: bool,
     error: bool,
 }
 
 impl Check {
-    /// The directive alone, for what parsing has to say; a directive that is wrong is reported when lowering.
-    pub(crate) fn of_file(file: &Dockerfile) -> Check {
-        file.check.as_ref().and_then(|directive| Check::parse(&directive.value).ok()).unwrap_or_default()
-    }
-
     pub(super) fn of(file: &Dockerfile, options: &LowerOptions) -> Result<Check, Diagnostic> {
         if let Some(text) = options.build_args.get(ARGUMENT) {
             return Check::parse(text);
@@ -50,8 +48,10 @@ impl Check {
                             .expected("true or false")
                     })?;
                 }
-                // Experimental rules there are none yet.
-                "experimental" => {}
+                "experimental" => {
+                    check.experimental_all = value.eq_ignore_ascii_case("all");
+                    check.experimental = value.split(',').map(|rule| rule.trim().to_owned()).collect();
+                }
                 other => {
                     let problem = refuse(format!("invalid check option {option:?}"));
                     return Err(problem.suggest(other, ["skip", "error", "experimental"]));
@@ -61,16 +61,20 @@ impl Check {
         Ok(check)
     }
 
-    pub(crate) fn skips(&self, rule: &str) -> bool {
-        self.skip_all || self.skip.iter().any(|skipped| skipped.eq_ignore_ascii_case(rule))
+    fn skips(&self, rule: &str) -> bool {
+        let named = |list: &[String]| list.iter().any(|name| name.eq_ignore_ascii_case(rule));
+        if lint::rule(rule).is_some_and(|rule| rule.experimental) {
+            // To name such a rule is to want it, also where all others are skipped.
+            return !(named(&self.experimental) || self.experimental_all && !self.skip_all) || named(&self.skip);
+        }
+        self.skip_all || named(&self.skip)
     }
 
-    /// Drops what is skipped; an error for the rest, if so wanted. `warned` are rules that parsing warned of.
-    pub(super) fn apply(&self, problems: &mut Vec<Diagnostic>, warned: &[&'static str]) {
+    /// Drops what is skipped; an error for the rest, if so wanted.
+    pub(super) fn apply(&self, problems: &mut Vec<Diagnostic>, purpose: Purpose) {
         problems.retain(|problem| problem.rule.is_none_or(|rule| !self.skips(rule)));
-        let parsed = warned.iter().copied().filter(|rule| !self.skips(rule));
-        let mut rules: Vec<&str> = problems.iter().filter_map(|problem| problem.rule).chain(parsed).collect();
-        if self.error && !rules.is_empty() {
+        let mut rules: Vec<&str> = problems.iter().filter_map(|problem| problem.rule).collect();
+        if self.error && !rules.is_empty() && purpose == Purpose::Build {
             rules.sort_unstable();
             rules.dedup();
             problems.push(Diagnostic::error(format!("lint violation found for rules: {}", rules.join(", "))));
@@ -87,6 +91,9 @@ mod tests {
         let check = Check::parse("skip=A,b; error=true").unwrap();
         assert!(check.skips("a") && check.skips("B") && !check.skips("C") && check.error);
         assert!(Check::parse("skip=all").unwrap().skips("X"));
+        let skips = |text: &str| Check::parse(text).unwrap().skips("InvalidDefinitionDescription");
+        assert!(skips("") && !skips("experimental=all") && !skips("experimental=invaliddefinitiondescription"));
+        assert!(skips("skip=all;experimental=all") && skips("skip=InvalidDefinitionDescription;experimental=all"));
         for bad in ["x", "error=maybe", "skipp=A"] {
             assert!(Check::parse(bad).is_err(), "{bad}");
         }

@@ -43,7 +43,7 @@ impl Env {
         self.entries.iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.entries.iter().map(|(name, _)| name.as_str())
     }
 

@@ -12,7 +12,7 @@ use super::env::Env;
 use crate::instructions::{self, Command, Instruction, Text};
 use crate::lower::words::quoted;
 use crate::syntax::words::{Budget, Lexer};
-use crate::{Diagnostic, Dockerfile, FactRequest, Facts, LowerOptions, NamedContext};
+use crate::{Diagnostic, Dockerfile, FactRequest, Facts, LowerOptions, NamedContext, Purpose, lint};
 
 /// Where a file tree comes from.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,7 +111,8 @@ impl Planner<'_> {
         let mut stages = Vec::with_capacity(self.file.stages.len());
         let file = self.file;
         for (index, stage) in file.stages.iter().enumerate() {
-            let platform = stage.platform.as_ref().and_then(|text| self.stage_platform(text));
+            let platform = stage.platform.as_ref().and_then(|text| self.stage_platform(stage.span, text));
+            self.problems.extend(lint::platform_flag(stage));
             let own = stage.name().and_then(|name| find_context(self.options, name));
             let (base, replaced) = match own {
                 Some((name, context)) => (context_tree(name, context), true),
@@ -140,6 +141,7 @@ impl Planner<'_> {
 
     fn base(&mut self, span: Span, base: &Text, by_name: &HashMap<String, usize>) -> Tree {
         let Some(name) = self.expand(base) else { return Tree::Scratch };
+        self.warn_undefined(&name, span);
         if name.value.is_empty() {
             let message = format!("base name ({}) should not be blank", base.value);
             let mut problem = Diagnostic::error(message).at(span).expected("an image or a stage");
@@ -176,8 +178,9 @@ impl Planner<'_> {
         }
     }
 
-    fn stage_platform(&mut self, text: &Text) -> Option<Platform> {
+    fn stage_platform(&mut self, span: Span, text: &Text) -> Option<Platform> {
         let expanded = self.expand(text)?;
+        self.warn_undefined(&expanded, span);
         let problem = if expanded.value.is_empty() {
             Diagnostic::error(format!("empty platform value from expression {}", text.value))
         } else {
@@ -203,6 +206,15 @@ impl Planner<'_> {
                 None
             }
         }
+    }
+
+    fn warn_undefined(&mut self, name: &Name, span: Span) {
+        let args = &self.file.global_args;
+        if self.budget.spend(name.unset.len().saturating_mul(args.len())).is_err() {
+            return;
+        }
+        let declared = |name: &str| args.iter().flat_map(|arg| &arg.0).any(|one| one.name == name);
+        self.problems.extend(lint::undefined_args(&name.unset, declared, self.globals.names(), span));
     }
 
     fn target(&mut self, plan: &Plan) -> Option<usize> {
@@ -297,8 +309,11 @@ impl Planner<'_> {
     }
 
     fn reach(&mut self, plan: &mut Plan, uses: Vec<Vec<(Source, Span)>>) {
-        let mut queue = VecDeque::from([plan.target]);
-        plan.stages[plan.target].reachable = true;
+        let all = self.options.purpose == Purpose::Check && self.options.target.is_none();
+        let mut queue: VecDeque<usize> = if all { (0..plan.stages.len()).collect() } else { [plan.target].into() };
+        for index in &queue {
+            plan.stages[*index].reachable = true;
+        }
         let mut asked = HashSet::new();
         let file = self.file;
         while let Some(index) = queue.pop_front() {

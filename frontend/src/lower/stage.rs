@@ -12,8 +12,10 @@ use super::plan::{Source, Tree};
 use super::words::quoted;
 use super::{Lowering, paths};
 use crate::instructions::{CommandLine, Pair, Text};
+use crate::lint::{Once, undefined_vars};
 use crate::syntax::words::{Expanded, Lexer, Variables, WordError};
 use crate::{BaseImage, Diagnostic, HistoryStep, LowerOptions};
+use rbuild_graph::pattern::Patterns;
 
 /// What instructions change.
 #[derive(Clone)]
@@ -33,6 +35,8 @@ pub(crate) struct State {
     pub(crate) args: Vec<(String, Option<String>)>,
     /// Whether this stage has a CMD of its own.
     pub(crate) cmd_set: bool,
+    /// Whether a WORKDIR of this file came before.
+    pub(crate) workdir_set: bool,
     /// What this stage adds to the history of its base.
     pub(crate) history: Vec<HistoryStep>,
     pub(crate) base: Option<Rc<BaseImage>>,
@@ -93,6 +97,9 @@ pub(crate) struct StageRun<'l, 'a> {
     pub(super) ignore_cache: bool,
     /// The instruction is a trigger of the base.
     pub(super) onbuild: bool,
+    /// The instruction that is being lowered.
+    pub(super) span: Span,
+    pub(super) once: Once,
 }
 
 impl<'a> StageRun<'_, 'a> {
@@ -135,18 +142,45 @@ impl<'a> StageRun<'_, 'a> {
         }
     }
 
-    pub(crate) fn warn(&mut self, warning: Diagnostic) {
-        self.lowering.problems.push(warning);
+    /// Warns of the instruction, if it is the file's own: nobody can mend a trigger of a base image here.
+    pub(crate) fn warn(&mut self, warnings: impl IntoIterator<Item = Diagnostic>) {
+        if self.onbuild {
+            return;
+        }
+        let own = self.span;
+        let placed = warnings.into_iter().map(|warning| Diagnostic { span: warning.span.or(Some(own)), ..warning });
+        self.lowering.problems.extend(placed);
+    }
+
+    /// Marks an instruction of which the last of a stage counts.
+    pub(crate) fn once(&mut self, name: &'static str) {
+        if !self.onbuild {
+            let warning = self.once.seen(name, self.span);
+            self.warn(warning);
+        }
+    }
+
+    /// What `.dockerignore` hides.
+    pub(crate) fn ignored(&self) -> &Patterns {
+        &self.lowering.ignored
     }
 
     fn process(&mut self, lexer: Lexer, text: &str, span: Span) -> Result<Expanded, Diagnostic> {
-        lexer.expand(text, &self.state.env, &mut self.lowering.budget).map_err(|error| {
+        let expanded = lexer.expand(text, &self.state.env, &mut self.lowering.budget).map_err(|error| {
             let problem = Diagnostic::error(format!("failed to process {}: {error}", shown(text))).at(span);
             match &error {
                 WordError::Required { name, .. } => problem.hint(format!("give it with --build-arg {name}=<value>")),
                 _ => problem,
             }
-        })
+        })?;
+        let cost = expanded.unmatched.len().saturating_mul(self.state.args.len());
+        if !expanded.unmatched.is_empty() && !self.onbuild && self.lowering.budget.spend(cost).is_ok() {
+            let declared = |name: &str| self.state.args.iter().any(|(arg, _)| arg == name);
+            let unset: Vec<String> = expanded.unmatched.iter().filter(|name| !declared(name)).cloned().collect();
+            let warnings: Vec<Diagnostic> = undefined_vars(&unset, self.state.env.names()).collect();
+            self.warn(warnings);
+        }
+        Ok(expanded)
     }
 
     pub(crate) fn expand(&mut self, text: &Text) -> Result<String, Diagnostic> {

@@ -11,6 +11,7 @@ use rbuild_oci::limits;
 use super::grammar::{self, Exec, Head};
 use super::heredoc::Heredoc;
 use crate::Diagnostic;
+use crate::lint::NO_EMPTY_CONTINUATION;
 
 /// One instruction's text.
 #[derive(Debug, Clone)]
@@ -289,10 +290,10 @@ impl<'a> Reader<'a> {
         }
         if let (Some(span), None) = (empty_line, self.fixed) {
             problems.push(
-                Diagnostic::warning("Empty continuation line")
+                NO_EMPTY_CONTINUATION
+                    .warn("Empty continuation line")
                     .at(span)
-                    .hint("take the line out, or put a # at its start")
-                    .rule("NoEmptyContinuation", "https://docs.docker.com/go/dockerfile/rule/no-empty-continuation/"),
+                    .hint("take the line out, or put a # at its start"),
             );
         }
         let head = grammar::head(&text, self.escape);

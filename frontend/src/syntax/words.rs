@@ -332,7 +332,9 @@ impl<'a> Run<'a> {
 
     fn modified(&mut self, name: &str, modifier: char, colon: bool) -> Result<String, WordError> {
         let word = self.operand(Some('}'), matches!(modifier, '#' | '%'), "missing '}'")?;
-        let value = self.value(name).map(str::to_owned);
+        // A variable with a word in its place is meant to be without a value at times.
+        let value = if matches!(modifier, '-' | '+') { self.variables.value(name) } else { self.value(name) };
+        let value = value.map(str::to_owned);
         let sign = if colon { format!(":{modifier}") } else { modifier.to_string() };
         if value.is_none() && self.lexer.keep_unset {
             return Ok(format!("${{{name}{sign}{word}}}"));
@@ -508,9 +510,9 @@ mod tests {
         assert_eq!(text(r#"echo "$A" '$A' $U ${U} ${U:-w} \"q"#), r#"echo "x" '$A' $U ${U} ${U:-w} "q"#);
         let lexer = Lexer { plain_quotes: true, ..Lexer::new('\\') };
         assert_eq!(lexer.expand(r#"it's "$A""#, &env, &mut Budget::new()).unwrap().text, r#"it's "x""#);
-        let words = Lexer::new('\\').expand(r#" a  "b c"$T ${X:-1 2}<< E"#, &ENV, &mut Budget::new()).unwrap();
+        let words = Lexer::new('\\').expand(r#" a  "b c"$T ${X:-1 2}<< E$Y"#, &ENV, &mut Budget::new()).unwrap();
         assert_eq!(words.words, ["a", "b ctwo", "words", "1", "2<< E"]);
-        assert_eq!(words.unmatched, ["X"]);
+        assert_eq!(words.unmatched, ["Y"], "a variable with a word in its place is not missing");
         assert_eq!(Lexer::new('`').expand(r"C:\$A`$", &ENV, &mut Budget::new()).unwrap().text, r"C:\arg$");
     }
 
