@@ -281,7 +281,7 @@ fn identity(executor: &Executor, op: &ExecOp, active: &Active) -> Result<users::
         mounts => Some(mounts),
     };
     let root = match active.below() {
-        Some(below) => Some(mount_detached(&below)?),
+        Some(below) => Some(mount_detached(below)?),
         None => match view {
             Some(Mounts::Bind { source, .. }) => Some(
                 rustix::fs::open(

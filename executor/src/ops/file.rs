@@ -275,7 +275,7 @@ fn apply(
         Value::Context(_) => return Err(ExecutorError::Invalid("a build context cannot be changed".into())),
     };
     let active = executor.store.snapshots().prepare(&executor.lease, parent)?;
-    let below = active.below().map(|mounts| rbuild_runtime::mount_detached(&mounts)).transpose()?;
+    let below = active.below().map(rbuild_runtime::mount_detached).transpose()?;
     let mut writer = TreeWriter::new(active.upper(), below)?;
     let mut selections = selections.into_iter().chain(std::iter::repeat_with(|| None));
     for action in &op.actions {
