@@ -228,6 +228,9 @@ impl Job<'_> {
 
     fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
         let id = session_id(&self.lease);
+        // `--ssh default`; the agent of the caller's own shell is for the context the caller names.
+        let agent = self.request.lent.agents.get("default").cloned();
+        let stays = matches!(self.request.context, BuildContext::Directory(_));
         let logs = BuildLogs::new(self.engine.store().root().join("builds").join(self.lease.id().to_string()));
         Ok(Executor {
             store: self.engine.store().clone(),
@@ -238,12 +241,12 @@ impl Job<'_> {
                 id,
                 inputs.root,
                 inputs.ignore,
-                self.engine.store().root().join("contexts"),
+                stays.then(|| self.engine.store().root().join("contexts")),
                 inputs.lending,
             )),
             images,
             web: self.engine.registry()?.clone(),
-            git: self.engine.options().git.clone(),
+            git: self.engine.options().git.clone().map(|git| git.with_agent(agent)),
             logs: Arc::new(logs),
             settings: ExecSettings {
                 default_network: self.request.network,

@@ -29,8 +29,8 @@ pub(crate) struct LocalSession {
     id: String,
     root: OwnedFd,
     hidden: Option<Arc<dyn PathFilter>>,
-    /// Where what is known of contexts' files is kept, a file each.
-    indexes: PathBuf,
+    /// Where what is known of contexts' files is kept, a file each; `None` for a context that is here only once.
+    indexes: Option<PathBuf>,
     /// Read when the context is first asked for.
     index: OnceLock<Arc<StatIndex>>,
     lending: Lending,
@@ -41,7 +41,7 @@ impl LocalSession {
         id: String,
         root: OwnedFd,
         ignore: IgnoreFile,
-        indexes: PathBuf,
+        indexes: Option<PathBuf>,
         lending: Lending,
     ) -> LocalSession {
         let hidden = (!ignore.is_empty()).then(|| Arc::new(Hidden(ignore)) as Arc<dyn PathFilter>);
@@ -49,10 +49,11 @@ impl LocalSession {
     }
 
     fn index(&self) -> Option<Arc<StatIndex>> {
+        let indexes = self.indexes.as_ref()?;
         // By what the directory is, not by what it is called: it may be reached by several names.
         let stat = rustix::fs::fstat(&self.root).ok()?;
         let name = format!("{:x}-{:x}", stat.st_dev, stat.st_ino);
-        Some(self.index.get_or_init(|| Arc::new(StatIndex::load(self.indexes.join(name)))).clone())
+        Some(self.index.get_or_init(|| Arc::new(StatIndex::load(indexes.join(name)))).clone())
     }
 }
 

@@ -38,9 +38,15 @@ impl Lending {
     pub(crate) fn open(request: &BuildRequest) -> Result<Lending, Error> {
         let mut contexts = HashMap::new();
         for (name, context) in &request.lent.contexts {
-            let NamedContext::Directory(path) = context else { continue };
-            let root = open_named(name, path)?;
-            let ignore: IgnoreFile = ignore_file(&root, None)?;
+            let (root, ignore) = match context {
+                NamedContext::Directory(path) => {
+                    let root = open_named(name, path)?;
+                    let ignore: IgnoreFile = ignore_file(&root, None)?;
+                    (root, ignore)
+                }
+                NamedContext::Unpacked(path) => (open_named(name, path)?, IgnoreFile::default()),
+                NamedContext::Image(_) | NamedContext::Remote(_) => continue,
+            };
             let hidden = (!ignore.is_empty()).then(|| Arc::new(Hidden(ignore)) as Arc<dyn PathFilter>);
             contexts.insert(name.clone(), (root, hidden));
         }

@@ -6,9 +6,11 @@
 mod bad_input;
 mod build;
 mod caching;
+mod contexts;
 mod images;
 mod interrupt;
 mod oracle;
+mod outputs;
 mod registry;
 mod run;
 mod scene;
