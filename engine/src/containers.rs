@@ -188,7 +188,7 @@ fn root_of(mounts: &Mounts) -> Result<Root, Error> {
     let root = match mounts {
         Mounts::Bind { source, .. } => Root::open(source),
         Mounts::Overlay { .. } => {
-            let fd = mount_detached(mounts).map_err(|e| Error::internal(e))?;
+            let fd = mount_detached(mounts).map_err(Error::internal)?;
             Root::from_fd(fd)
         }
     };

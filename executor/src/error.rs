@@ -37,8 +37,11 @@ pub enum ExecutorError {
     #[error("cannot copy to non-directory: /{}", show(path))]
     DirectoryOnFile { path: Vec<u8> },
     /// The client of the build lends no such secret or agent, and the step cannot do without.
-    #[error("{0}")]
-    NotLent(String),
+    #[error("{message}")]
+    NotLent { message: String, hints: Vec<String> },
+    /// A mount point cannot be made.
+    #[error("{message}")]
+    Mount { message: String, hints: Vec<String> },
     #[error("{0}")]
     Invalid(String),
     #[error("{what} is not supported yet")]
@@ -66,10 +69,16 @@ impl ExecutorError {
         ExecutorError::Write { path: path.to_vec(), errno }
     }
 
+    pub(crate) fn not_lent(message: impl Into<String>, hint: impl Into<String>) -> ExecutorError {
+        ExecutorError::NotLent { message: message.into(), hints: vec![hint.into()] }
+    }
+
     /// What the user can do about it.
     pub fn hints(&self) -> Vec<String> {
         match self {
-            ExecutorError::SourceNotFound { hints, .. } => hints.clone(),
+            ExecutorError::SourceNotFound { hints, .. }
+            | ExecutorError::NotLent { hints, .. }
+            | ExecutorError::Mount { hints, .. } => hints.clone(),
             ExecutorError::Git { message, .. } if message == "git is not installed" => {
                 vec!["install git (the Debian package is \"git\") and build again".to_owned()]
             }

@@ -6,9 +6,11 @@
 mod bad_input;
 mod build;
 mod caching;
+mod containers;
 mod contexts;
 mod images;
 mod interrupt;
+mod mounts;
 mod oracle;
 mod outputs;
 mod registry;

@@ -86,8 +86,9 @@ impl Containers {
                     let name = source.file_name().unwrap_or_default();
                     return Ok((Root::open(parent).map_err(Error::internal)?, Path::new("/").join(name)));
                 }
-                let dot = if ends_in_dot(path) { "." } else { "" };
-                return Ok((Root::open(&source).map_err(Error::internal)?, Path::new("/").join(rest).join(dot)));
+                let inside = Path::new("/").join(rest);
+                let inside = if ends_in_dot(path) { inside.join(".") } else { inside };
+                return Ok((Root::open(&source).map_err(Error::internal)?, inside));
             }
         }
         let root = if write { self.writable_root(container)? } else { self.root(container)? };

@@ -20,7 +20,9 @@ use rbuild_runtime::{
     CgroupSpec, EtcFiles, Exit, Network as Attach, ProcessSpec, Running, Seccomp, Stdio, Upper, default_spec,
     mount_detached, users,
 };
-use rbuild_solver::{InputContent, InputKey, KeyPart, KeySpec, LogStream, OpError, Ran, RunContext, RunOp, Usage};
+use rbuild_solver::{
+    ContentHash, InputContent, InputKey, KeyPart, KeySpec, LogStream, OpError, Ran, RunContext, RunOp, Usage,
+};
 use rbuild_store::{Active, Mounts, Root};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -41,7 +43,7 @@ pub(crate) struct ExecRun {
     pub(crate) executor: Arc<Executor>,
     pub(crate) op: ExecOp,
     /// For each bind mount of a build context, what `content` hashed: exactly that is shown.
-    selections: Mutex<HashMap<usize, Selected>>,
+    selections: Mutex<HashMap<usize, (Selected, ContentHash)>>,
 }
 
 impl RunOp<Value> for ExecRun {
@@ -137,7 +139,7 @@ fn run(
     executor: &Executor,
     op: &ExecOp,
     inputs: &[Value],
-    selections: HashMap<usize, Selected>,
+    selections: HashMap<usize, (Selected, ContentHash)>,
     context: &RunContext,
 ) -> Result<Ran<Value>, ExecutorError> {
     refuse_unsupported(executor, op)?;
@@ -434,7 +436,7 @@ fn start_error(op: &ExecOp, error: rbuild_runtime::Error) -> ExecutorError {
             status: ProcessStatus::NotStarted { code: failure.exit_code.into(), message: failure.message.clone() },
             log_tail: Vec::new(),
         },
-        _ => ExecutorError::Runtime(error),
+        _ => mounts::explain(op, error),
     }
 }
 

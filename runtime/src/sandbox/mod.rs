@@ -26,6 +26,7 @@ mod spec;
 mod spec_check;
 mod stubs;
 mod supervise;
+mod supervisors;
 mod sys;
 mod targets;
 mod wire;
@@ -51,4 +52,6 @@ pub trait Sandbox: Send + Sync {
     fn start(&self, spec: ProcessSpec) -> Result<Running>;
     /// Runs one more process in the sandbox of a living process, under the same confinement.
     fn enter(&self, spec: EnterSpec) -> Result<Running>;
+    /// Says that a start is likely soon, so that what can be done before may be; costs the caller nothing.
+    fn warm(&self) {}
 }
