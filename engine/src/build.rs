@@ -226,8 +226,11 @@ impl Job<'_> {
 
     fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
         let id = session_id(&self.lease);
+        // `--ssh default`; the agent of the caller's own shell is for the context the caller names.
+        let agent = self.request.lent.agents.get("default").cloned();
         let indexes = self.engine.store().root().join("contexts");
-        let main = Directory::new(inputs.root, inputs.ignore, &indexes);
+        let stays = matches!(self.request.context, BuildContext::Directory(_));
+        let main = Directory::new(inputs.root, inputs.ignore, stays.then_some(indexes.as_path()));
         let lending = Lending::open(self.request, &indexes)?;
         let logs = BuildLogs::new(self.engine.store().root().join("builds").join(self.lease.id().to_string()));
         Ok(Executor {
@@ -239,7 +242,7 @@ impl Job<'_> {
             copies: ContextCopies::default(),
             images,
             web: self.engine.registry()?.clone(),
-            git: self.engine.options().git.clone(),
+            git: self.engine.options().git.clone().map(|git| git.with_agent(agent)),
             logs: Arc::new(logs),
             settings: ExecSettings {
                 default_network: self.request.network,

@@ -28,16 +28,16 @@ pub(crate) const MAIN: &str = "context";
 pub(crate) struct Directory {
     root: OwnedFd,
     hidden: Option<Arc<dyn PathFilter>>,
-    /// Where what is known of contexts' files is kept, a file each.
-    indexes: PathBuf,
+    /// Where what is known of contexts' files is kept, a file each; `None` for a context that is here only once.
+    indexes: Option<PathBuf>,
     /// Read when the context is first asked for.
     index: OnceLock<Arc<StatIndex>>,
 }
 
 impl Directory {
-    pub(crate) fn new(root: OwnedFd, ignore: IgnoreFile, indexes: &Path) -> Directory {
+    pub(crate) fn new(root: OwnedFd, ignore: IgnoreFile, indexes: Option<&Path>) -> Directory {
         let hidden = (!ignore.is_empty()).then(|| Arc::new(Hidden(ignore)) as Arc<dyn PathFilter>);
-        Directory { root, hidden, indexes: indexes.to_owned(), index: OnceLock::new() }
+        Directory { root, hidden, indexes: indexes.map(Path::to_owned), index: OnceLock::new() }
     }
 
     fn context(&self, name: &str) -> Result<Context, ExecutorError> {
@@ -53,10 +53,11 @@ impl Directory {
     }
 
     fn index(&self) -> Option<Arc<StatIndex>> {
+        let indexes = self.indexes.as_ref()?;
         // By what the directory is, not by what it is called: it may be reached by several names.
         let stat = rustix::fs::fstat(&self.root).ok()?;
         let name = format!("{:x}-{:x}", stat.st_dev, stat.st_ino);
-        Some(self.index.get_or_init(|| Arc::new(StatIndex::load(self.indexes.join(name)))).clone())
+        Some(self.index.get_or_init(|| Arc::new(StatIndex::load(indexes.join(name)))).clone())
     }
 }
 

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rbuild_executor::{AgentStream, ExecutorError, Secret};
+use rbuild_frontend::ignore::IgnoreFile;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -35,9 +36,15 @@ impl Lending {
     pub(crate) fn open(request: &BuildRequest, indexes: &Path) -> Result<Lending, Error> {
         let mut contexts = HashMap::new();
         for (name, context) in &request.lent.contexts {
-            let NamedContext::Directory(path) = context else { continue };
-            let root = open_named(name, path)?;
-            let ignore = ignore_file(&root, None)?;
+            let (root, ignore, indexes) = match context {
+                NamedContext::Directory(path) => {
+                    let root = open_named(name, path)?;
+                    let ignore = ignore_file(&root, None)?;
+                    (root, ignore, Some(indexes))
+                }
+                NamedContext::Unpacked(path) => (open_named(name, path)?, IgnoreFile::default(), None),
+                NamedContext::Image(_) | NamedContext::Remote(_) => continue,
+            };
             contexts.insert(name.clone(), Directory::new(root, ignore, indexes));
         }
         let (secrets, agents) = (request.lent.secrets.clone(), request.lent.agents.clone());
