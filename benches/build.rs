@@ -11,9 +11,12 @@ use scene::Scene;
 
 const ROUNDS: u32 = 15;
 
+/// Does the thing once and says how long it took.
+type Measure = fn(&Scene) -> Duration;
+
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let all: [(&str, fn(&Scene) -> Duration); 5] = [
+    let all: [(&str, Measure); 5] = [
         ("version: the program starts and ends", version),
         ("cached: nothing changed", cached),
         ("run-true: three RUN true, per step", run_true),

@@ -8,6 +8,7 @@
     unreachable_pub,
     reason = "nothing of a program can be reached from outside; `pub` says what other modules use"
 )]
+#![allow(clippy::result_large_err, reason = "an error ends the command: it is made once and moved a few times")]
 
 mod app;
 mod args;

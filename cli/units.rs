@@ -92,9 +92,47 @@ pub fn rfc3339(then: SystemTime) -> String {
     text
 }
 
+/// The time that an `until` filter names: a Go duration before `now` (`1h30m`) or a timestamp (RFC 3339).
+pub fn time_before(text: &str, now: SystemTime) -> Option<SystemTime> {
+    if let Ok(time) = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339) {
+        return Some(time.into());
+    }
+    let (mut rest, mut seconds) = (text, 0.0);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at(digits);
+        let unit = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let scale = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 0.001,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok()? * scale;
+        rest = after;
+    }
+    let before = Duration::try_from_secs_f64(seconds).ok().filter(|_| !text.is_empty())?;
+    now.checked_sub(before)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_before_now() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let before = |text: &str| time_before(text, now).map(|t| now.duration_since(t).unwrap().as_secs());
+        assert_eq!(before("24h"), Some(86_400));
+        assert_eq!(before("1h30m"), Some(5400));
+        assert_eq!(before("1.5h"), Some(5400));
+        assert_eq!(before("1970-01-12T13:46:30Z"), Some(10));
+        for bad in ["", "24", "h", "3 days", "1d", "-1h"] {
+            assert_eq!(time_before(bad, now), None, "{bad}");
+        }
+    }
 
     #[test]
     fn sizes_have_docker_digits() {

@@ -15,6 +15,7 @@ commands! {
     /// What stands after `rbuild builder`.
     BuilderCommand {
         Build(build),
+        Prune(builder_prune),
     }
 }
 

@@ -21,6 +21,13 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     if !args.force && !confirm::ask("WARNING! This will remove all stopped containers.")? {
         return DONE;
     }
+    let (text, bytes) = prune(app)?;
+    app.print(&format!("{text}Total reclaimed space: {}\n", units::size(bytes)))?;
+    DONE
+}
+
+/// Removes the containers that do not run. What is to be said about it, and the bytes they took.
+pub fn prune(app: &App) -> Result<(String, u64), CliError> {
     let containers = app.engine()?.containers();
     let (mut names, mut bytes) = (Vec::new(), 0);
     for seen in containers.list()? {
@@ -34,12 +41,9 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
             bytes += size;
         }
     }
-    let mut text = String::new();
-    if !names.is_empty() {
-        text.push_str("Deleted Containers:\n");
-        text.extend(names.iter().map(|id| format!("{id}\n")));
-        text.push('\n');
+    if names.is_empty() {
+        return Ok((String::new(), 0));
     }
-    app.print(&format!("{text}Total reclaimed space: {}\n", units::size(bytes)))?;
-    DONE
+    let lines: String = names.iter().map(|id| format!("{id}\n")).collect();
+    Ok((format!("Deleted Containers:\n{lines}\n"), bytes))
 }

@@ -40,6 +40,16 @@ struct Information {
     name: String,
     cgroup_version: &'static str,
     server_version: &'static str,
+    registry_config: RegistryConfig,
+}
+
+/// Where images come from.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct RegistryConfig {
+    mirrors: Vec<String>,
+    #[serde(rename = "InsecureRegistryCIDRs")]
+    insecure: Vec<String>,
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
@@ -53,6 +63,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
 
 fn gather(app: &App) -> Result<Information, CliError> {
     let engine = app.engine()?;
+    let config = app.settings.daemon_config()?;
     let containers = engine.containers().list()?;
     let count = |wanted: &[Status]| containers.iter().filter(|seen| wanted.contains(&seen.status)).count();
     let images = engine.store().images().list().map_err(|e| CliError::new(e.to_string()))?;
@@ -76,6 +87,7 @@ fn gather(app: &App) -> Result<Information, CliError> {
         name: text(system.nodename()),
         cgroup_version: if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "2" } else { "1" },
         server_version: env!("CARGO_PKG_VERSION"),
+        registry_config: RegistryConfig { mirrors: config.registry_mirrors, insecure: config.insecure_registries },
     })
 }
 
@@ -99,7 +111,17 @@ impl Information {
             ("Total Memory", units::size(self.mem_total)),
             ("Name", self.name.clone()),
         ];
-        rows.iter().map(|(name, value)| format!("{name}: {value}\n")).collect()
+        let mut text: String = rows.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+        for (heading, hosts) in [
+            ("Registry Mirrors", &self.registry_config.mirrors),
+            ("Insecure Registries", &self.registry_config.insecure),
+        ] {
+            if !hosts.is_empty() {
+                text.push_str(&format!("{heading}:\n"));
+                text.extend(hosts.iter().map(|host| format!("  {host}\n")));
+            }
+        }
+        text
     }
 }
 

@@ -6,6 +6,7 @@
 mod attach;
 mod build;
 mod builder;
+mod builder_prune;
 mod completion;
 mod container;
 mod container_inspect;
@@ -38,6 +39,9 @@ mod run;
 mod save;
 mod start;
 mod stop;
+mod system;
+mod system_df;
+mod system_prune;
 mod tag;
 mod version;
 mod volume;
@@ -112,6 +116,7 @@ commands! {
         Save(save),
         Start(start),
         Stop(stop),
+        System(system),
         Tag(tag),
         Version(version),
         Volume(volume),

@@ -37,7 +37,7 @@ impl Engine {
     /// what images, registries and the store say.
     pub async fn build(&self, request: BuildRequest, events: Events) -> Result<BuildResult, Error> {
         let lease = self.store().lease("build")?;
-        let inputs = Inputs::load(&request, &events)?;
+        let inputs = Inputs::load(&request, &lease, &events)?;
         let (file, parsed) = rbuild_frontend::parse(inputs.source.text.as_bytes(), &inputs.source.name);
         let images = Arc::new(BaseImages::new(self.clone(), lease.clone(), request.pull));
         let patterns = inputs.ignore.patterns().map(str::to_owned).collect();
@@ -58,21 +58,21 @@ impl Engine {
 
 /// What the client of a build gave: its files, its Dockerfile, its ignore file.
 struct Inputs {
-    root: Option<OwnedFd>,
+    root: OwnedFd,
     source: SourceText,
     ignore: IgnoreFile,
 }
 
 impl Inputs {
-    fn load(request: &BuildRequest, events: &Events) -> Result<Inputs, Error> {
+    fn load(request: &BuildRequest, lease: &Lease, events: &Events) -> Result<Inputs, Error> {
         let root = match &request.context {
-            BuildContext::Directory(path) => Some(context::open_directory(path)?),
-            BuildContext::Empty => None,
+            BuildContext::Directory(path) => context::open_directory(path)?,
+            BuildContext::Empty => context::empty_directory(lease)?,
         };
         let step =
             events.step("[internal] load build definition from Dockerfile", Vec::new(), None, StepKind::Internal);
         events.started(step);
-        let loaded = Inputs::dockerfile(request, root.as_ref());
+        let loaded = Inputs::dockerfile(request, &root);
         let outcome = match &loaded {
             Ok(loaded) => {
                 let note = format!("transferring dockerfile: {}B done\n", loaded.text.len());
@@ -83,10 +83,7 @@ impl Inputs {
         };
         events.finished(step, outcome);
         let loaded = loaded?;
-        let ignore = match &root {
-            Some(root) => context::ignore_file(root, loaded.ignore)?,
-            None => IgnoreFile::default(),
-        };
+        let ignore = Inputs::ignore_file(&root, loaded.ignore, events)?;
         let text = String::from_utf8(loaded.text).map_err(|error| {
             let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
             Error::invalid(format!("{}:{line}: the line is not valid UTF-8", loaded.name))
@@ -95,14 +92,23 @@ impl Inputs {
         Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore })
     }
 
-    fn dockerfile(request: &BuildRequest, root: Option<&OwnedFd>) -> Result<Loaded, Error> {
+    /// The ignore file, as a step of its own: what it hides is the commonest reason for a file that is "not found".
+    fn ignore_file(root: &OwnedFd, beside: Option<Vec<u8>>, events: &Events) -> Result<IgnoreFile, Error> {
+        let step = events.step("[internal] load .dockerignore", Vec::new(), None, StepKind::Internal);
+        events.started(step);
+        let loaded = context::ignore_file(root, beside);
+        let outcome = loaded.as_ref().map_or_else(|error| Outcome::Failed(error.message.clone()), |_| Outcome::Done);
+        events.finished(step, outcome);
+        loaded
+    }
+
+    fn dockerfile(request: &BuildRequest, root: &OwnedFd) -> Result<Loaded, Error> {
         match (&request.dockerfile, &request.context) {
             (DockerfileSource::Text(text), _) => {
                 Ok(Loaded { name: "Dockerfile".to_owned(), text: text.clone(), ignore: None })
             }
             (DockerfileSource::File(Some(path)), _) => Loaded::from_host(path),
             (DockerfileSource::File(None), BuildContext::Directory(dir)) => {
-                let root = root.ok_or_else(|| Error::internal("a directory context is open"))?;
                 for name in USUAL_NAMES {
                     if let Some(text) = context::read_file(root, Path::new(name), limits::DOCKERFILE)? {
                         let ignore = PathBuf::from(format!("{name}.dockerignore"));
@@ -209,7 +215,12 @@ impl Job<'_> {
             lease: self.lease.clone(),
             sandbox: self.engine.sandbox()?,
             networks: self.engine.networks().clone(),
-            session: Arc::new(LocalSession::new(id, inputs.root, inputs.ignore)),
+            session: Arc::new(LocalSession::new(
+                id,
+                inputs.root,
+                inputs.ignore,
+                self.engine.store().root().join("contexts"),
+            )),
             images,
             web: self.engine.registry()?.clone(),
             logs: Arc::new(logs),

@@ -25,6 +25,7 @@ use rbuild_runtime::mount_detached;
 use rbuild_runtime::network::BridgeOptions;
 use rbuild_store::{Mounts, Root, Store, StoreError, Walk, rusqlite};
 
+pub(crate) use archive::content_size;
 pub use archive::{Change, ChangeKind};
 pub use etc::HostNames;
 pub use exec::Executed;

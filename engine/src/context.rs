@@ -4,13 +4,15 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use rbuild_executor::files::index::StatIndex;
 use rbuild_executor::files::walk::PathFilter;
 use rbuild_executor::{Context, ExecutorError, Session};
 use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_graph::ops::ContextSource;
 use rbuild_oci::limits;
+use rbuild_store::Lease;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -22,14 +24,34 @@ pub(crate) const MAIN: &str = "context";
 /// What a directory on this machine lends to one build.
 pub(crate) struct LocalSession {
     id: String,
-    root: Option<OwnedFd>,
+    root: OwnedFd,
     hidden: Option<Arc<dyn PathFilter>>,
+    /// Where what is known of contexts' files is kept, a file each.
+    indexes: PathBuf,
+    /// Read when the context is first asked for.
+    index: OnceLock<Arc<StatIndex>>,
 }
 
 impl LocalSession {
-    pub(crate) fn new(id: String, root: Option<OwnedFd>, ignore: IgnoreFile) -> LocalSession {
+    pub(crate) fn new(id: String, root: OwnedFd, ignore: IgnoreFile, indexes: PathBuf) -> LocalSession {
         let hidden = (!ignore.is_empty()).then(|| Arc::new(Hidden(ignore)) as Arc<dyn PathFilter>);
-        LocalSession { id, root, hidden }
+        LocalSession { id, root, hidden, indexes, index: OnceLock::new() }
+    }
+
+    fn index(&self) -> Option<Arc<StatIndex>> {
+        // By what the directory is, not by what it is called: it may be reached by several names.
+        let stat = rustix::fs::fstat(&self.root).ok()?;
+        let name = format!("{:x}-{:x}", stat.st_dev, stat.st_ino);
+        Some(self.index.get_or_init(|| Arc::new(StatIndex::load(self.indexes.join(name)))).clone())
+    }
+}
+
+impl Drop for LocalSession {
+    /// What was learned serves the next build, however this one ended.
+    fn drop(&mut self) {
+        if let Some(index) = self.index.get() {
+            index.save();
+        }
     }
 }
 
@@ -42,15 +64,15 @@ impl Session for LocalSession {
         if source.name != MAIN {
             return Err(ExecutorError::Unsupported { what: format!("the named build context {:?}", source.name) });
         }
-        let Some(root) = &self.root else {
-            return Err(ExecutorError::Invalid(
-                "there is no build context: the Dockerfile came from standard input alone".into(),
-            ));
-        };
-        let root = root
+        let root = self
+            .root
             .try_clone()
             .map_err(|error| ExecutorError::Invalid(format!("cannot open the build context: {error}")))?;
-        Ok(Context::new(MAIN, root, self.hidden.clone()))
+        let context = Context::new(MAIN, root, self.hidden.clone());
+        Ok(match self.index() {
+            Some(index) => context.with_index(index),
+            None => context,
+        })
     }
 }
 
@@ -64,6 +86,16 @@ impl PathFilter for Hidden {
     fn reincludes_below(&self, path: &[u8]) -> bool {
         self.0.may_bring_back_below(path)
     }
+}
+
+/// The context of a build that has no files: a directory of the lease's own, which nobody writes into.
+///
+/// # Errors
+/// The store's directory cannot be written.
+pub(crate) fn empty_directory(lease: &Lease) -> Result<OwnedFd, Error> {
+    let path = lease.ingest_path("context")?;
+    std::fs::create_dir(&path).map_err(|error| Error::internal(format!("{}: {error}", path.display())))?;
+    open_directory(&path)
 }
 
 /// Opens the directory of a build.

@@ -19,6 +19,7 @@ mod logs;
 mod request;
 mod resolve;
 mod stored;
+pub mod usage;
 pub mod volumes;
 
 pub use containers::helper_main;

@@ -13,7 +13,7 @@ trap 'rm -rf --one-file-system "$work"' EXIT INT TERM
 
 have() { [ -z "${FORCE:-}" ] && "$rbuild" image inspect "$1" >/dev/null 2>&1; }
 
-busybox() {
+make_busybox() {
   program=$(command -v busybox) || { echo "make.sh: no busybox: apt-get install busybox-static" >&2; exit 1; }
   root=$work/busybox
   mkdir -p "$root/bin" "$root/dev" "$root/etc" "$root/root" "$root/tmp" "$root/usr/bin" "$root/var"
@@ -25,7 +25,7 @@ busybox() {
   ln "$root/bin/busybox" "$root/usr/bin/env"
   printf 'root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$root/etc/passwd"
   printf 'root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n' >"$root/etc/group"
-  load "$root" busybox:latest 'CMD ["sh"]'
+  load "$root" busybox:latest sh
 }
 
 # The mirror of the host's first Debian source, in either of apt's two formats.
@@ -36,7 +36,7 @@ mirror() {
     grep -E '/debian/?$' | head -n 1
 }
 
-debian() {
+make_debian() {
   command -v debootstrap >/dev/null || { echo "make.sh: no debootstrap: apt-get install debootstrap" >&2; exit 1; }
   mirror=${DEBIAN_MIRROR:-$(mirror)}
   [ -n "$mirror" ] || { echo "make.sh: no Debian mirror in the host's apt sources: set DEBIAN_MIRROR" >&2; exit 1; }
@@ -47,7 +47,7 @@ debian() {
   rm -f "$root/etc/hostname" "$root/etc/resolv.conf" "$root"/var/log/*.log
   mkdir -p "$root/run/lock" "$root/var/cache/apt/archives/partial" "$root/var/lib/apt/lists/partial"
   trust "$root"
-  load "$root" debian:bookworm 'CMD ["bash"]'
+  load "$root" debian:bookworm bash
 }
 
 # Where the host trusts certificates of its own (a proxy that signs anew, say), so does the image: otherwise
@@ -61,19 +61,22 @@ trust() {
   chmod 644 "$1/etc/ssl/certs/ca-certificates.crt" "$1/usr/local/share/ca-certificates/host.crt"
 }
 
-# load DIRECTORY NAME CHANGE
+# load DIRECTORY NAME COMMAND: the directory as an image of one layer
 load() {
-  tar -C "$1" --sort=name --numeric-owner --xattrs -cf "$work/root.tar" .
-  "$rbuild" import -c 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' -c "$3" "$work/root.tar" "$2" >/dev/null
-  rm -rf --one-file-system "$1" "$work/root.tar"
+  mkdir -p "$work/context"
+  tar -C "$1" --sort=name --numeric-owner --xattrs -cf "$work/context/root.tar" .
+  printf 'FROM scratch\nADD root.tar /\nENV PATH=%s\nCMD ["%s"]\n' \
+    /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$3" >"$work/context/Dockerfile"
+  "$rbuild" build -q -t "$2" "$work/context" >/dev/null
+  rm -rf --one-file-system "$1" "$work/context"
   echo "made $2" >&2
 }
 
 [ $# -gt 0 ] || set -- busybox debian
 for name; do
   case $name in
-    busybox) have busybox:latest || busybox ;;
-    debian) have debian:bookworm || debian ;;
+    busybox) have busybox:latest || make_busybox ;;
+    debian) have debian:bookworm || make_debian ;;
     *) echo "make.sh: unknown image $name" >&2; exit 2 ;;
   esac
 done

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rbuild_store::Snapshot;
 
+use crate::files::index::StatIndex;
 use crate::files::walk::PathFilter;
 
 /// A result.
@@ -24,12 +25,23 @@ pub struct Context {
     name: Arc<str>,
     root: Arc<OwnedFd>,
     hidden: Option<Arc<dyn PathFilter>>,
+    index: Option<Arc<StatIndex>>,
 }
 
 impl Context {
     /// `hidden` says what of the directory does not exist for the build.
     pub fn new(name: &str, root: OwnedFd, hidden: Option<Arc<dyn PathFilter>>) -> Context {
-        Context { name: name.into(), root: Arc::new(root), hidden }
+        Context { name: name.into(), root: Arc::new(root), hidden, index: None }
+    }
+
+    /// With what earlier builds know of its files.
+    #[must_use]
+    pub fn with_index(self, index: Arc<StatIndex>) -> Context {
+        Context { index: Some(index), ..self }
+    }
+
+    pub fn index(&self) -> Option<&Arc<StatIndex>> {
+        self.index.as_ref()
     }
 
     pub fn name(&self) -> &str {

@@ -109,6 +109,24 @@ fn the_range_evades_what_is_there_and_the_rules_are_made_once() {
 }
 
 #[test]
+fn packets_are_no_larger_than_the_way_out_takes_also_after_the_last_port_went() {
+    in_namespace(|| {
+        output("ip", &["link", "add", "out0", "mtu", "1280", "type", "bridge"]);
+        output("ip", &["addr", "add", "192.0.2.2/24", "dev", "out0"]);
+        output("ip", &["link", "set", "out0", "up"]);
+        output("ip", &["route", "add", "default", "via", "192.0.2.1"]);
+        for _ in 0..2 {
+            let one = Namespace::attached(&default_bridge(), None).expect("one");
+            let links = inside(&one, || output("ip", &["-o", "link", "show", "eth0"]));
+            assert!(links.contains("mtu 1280"), "{links}");
+            let host = one.endpoint().expect("attached").host_interface.clone();
+            drop(one);
+            output("ip", &["link", "del", &host]);
+        }
+    });
+}
+
+#[test]
 fn many_at_once_agree_on_one_bridge() {
     in_namespace(|| {
         let bridges: Vec<Bridge> = thread::scope(|s| {

@@ -7,11 +7,17 @@
 use std::collections::HashSet;
 use std::io::Read;
 
-use rbuild_oci::{Compression, Descriptor, Digest, Document, Index, Manifest, MediaType, Reference, limits};
+use rbuild_oci::{
+    Compression, Descriptor, DiffId, Digest, Document, ImageConfig, Index, Manifest, MediaType, Reference, limits,
+};
 
 use crate::blobs::Blobs;
 use crate::error::{Context, Result, StoreError};
+use crate::layers::from_io;
+use crate::layers::read::Reader;
+use crate::layers::tar::Writer;
 use crate::lease::Lease;
+use crate::root::Timestamp;
 use crate::store::Store;
 
 /// Something that has images.
@@ -132,7 +138,7 @@ impl ImageSource for StoreSource {
     }
 
     fn open(&self, blob: &Descriptor) -> Result<Box<dyn Read + Send>> {
-        self.store.layers().open(blob)
+        self.store.layers().open_layer(blob)
     }
 }
 
@@ -156,16 +162,14 @@ impl ImageSink for StoreSink {
 
     fn put(&mut self, content: &Descriptor, bytes: &mut dyn Read) -> Result<()> {
         let mut blob = self.store.blobs().writer_for(&content.digest, &self.lease)?;
-        std::io::copy(bytes, &mut blob)
-            .map_err(|e| crate::layers::from_io(&format!("copying {}", content.digest), e))?;
+        std::io::copy(bytes, &mut blob).map_err(|e| from_io(&format!("copying {}", content.digest), e))?;
         blob.commit(Some(&content.digest), Some(content.size)).map(drop)
     }
 
     fn name(&mut self, image: &Descriptor, names: &[Reference]) -> Result<()> {
         let chosen = choose(&StoreSource::new(&self.store), image, 0)?;
         let (_, manifest) = chosen.ok_or_else(|| StoreError::NoBlob(image.digest.clone()))?;
-        let config =
-            rbuild_oci::ImageConfig::parse(&self.store.blobs().read(&manifest.config.digest, limits::CONFIG)?)?;
+        let config = ImageConfig::parse(&self.store.blobs().read(&manifest.config.digest, limits::CONFIG)?)?;
         self.store.layers().unpack(&manifest, &config, &self.lease)?;
         let target = Descriptor::new(image.media_type.clone(), image.digest.clone(), image.size);
         let new = crate::images::NewImage { target, config: manifest.config.digest, names: names.to_vec() };
@@ -210,7 +214,7 @@ fn by_preference(index: &Index) -> Vec<&Descriptor> {
 pub fn compressed(
     store: &Store,
     manifest: &Manifest,
-    diff_ids: &[rbuild_oci::DiffId],
+    diff_ids: &[DiffId],
     how: Compression,
     level: i32,
     all: bool,
@@ -231,8 +235,56 @@ pub fn compressed(
     put_manifest(store.blobs(), &changed, lease)
 }
 
+/// An image with no file in its own layers newer than `epoch` (seconds since 1970): those above the first `base` layers
+/// are written again, as blobs kept by `lease`. For builds that are to give the same digest at any time.
+pub fn clamped(
+    store: &Store,
+    manifest: &Manifest,
+    config: &ImageConfig,
+    base: usize,
+    epoch: i64,
+    lease: &Lease,
+) -> Result<(Manifest, ImageConfig)> {
+    let (mut manifest, mut config) = (manifest.clone(), config.clone());
+    if manifest.layers.len() != config.rootfs.diff_ids.len() {
+        return Err(StoreError::invalid("image", "its manifest and its config have different numbers of layers"));
+    }
+    for (layer, diff_id) in manifest.layers.iter_mut().zip(&mut config.rootfs.diff_ids).skip(base) {
+        let blob = clamp_layer(store, diff_id, epoch, lease)?;
+        *diff_id = DiffId(blob.digest.clone());
+        *layer = blob;
+    }
+    let bytes = config.to_canonical_json();
+    let digest = store.blobs().put_bytes(&bytes, lease)?;
+    manifest.config = Descriptor { digest, size: bytes.len() as u64, ..manifest.config };
+    Ok((manifest, config))
+}
+
+fn clamp_layer(store: &Store, diff_id: &DiffId, epoch: i64, lease: &Lease) -> Result<Descriptor> {
+    let what = || format!("rewriting layer {diff_id}");
+    let mut reader = Reader::new(store.layers().open_diff(diff_id)?);
+    let mut writer = Writer::new(store.blobs().writer(lease)?);
+    while let Some(mut entry) = reader.next()? {
+        if entry.mtime.seconds >= epoch {
+            entry.mtime = Timestamp::new(epoch, 0);
+        }
+        writer.entry(&entry).context(what)?;
+        let mut body = reader.body();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match body.read(&mut buffer).map_err(|e| from_io(&what(), e))? {
+                0 => break,
+                len => writer.body(&buffer[..len]).context(what)?,
+            }
+        }
+    }
+    let (blob, _) = writer.finish().context(what)?;
+    let (digest, size) = blob.commit(None, None)?;
+    Ok(Descriptor::new(MediaType::OciLayer, digest, size))
+}
+
 /// Stores a manifest, kept by `lease`.
-pub(crate) fn put_manifest(blobs: &Blobs, manifest: &Manifest, lease: &Lease) -> Result<Descriptor> {
+pub fn put_manifest(blobs: &Blobs, manifest: &Manifest, lease: &Lease) -> Result<Descriptor> {
     let bytes =
         serde_json::to_vec(manifest).map_err(std::io::Error::from).context(|| "writing a manifest".to_owned())?;
     let digest = blobs.put_bytes(&bytes, lease)?;

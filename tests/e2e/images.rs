@@ -128,3 +128,22 @@ fn archives_bring_back_the_same_image() {
     scene.rb(&["load", "-i", "missing.tar"]).refused(1, &["missing.tar"]);
     assert_eq!(scene.rb(&["images", "-aq"]).ok().out, "");
 }
+
+#[test]
+fn what_takes_room_is_counted_and_removed() {
+    let scene = Scene::new();
+    import(&scene, "a", &"x".repeat(3000));
+    import(&scene, "b", &"y".repeat(1000));
+    let said = scene.rb(&["system", "df"]).ok();
+    let lines: Vec<Vec<&str>> = said.out.lines().map(|l| l.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]);
+    assert_eq!(lines[1], ["Images", "2", "0", "4kB", "4kB", "(100%)"]);
+    assert_eq!(lines[2], ["Containers", "0", "0", "0B", "0B"]);
+    scene.rb(&["builder", "prune", "-f", "--filter", "until=never"]).refused(1, &["invalid filter"]);
+    scene.rb(&["builder", "prune", "-af"]).ok();
+    scene.rb(&["system", "prune", "-f"]).ok();
+    assert_eq!(scene.rb(&["images", "-q"]).ok().out.lines().count(), 2, "what has a name stays");
+    let said = scene.rb(&["system", "prune", "-af"]).ok();
+    assert!(said.out.contains("untagged: a:latest\n"), "{said:?}");
+    assert_eq!(scene.rb(&["images", "-aq"]).ok().out, "");
+}

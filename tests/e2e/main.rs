@@ -8,6 +8,7 @@ mod build;
 mod caching;
 mod images;
 mod interrupt;
+mod oracle;
 mod registry;
 mod run;
 mod scene;

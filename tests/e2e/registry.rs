@@ -133,6 +133,7 @@ fn a_configured_mirror_answers_for_docker_io() {
     scene.rb(&["push", "-q", &name]).ok();
     let config = format!("{{\"registry-mirrors\": [\"http://{}\"]}}", registry.get().host());
     std::fs::write(scene.root().join("daemon.json"), config).expect("write");
+    assert!(scene.rb(&["info"]).ok().out.contains(&registry.get().host()), "info tells where images come from");
     let said = scene.rb(&["pull", "mirrored"]).ok();
     assert!(said.out.ends_with("docker.io/library/mirrored:latest\n"), "{said:?}");
     assert_eq!(scene.rb(&["images", "--format", "{{.Repository}}:{{.Tag}}", "mirrored"]).ok().out, "mirrored:latest\n");

@@ -137,7 +137,7 @@ fn is_opaque(root: &Root, path: &Path) -> io::Result<bool> {
 }
 
 /// The bytes in the files below `root`, each hard-linked file once: docker's idea of a layer's size.
-pub(super) fn content_size(root: &Root) -> io::Result<u64> {
+pub(crate) fn content_size(root: &Root) -> io::Result<u64> {
     let mut total = 0;
     let mut seen = HashSet::new();
     let mut queue = vec![PathBuf::new()];

@@ -180,6 +180,11 @@ impl Images {
         Ok(())
     }
 
+    /// Whether a container uses it.
+    pub(crate) fn is_used(&self, image: &Image) -> Result<bool, Error> {
+        Ok(!self.users(image)?.is_empty())
+    }
+
     fn users(&self, image: &Image) -> Result<Vec<User>, Error> {
         let mut users = Vec::new();
         for target in &image.targets {

@@ -3,16 +3,12 @@
 //! Not the size of tars (which round up) nor of disk use (which depends on the file system): the same image has the same
 //! size everywhere. A layer's size is counted once and kept.
 
-use std::collections::HashSet;
-use std::io;
-use std::path::{Path, PathBuf};
-
 use rbuild_oci::{ChainId, DiffId};
-use rbuild_store::root::Kind;
 use rbuild_store::rusqlite::OptionalExtension as _;
-use rbuild_store::{Durability, Root, SnapshotId, StoreError, Walk};
+use rbuild_store::{Durability, SnapshotId, StoreError};
 
 use super::{Image, Images};
+use crate::containers::content_size;
 use crate::error::Error;
 
 impl Images {
@@ -91,29 +87,6 @@ impl Images {
 
     fn bytes_in(&self, id: &SnapshotId) -> Result<u64, StoreError> {
         let root = self.store.snapshots().open(id)?;
-        bytes_below(&root).map_err(|e| StoreError::io(format!("measuring snapshot {id}"), e))
+        content_size(&root).map_err(|e| StoreError::io(format!("measuring snapshot {id}"), e))
     }
-}
-
-/// Bytes of everything that is no directory; a file of several names counts once.
-fn bytes_below(root: &Root) -> io::Result<u64> {
-    let mut sum = 0;
-    let mut seen = HashSet::new();
-    let mut queue = vec![PathBuf::from("/")];
-    while let Some(path) = queue.pop() {
-        let dir = match path == Path::new("/") {
-            true => root.top().try_clone()?,
-            false => root.open_dir(&path, Walk::NoLinks)?,
-        };
-        for entry in dir.entries()? {
-            let entry = entry?;
-            let metadata = dir.stat(&entry.name)?;
-            match metadata.kind {
-                Kind::Dir => queue.push(path.join(&entry.name)),
-                _ if metadata.links > 1 && !seen.insert((metadata.device, metadata.inode)) => {}
-                _ => sum += metadata.size,
-            }
-        }
-    }
-    Ok(sum)
 }

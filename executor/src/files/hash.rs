@@ -14,6 +14,7 @@ use rbuild_solver::ContentHash;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::index::StatIndex;
 use super::meta::{Kind, Meta};
 use super::walk::{Directory, Entry, Tree, join, open_dir_beneath};
 use super::xattrs;
@@ -30,20 +31,21 @@ pub struct PathHash {
     pub hash: ContentHash,
 }
 
-/// Hashes every entry of `tree`, in the tree's order. `root` is the descriptor the walk started from.
+/// Hashes every entry of `tree`, in the tree's order. `root` is the descriptor the walk started from; files that `index`
+/// knows are not opened.
 ///
 /// # Errors
 /// A file that cannot be read or that is no longer the one the walk saw.
-pub fn tree(root: BorrowedFd<'_>, tree: &Tree) -> Result<Vec<PathHash>, ExecutorError> {
+pub fn tree(root: BorrowedFd<'_>, tree: &Tree, index: Option<&StatIndex>) -> Result<Vec<PathHash>, ExecutorError> {
     let first_names = hard_links(tree);
     if !tree.root.meta.is_dir() {
         let (parent, _) = super::walk::split_parent(&tree.path);
         let dir = open_dir_beneath(root, parent).map_err(|e| ExecutorError::read(parent, e))?;
-        let hash = entry(dir.as_fd(), &tree.path, &tree.root, None)?;
+        let hash = entry(dir.as_fd(), &tree.path, &tree.root, None, index)?;
         return Ok(vec![PathHash { path: tree.path.clone(), hash }]);
     }
     let per_dir: Vec<Vec<PathHash>> =
-        tree.dirs.par_iter().map(|dir| directory(root, tree, dir, &first_names)).collect::<Result<_, _>>()?;
+        tree.dirs.par_iter().map(|dir| directory(root, tree, dir, &first_names, index)).collect::<Result<_, _>>()?;
     Ok(per_dir.into_iter().flatten().collect())
 }
 
@@ -73,6 +75,7 @@ fn directory(
     tree: &Tree,
     dir: &Directory,
     first_names: &HashMap<(u64, u64), Vec<u8>>,
+    index: Option<&StatIndex>,
 ) -> Result<Vec<PathHash>, ExecutorError> {
     let path = join(&tree.path, &dir.path);
     let fd = open_dir_beneath(root, &path).map_err(|e| ExecutorError::read(&path, e))?;
@@ -85,7 +88,7 @@ fn directory(
         let full = join(&tree.path, &own);
         let link =
             first_names.get(&(item.meta.dev, item.meta.ino)).filter(|first| **first != own && item.meta.nlink > 1);
-        entry(fd.as_fd(), &full, item, link.map(Vec::as_slice)).map(|hash| PathHash { path: full, hash })
+        entry(fd.as_fd(), &full, item, link.map(Vec::as_slice), index).map(|hash| PathHash { path: full, hash })
     };
     let hashes: Vec<PathHash> = if dir.entries.len() > 16 {
         dir.entries.par_iter().map(one).collect::<Result<_, _>>()?
@@ -101,6 +104,7 @@ fn entry(
     path: &[u8],
     entry: &Entry,
     link_to: Option<&[u8]>,
+    index: Option<&StatIndex>,
 ) -> Result<ContentHash, ExecutorError> {
     let fail = |errno: Errno| ExecutorError::read(path, errno);
     let meta = &entry.meta;
@@ -111,12 +115,19 @@ fn entry(
     }
     match meta.kind {
         Kind::File => {
+            if let Some(known) = index.and_then(|index| index.find(path, meta)) {
+                return Ok(known);
+            }
             let fd = open_file(dir, &entry.name, meta, path)?;
             let mut hasher = start(b'f', meta);
             attributes(&mut hasher, &fd, path)?;
             hasher.update(file_bytes(&fd, meta.size).map_err(fail)?.as_bytes());
             unchanged(&fd, meta, path)?;
-            Ok(finish(hasher))
+            let hash = finish(hasher);
+            if let Some(index) = index {
+                index.record(path, meta, hash);
+            }
+            Ok(hash)
         }
         Kind::Symlink => {
             let mut hasher = start(b'l', meta);

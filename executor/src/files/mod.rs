@@ -2,6 +2,7 @@
 
 pub mod copy;
 pub mod hash;
+pub mod index;
 pub mod meta;
 pub mod mode;
 pub mod select;

@@ -19,6 +19,7 @@ use rbuild_store::Root;
 use super::source::fail;
 use crate::files::copy::{CopyRules, copy};
 use crate::files::hash;
+use crate::files::index::StatIndex;
 use crate::files::select::{Query, Selected, select};
 use crate::files::walk::PathFilter;
 use crate::files::writer::{Found, Look, TreeWriter};
@@ -102,7 +103,7 @@ impl RunOp<Value> for FileRun {
                     for one in &selected {
                         // What a match is called at the destination counts, so it leads its tree.
                         all.push((one.path.clone(), ContentHash::of(&one.name)));
-                        let hashes = hash::tree(source.fd.as_fd(), &one.tree)?;
+                        let hashes = hash::tree(source.fd.as_fd(), &one.tree, source.index.as_deref())?;
                         all.extend(
                             hashes
                                 .into_iter()
@@ -149,7 +150,7 @@ pub(crate) fn content_of(
     };
     let mut all = Vec::new();
     for one in select(source.fd.as_fd(), &query)? {
-        let hashes = hash::tree(source.fd.as_fd(), &one.tree)?;
+        let hashes = hash::tree(source.fd.as_fd(), &one.tree, source.index.as_deref())?;
         all.extend(hashes.into_iter().map(|found| (relative(&found.path, &one.tree.path, &one.path), found.hash)));
     }
     let hash = hash::combine(all.iter().map(|(path, hash)| (path.as_slice(), hash)));
@@ -195,21 +196,22 @@ fn parent(path: &[u8]) -> &[u8] {
 struct Source {
     fd: OwnedFd,
     hidden: Option<Arc<dyn PathFilter>>,
+    index: Option<Arc<StatIndex>>,
 }
 
 impl Source {
     fn open(executor: &Executor, value: &Value) -> Result<Source, ExecutorError> {
-        let (fd, hidden) = match value {
+        let plain = |fd| Source { fd, hidden: None, index: None };
+        Ok(match value {
             Value::Context(context) => {
                 let fd = context.root().try_clone_to_owned().map_err(|e| ExecutorError::Invalid(e.to_string()))?;
-                (fd, context.hidden().cloned())
+                Source { fd, hidden: context.hidden().cloned(), index: context.index().cloned() }
             }
             Value::Snapshot(snapshot) => {
-                (rbuild_runtime::mount_detached(&executor.store.snapshots().view(snapshot.id())?)?, None)
+                plain(rbuild_runtime::mount_detached(&executor.store.snapshots().view(snapshot.id())?)?)
             }
-            Value::Scratch => (executor.empty_directory()?, None),
-        };
-        Ok(Source { fd, hidden })
+            Value::Scratch => plain(executor.empty_directory()?),
+        })
     }
 
     fn select(&self, copy: &Copy) -> Result<Vec<Selected>, ExecutorError> {

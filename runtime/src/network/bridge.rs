@@ -93,13 +93,13 @@ fn create(socket: &mut Socket, options: &BridgeOptions) -> Result<Bridge, Error>
         Some(index) => link::by_index(socket, index).map_err(failed)?.map_or(1500, |l| l.mtu.min(65535)),
         None => 1500,
     };
-    match link::create_bridge(socket, name, Mac::of(gateway), mtu) {
+    match link::create_bridge(socket, name, Mac::of(gateway)) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
         // Somebody else is at it, or was killed at it: both do the same now, and the kernel keeps one of each.
         _ => {}
     }
     let found = link::find(socket, name).map_err(failed)?.ok_or_else(|| Error::NoAddress(name.clone()))?;
-    link::configure(socket, found.index, Some((gateway, subnet.prefix()))).map_err(failed)?;
+    link::configure(socket, found.index, Some((gateway, subnet.prefix())), Some(mtu)).map_err(failed)?;
     // Two that made it at once may have chosen different ranges; the first address listed is the one all use.
     for _ in 0..20 {
         if let Some(bridge) = existing(socket, name)? {

@@ -131,23 +131,33 @@ pub(super) fn routes(socket: &mut Socket) -> io::Result<Vec<Route>> {
 }
 
 /// Makes a bridge, down and without address; `AlreadyExists` when the name is taken.
-pub(super) fn create_bridge(socket: &mut Socket, name: &str, mac: Mac, mtu: u32) -> io::Result<()> {
+pub(super) fn create_bridge(socket: &mut Socket, name: &str, mac: Mac) -> io::Result<()> {
     let mut messages = Messages::new();
     messages
         .message(NEWLINK, ACK | CREATE | EXCLUSIVE, &ifinfo(0, 0))
         .text(IFLA_IFNAME, name)
         .attribute(IFLA_ADDRESS, &mac.0)
-        .number(IFLA_MTU, mtu)
         .nested(IFLA_LINKINFO, |m| {
             m.text(INFO_KIND, "bridge");
         });
     socket.command(messages)
 }
 
-/// Gives an interface its address (if it has not this one yet) and sets it up.
-pub(super) fn configure(socket: &mut Socket, index: u32, address: Option<(Ipv4Addr, u8)>) -> io::Result<()> {
+/// Gives an interface its address (if it has not this one yet) and its largest packet, and sets it up.
+///
+/// A bridge takes its own size from its ports, and 1500 when the last has gone, unless a size was *changed* explicitly: to
+/// have been made with one does not count.
+pub(super) fn configure(
+    socket: &mut Socket,
+    index: u32,
+    address: Option<(Ipv4Addr, u8)>,
+    mtu: Option<u32>,
+) -> io::Result<()> {
     let mut messages = Messages::new();
     messages.message(NEWLINK, ACK, &ifinfo(index, IFF_UP));
+    if let Some(mtu) = mtu {
+        messages.number(IFLA_MTU, mtu);
+    }
     if let Some((address, prefix)) = address {
         address_message(&mut messages, index, address, prefix);
     }

@@ -99,7 +99,7 @@ fn enter_new() -> Result<(OwnedFd, Socket), Error> {
         .map_err(|e| Error::kernel("make a network namespace", e))?;
     let fd = File::open("/proc/thread-self/ns/net").map_err(|e| Error::kernel("open the network namespace", e))?.into();
     let mut inside = link::open().map_err(|e| Error::kernel("open a netlink socket", e))?;
-    link::configure(&mut inside, LOOPBACK, None).map_err(|e| Error::kernel("set loopback up", e))?;
+    link::configure(&mut inside, LOOPBACK, None, None).map_err(|e| Error::kernel("set loopback up", e))?;
     Ok((fd, inside))
 }
 

@@ -1,7 +1,9 @@
 //! cgroup v1, hybrid and v2 behind one small type.
 //!
-//! A sandbox has the same path in every hierarchy it uses. The v2 hierarchy, where there is one, always: its
-//! `cgroup.kill` ends everything at once, also in hybrid mode, where the controllers are elsewhere.
+//! A sandbox has the same path in every hierarchy it uses. The v2 hierarchy, where there is one, always: a process is
+//! cloned straight into it, `cgroup.kill` ends everything at once, and it freezes and guards devices without any
+//! controller, so also in hybrid mode. v1 hierarchies are used only for limits asked for: a process has to be moved
+//! into them, and the first move in a while waits some ten milliseconds for an RCU grace period.
 
 use std::fs;
 use std::io;
@@ -10,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::fs::{Mode, OFlags, mkdirat, open};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::mounts::{self, BindDepth, Options};
-use super::{limits, sys};
+use super::{devices, limits, sys};
 use crate::error::{Doing, Error, Failure, Result};
 
 /// The cgroup file systems a machine shows.
@@ -34,8 +36,8 @@ pub(super) struct Hierarchy {
     pub(super) mount: PathBuf,
 }
 
-/// Controllers of v1 every sandbox joins; others only when a limit asks for them, since each costs time.
-const ALWAYS: [&str; 4] = ["pids", "memory", "devices", "freezer"];
+/// Controllers of v1 every sandbox joins where there is no v2 hierarchy.
+const WITHOUT_V2: [&str; 5] = ["pids", "memory", "devices", "freezer", "cpuacct"];
 const KNOWN: [&str; 12] = [
     "pids",
     "memory",
@@ -107,6 +109,10 @@ impl Hierarchies {
         }
     }
 
+    pub(super) fn is_v1(&self, controller: &str) -> bool {
+        self.v1(controller).is_some()
+    }
+
     fn v1(&self, controller: &str) -> Option<&Hierarchy> {
         self.v1.iter().find(|hierarchy| hierarchy.controllers.iter().any(|one| one == controller))
     }
@@ -138,7 +144,7 @@ pub struct Cgroup {
     /// Whether limits go to the v2 hierarchy.
     unified_limits: bool,
     v1: Vec<Hierarchy>,
-    /// Whether the kernel keeps its processes from devices they were not given.
+    /// Whether the kernel keeps its processes from devices they were not given. Known of new ones only.
     guards_devices: bool,
 }
 
@@ -187,7 +193,7 @@ impl Cgroup {
         cgroup.v1.retain(|hierarchy| {
             hierarchy.controllers.iter().any(|controller| {
                 let controller = controller.as_str();
-                ALWAYS.contains(&controller) || wanted.contains(&controller) || (no_v2 && controller == "cpuacct")
+                wanted.contains(&controller) || (no_v2 && WITHOUT_V2.contains(&controller))
             })
         });
         for controller in &wanted {
@@ -198,7 +204,9 @@ impl Cgroup {
             }
         }
         let made = cgroup.make(hierarchies, path, &wanted).and_then(|()| match resources {
-            Some(resources) => limits::apply(&cgroup, resources).and_then(|()| limits::devices(&cgroup, resources)),
+            Some(resources) => limits::apply(&cgroup, resources).and_then(|()| {
+                cgroup.guard_devices(hierarchies, path, resources.devices().as_deref().unwrap_or_default())
+            }),
             None => Ok(true),
         });
         match made {
@@ -229,17 +237,31 @@ impl Cgroup {
             }
             make_directory(unified)?;
         }
-        for hierarchy in &self.v1 {
-            let depth = path.components().count();
-            let levels: Vec<&Path> = hierarchy.mount.ancestors().take(depth).collect();
-            for level in levels.iter().rev() {
-                make_directory(level)?;
-                if hierarchy.controllers.iter().any(|one| one == "cpuset") {
-                    inherit_cpuset(level)?;
-                }
-            }
+        self.v1.iter().try_for_each(|hierarchy| hierarchy.make(path))
+    }
+
+    /// Sets the device rules; says whether the kernel holds them. A program on the v2 hierarchy does it, else v1's controller.
+    fn guard_devices(
+        &mut self,
+        hierarchies: &Hierarchies,
+        path: &Path,
+        rules: &[LinuxDeviceCgroup],
+    ) -> Result<bool, Failure> {
+        if rules.is_empty() {
+            return Ok(true);
         }
-        Ok(())
+        if !self.has_v1("devices") {
+            match self.attach_devices(&devices::program(rules)?) {
+                Ok(()) => return Ok(true),
+                Err(failure) => tracing::debug!("no device program: {}", Error::from(failure)),
+            }
+            let Some(own) = hierarchies.v1("devices") else { return Ok(false) };
+            let own = Hierarchy { controllers: own.controllers.clone(), mount: own.mount.join(path) };
+            own.make(path)?;
+            self.v1.push(own);
+        }
+        limits::devices(self, rules)?;
+        Ok(true)
     }
 
     /// Moves a process into the v1 hierarchies.
@@ -331,8 +353,11 @@ impl Cgroup {
         }
     }
 
-    /// The v1 freezer's directory.
+    /// The v1 freezer's directory, where it is the one in use.
     fn freezer(&self) -> Option<&Path> {
+        if self.unified.is_some() {
+            return None;
+        }
         let freezer = self.v1.iter().find(|one| one.controllers.iter().any(|one| one == "freezer"));
         freezer.map(|freezer| freezer.mount.as_path())
     }
@@ -455,14 +480,19 @@ impl Cgroup {
         self.v1.iter().any(|hierarchy| hierarchy.controllers.iter().any(|one| one == controller))
     }
 
-    /// Lets a v2 cgroup decide about devices with a program, since that hierarchy has no files for it. False without v2.
-    pub(super) fn attach_devices(&self, program: &[u64]) -> Result<bool, Failure> {
-        let Some(directory) = self.unified_directory()? else { return Ok(false) };
+    /// Whether whoever enters has to be moved, see [`Cgroup::warm`].
+    pub(super) fn is_moved_into(&self) -> bool {
+        !self.v1.is_empty()
+    }
+
+    /// Lets a v2 cgroup decide about devices with a program, since that hierarchy has no files for it.
+    fn attach_devices(&self, program: &[u64]) -> Result<(), Failure> {
+        let missing = || Failure::Unsupported("a device program without a v2 hierarchy".to_owned());
+        let directory = self.unified_directory()?.ok_or_else(missing)?;
         let directory = rustix::fs::openat(&directory, c".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .doing(|| "open a cgroup".to_owned())?;
         let program = sys::load_device_program(program).doing(|| "load the device rules".to_owned())?;
-        sys::attach_device_program(directory, program).doing(|| "attach the device rules".to_owned())?;
-        Ok(true)
+        sys::attach_device_program(directory, program).doing(|| "attach the device rules".to_owned())
     }
 }
 
@@ -478,6 +508,20 @@ pub(super) struct Shown {
 enum Frozen {
     Yes,
     No,
+}
+
+impl Hierarchy {
+    /// Makes the directory and those above it, `path` being the part that is ours.
+    fn make(&self, path: &Path) -> Result<(), Failure> {
+        let levels: Vec<&Path> = self.mount.ancestors().take(path.components().count()).collect();
+        for level in levels.iter().rev() {
+            make_directory(level)?;
+            if self.controllers.iter().any(|one| one == "cpuset") {
+                inherit_cpuset(level)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Value of a line `name value`.

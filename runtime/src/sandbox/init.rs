@@ -73,6 +73,9 @@ pub(super) fn start(
         root.create_cwd(process.cwd())?;
         let private_proc = mounts::make("proc", &mounts::Options::default())?;
         root.confine(&start.spec, &anchor)?;
+        if let Some(most) = start.most_pids {
+            process::limit_pids(&private_proc, most)?;
+        }
         wait_for_cgroup(&channel)?;
         namespaces.make_cgroup()?;
         if let Some(mount) = cgroup_mount {

@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec,
+};
 
-use super::cgroups::Cgroup;
+use super::cgroups::{Cgroup, Hierarchies};
 use super::devices;
 use crate::error::{Doing, Failure};
 
@@ -60,19 +62,30 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), F
     Ok(())
 }
 
-/// Sets the device rules of a new cgroup; says whether the kernel holds them. It does not without the v1 controller on v1,
-/// nor where programs may not be loaded on v2.
-pub(super) fn devices(cgroup: &Cgroup, resources: &LinuxResources) -> Result<bool, Failure> {
-    let Some(rules) = resources.devices().as_ref().filter(|rules| !rules.is_empty()) else { return Ok(true) };
-    if cgroup.has_v1("devices") {
-        let files = Files { cgroup, v2: false };
-        for rule in rules {
-            let file = if rule.allow() { "devices.allow" } else { "devices.deny" };
-            files.write("devices", file, "", &devices::line(rule)?)?;
-        }
-        return Ok(true);
-    }
-    Ok(cgroup.attach_devices(&devices::program(rules)?).is_ok_and(|attached| attached))
+/// Writes the device rules to v1's controller.
+pub(super) fn devices(cgroup: &Cgroup, rules: &[LinuxDeviceCgroup]) -> Result<(), Failure> {
+    let files = Files { cgroup, v2: false };
+    rules.iter().try_for_each(|rule| {
+        let file = if rule.allow() { "devices.allow" } else { "devices.deny" };
+        files.write("devices", file, "", &devices::line(rule)?)
+    })
+}
+
+/// A limit of processes that the pid namespace holds by itself, or `None` if the cgroup has to.
+///
+/// Only where v1 would have to be joined for it, and only for a limit so large that its exact number tells nobody anything.
+/// Before Linux 6.14 the number was the whole machine's.
+pub(super) fn pids_by_namespace(spec: &Spec, hierarchies: &Hierarchies) -> Option<i64> {
+    let linux = spec.linux().as_ref()?;
+    let limit = linux.resources().as_ref()?.pids().as_ref()?.limit();
+    let own = |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none();
+    let own = linux.namespaces().iter().flatten().any(own);
+    let release = rustix::system::uname();
+    let mut numbers = release.release().to_str().ok()?.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|number| number.parse::<u32>().ok()).unwrap_or(0);
+    let kernel = (number(), number());
+    (own && limit >= 4096 && hierarchies.unified().is_some() && hierarchies.is_v1("pids") && kernel >= (6, 14))
+        .then_some(limit)
 }
 
 struct Files<'a> {

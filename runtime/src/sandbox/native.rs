@@ -19,6 +19,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tracing::debug;
 
 use super::cgroups::{Cgroup, Hierarchies};
+use super::limits;
 use super::overlay;
 use super::running::{Running, Started, Streams};
 use super::seccomp;
@@ -91,9 +92,9 @@ impl NativeSandbox {
         Ok(Cgroup::open(&self.hierarchies, &cgroup_path(spec, id)?))
     }
 
-    /// Prepares the machine for a sandbox that will be wanted within some twenty milliseconds, on a thread of its own.
-    /// [`Sandbox::start`] does this itself; calling it as soon as a start is likely hides the wait. The first call also
-    /// removes cgroups that killed supervisors left.
+    /// Prepares the machine for a sandbox with limits of cgroup v1 that will be wanted within some twenty milliseconds, on
+    /// a thread of its own. [`Sandbox::start`] does this itself; calling it as soon as such a start is likely hides the
+    /// wait. The first call also removes cgroups that killed supervisors left.
     pub fn warm(&self) {
         const LASTS: u64 = 15;
         let now = self.born.elapsed().as_millis() as u64 + LASTS;
@@ -172,7 +173,13 @@ impl NativeSandbox {
 impl Sandbox for NativeSandbox {
     fn start(&self, spec: ProcessSpec) -> Result<Running> {
         super::spec_check::check(&spec)?;
-        self.warm();
+        let most_pids = limits::pids_by_namespace(&spec.spec, &self.hierarchies);
+        let mut limited = limits::controllers(spec.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
+        limited
+            .retain(|controller| self.hierarchies.is_v1(controller) && !(*controller == "pids" && most_pids.is_some()));
+        if !limited.is_empty() || self.hierarchies.unified().is_none() {
+            self.warm();
+        }
         let mut fds = Fds::default();
         let (streams, stdio) = fds.stdio(spec.stdio)?;
         let process =
@@ -217,6 +224,7 @@ impl Sandbox for NativeSandbox {
             stdio,
             cgroup: path.clone(),
             hierarchies: self.hierarchies.clone(),
+            most_pids,
             filter,
         };
         self.run(&Request::Start(Box::new(start)), &fds.0, streams, Some(&path))
@@ -227,13 +235,16 @@ impl Sandbox for NativeSandbox {
         let target = fds.add(spec.target);
         let (streams, stdio) = fds.stdio(spec.stdio)?;
         super::spec_check::check_process(&spec.process)?;
-        self.warm();
+        let cgroup = cgroup_path(&spec.cgroup, &spec.id)?;
+        if Cgroup::open(&self.hierarchies, &cgroup).is_moved_into() {
+            self.warm();
+        }
         let enter = Enter {
             target,
             filter: self.filter(&spec.seccomp, &spec.process)?,
             process: spec.process,
             stdio,
-            cgroup: cgroup_path(&spec.cgroup, &spec.id)?,
+            cgroup,
             hierarchies: self.hierarchies.clone(),
         };
         self.run(&Request::Enter(Box::new(enter)), &fds.0, streams, None)

@@ -263,6 +263,13 @@ pub(super) fn sysctls(spec: &Spec, namespaces: &Namespaces, proc: &OwnedFd) -> R
     Ok(())
 }
 
+/// Limits the processes of the pid namespace one is the first of.
+pub(super) fn limit_pids(proc: &OwnedFd, most: i64) -> Result<(), Failure> {
+    // Numbers below this one are not given out again.
+    const RESERVED: i64 = 300;
+    write_beneath(proc, "sys/kernel/pid_max", &(most + RESERVED).to_string())
+}
+
 fn write_beneath(proc: &OwnedFd, path: &str, value: &str) -> Result<(), Failure> {
     let action = || format!("write /proc/{path}");
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;

@@ -44,7 +44,7 @@ pub struct Exit {
     pub signal: Option<i32>,
     /// Whether the kernel killed any process of it for want of memory.
     pub oom: bool,
-    /// The most memory used at once, in bytes, where the kernel counts it.
+    /// The most memory used at once, in bytes: of all processes where a memory cgroup counts it, else of the largest.
     pub peak_memory: Option<u64>,
     /// Processor time of all its processes.
     pub cpu: Duration,

@@ -51,6 +51,8 @@ pub(super) struct Start {
     pub(super) stdio: [Stream; 3],
     pub(super) cgroup: PathBuf,
     pub(super) hierarchies: Hierarchies,
+    /// A limit of processes for the pid namespace, in place of the cgroup's.
+    pub(super) most_pids: Option<i64>,
     /// Seccomp instructions, packed; none for unconfined.
     pub(super) filter: Vec<u64>,
 }
@@ -155,7 +157,10 @@ impl Fds {
 
 fn start_sandbox(starter: &UnixStream, start: Start, mut fds: Fds) -> Result<(), Failure> {
     let namespaces = Namespaces::of(&start.spec, &start.net, &mut fds)?;
-    let resources = start.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+    let mut resources = start.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+    if let (Some(_), Some(resources)) = (start.most_pids, &mut resources) {
+        resources.set_pids(None);
+    }
     let cgroup = Cgroup::create(&start.hierarchies, &start.cgroup, resources.as_ref())?;
     let guard = Removed(&cgroup);
     let Prepared { trees, made } = stubs::prepare(&start, &mut fds)?;
@@ -270,7 +275,7 @@ impl Child {
             code: libc::WIFEXITED(ended.status).then(|| libc::WEXITSTATUS(ended.status)),
             signal: libc::WIFSIGNALED(ended.status).then(|| libc::WTERMSIG(ended.status)),
             oom: cgroup.oom_kills() > 0,
-            peak_memory: cgroup.peak_memory(),
+            peak_memory: cgroup.peak_memory().or(Some(ended.peak_memory)),
             cpu,
         }))
     }

@@ -134,6 +134,8 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
 pub(crate) struct Ended {
     pub(crate) status: i32,
     pub(crate) cpu_nanoseconds: u64,
+    /// Bytes resident at once in the largest process.
+    pub(crate) peak_memory: u64,
 }
 
 /// Waits for the child `pid`.
@@ -145,7 +147,11 @@ pub(crate) fn wait4(pid: i32) -> io::Result<Ended> {
         // SAFETY: as above.
         if unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) } == pid {
             let nanoseconds = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
-            return Ok(Ended { status, cpu_nanoseconds: nanoseconds(usage.ru_utime) + nanoseconds(usage.ru_stime) });
+            return Ok(Ended {
+                status,
+                cpu_nanoseconds: nanoseconds(usage.ru_utime) + nanoseconds(usage.ru_stime),
+                peak_memory: usage.ru_maxrss as u64 * 1024,
+            });
         }
         let error = io::Error::last_os_error();
         if error.kind() != io::ErrorKind::Interrupted {

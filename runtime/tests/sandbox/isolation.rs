@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("dev_is_small_and_ours", dev_is_small_and_ours),
     ("cgroup_view_is_read_only", cgroup_view_is_read_only),
     ("limits_hold", limits_hold),
+    ("many_processes_are_limited_too", many_processes_are_limited_too),
     ("out_of_memory_is_told", out_of_memory_is_told),
     ("hostile_roots", hostile_roots),
     ("working_directories", working_directories),
@@ -170,6 +171,20 @@ fn limits_hold() {
     assert!(output.stderr.contains("fork"), "{output:?}");
     assert!(output.exit.peak_memory.is_some_and(|bytes| bytes > 0 && bytes <= 50_331_648), "{output:?}");
     assert!(!output.exit.cpu.is_zero());
+}
+
+/// A limit too large to be looked at may be held by the pid namespace instead of a cgroup.
+fn many_processes_are_limited_too() {
+    let image = Image::new();
+    let host = || fs::read_to_string("/proc/sys/kernel/pid_max").unwrap();
+    let before = host();
+    let script_text = "i=0; while [ $i -lt 4600 ]; do i=$((i+1)); sleep 100 & done 2>/dev/null; wait";
+    let mut spec = script(&image, script_text);
+    let resources = spec.spec.linux_mut().as_mut().unwrap().resources_mut().as_mut().unwrap();
+    resources.set_pids(Some(LinuxPidsBuilder::default().limit(4096i64).build().unwrap()));
+    let output = run(spec).unwrap();
+    assert!(output.exit.code.is_some_and(|code| code != 0), "the shell gives up: {output:?}");
+    assert_eq!(host(), before);
 }
 
 fn out_of_memory_is_told() {

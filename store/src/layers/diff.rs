@@ -207,7 +207,7 @@ impl Found {
         let plain = |kind| Ok(Some(Found { kind, xattrs: named_xattrs(dir, name)?, file: None }));
         match metadata.kind {
             Kind::File => {
-                let file = dir.open_file(name)?;
+                let file = open_file(dir, name, metadata)?;
                 let xattrs = xattrs(&file)?;
                 Ok(Some(Found { kind: EntryKind::File { size: metadata.size }, xattrs, file: Some(file) }))
             }
@@ -226,6 +226,19 @@ impl Found {
             Kind::Fifo => plain(EntryKind::Fifo),
             Kind::Dir | Kind::Socket => Ok(None),
         }
+    }
+}
+
+/// Opens a regular file of a snapshot in one step instead of the four of [`Dir::open_file`]: a snapshot does not change,
+/// so what was a file a moment ago is no device now. If it were, neither its opening would block nor would it be read.
+fn open_file(dir: &Dir, name: &OsStr, metadata: &Metadata) -> std::io::Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    let opened = Metadata::of(file.as_fd())?;
+    match (opened.kind, opened.inode) == (Kind::File, metadata.inode) {
+        true => Ok(file),
+        false => Err(std::io::Error::other("the snapshot is being changed")),
     }
 }
 
@@ -295,6 +308,10 @@ pub(crate) fn entry_of(path: Vec<u8>, metadata: &Metadata, kind: EntryKind, xatt
 
 /// The extended attributes that travel.
 pub(crate) fn xattrs(of: impl AsFd) -> std::io::Result<Xattrs> {
+    // Most files have none, and saying so takes one call.
+    if let Ok(0) | Err(rustix::io::Errno::OPNOTSUPP) = rustix::fs::flistxattr(&of, &mut [0u8; 256][..]) {
+        return Ok(Xattrs::new());
+    }
     Ok(travelling(node::xattrs(of.as_fd())?))
 }
 

@@ -1,7 +1,7 @@
 //! Layers: the difference a snapshot makes, as a stream of bytes, and back.
 //!
 //! A layer that was made here is not stored: its tar is regenerated from the snapshot, bit for bit, whenever somebody
-//! wants it ([`Layers::open`]). A layer that came from elsewhere is kept as the blob that came, because nobody can make
+//! wants it ([`Layers::open_layer`]). A layer that came from elsewhere is kept as the blob that came, because nobody can make
 //! those bytes again. Either way what is read is checked against its digest while it streams.
 //!
 //! Unpacking has two halves, so that layers can be unpacked side by side and while they arrive: [`Layers::stage`] puts
@@ -106,16 +106,11 @@ impl Layers {
     ///
     /// # Errors
     /// [`StoreError::NoBlob`] when there is neither.
-    pub fn open(&self, layer: &Descriptor) -> Result<Box<dyn Read + Send>> {
+    pub fn open_layer(&self, layer: &Descriptor) -> Result<Box<dyn Read + Send>> {
         self.open_diff(&DiffId(layer.digest.clone()))
     }
 
-    /// As [`Layers::open`].
-    pub fn open_layer(&self, layer: &Descriptor) -> Result<Box<dyn Read + Send>> {
-        self.open(layer)
-    }
-
-    /// Whether [`Layers::open`] would find the bytes that this digest names.
+    /// Whether [`Layers::open_layer`] would find the bytes that this digest names.
     pub fn has(&self, digest: &Digest) -> Result<bool> {
         if self.store.blobs().has(digest)? {
             return Ok(true);
@@ -322,7 +317,7 @@ impl Layers {
     }
 
     fn stage_one(&self, layer: &Descriptor, diff_id: &DiffId, lease: &Lease) -> Result<Staged> {
-        let staged = self.stage(self.open(layer)?, lease)?;
+        let staged = self.stage(self.open_layer(layer)?, lease)?;
         staged.expect(diff_id)?;
         Ok(staged)
     }

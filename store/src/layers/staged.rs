@@ -32,7 +32,7 @@ pub struct Staged {
 /// Where it lies.
 enum Place {
     /// The future snapshot's own directory.
-    Active(Active),
+    Active(Box<Active>),
     /// A directory to be merged over a copy of the parent.
     Scratch(Scratch),
 }
@@ -50,7 +50,7 @@ impl Staged {
             Driver::Overlay => {
                 let active = store.snapshots().prepare(lease, None)?;
                 let root = Root::open(active.upper()).context(|| format!("opening {:?}", active.upper()))?;
-                (Place::Active(active), root, Marks::Overlay)
+                (Place::Active(Box::new(active)), root, Marks::Overlay)
             }
             Driver::Vfs => {
                 let scratch = Scratch::new(lease)?;
@@ -93,7 +93,7 @@ impl Staged {
                 let root = Root::open(active.upper()).context(|| format!("opening {:?}", active.upper()))?;
                 active.set_parent(parent)?;
                 self.unpacked.settle(&root, &lowers)?;
-                store.snapshots().commit(active)
+                store.snapshots().commit(*active)
             }
             Place::Scratch(scratch) => {
                 let layer = scratch.root()?;
