@@ -6,9 +6,15 @@
 mod bad_input;
 mod build;
 mod caching;
+mod concurrency;
+mod crash;
+mod determinism;
+mod faults;
+mod founding;
 mod images;
 mod interrupt;
 mod oracle;
+mod peers;
 mod registry;
 mod run;
 mod scene;
