@@ -64,6 +64,7 @@ impl App {
             resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             registry: self.client_options(&config)?,
             bridge: BridgeOptions::default(),
+            git: self.settings.git(),
         })
     }
 

@@ -102,7 +102,7 @@ pub fn mount(text: &str) -> Result<MountRequest, String> {
 }
 
 /// The comma-separated fields of CSV: one in quotes may hold commas.
-fn split_fields(text: &str) -> Vec<String> {
+pub fn split_fields(text: &str) -> Vec<String> {
     let (mut fields, mut field, mut quoted) = (Vec::new(), String::new(), false);
     for c in text.chars() {
         match c {

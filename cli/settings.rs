@@ -3,9 +3,10 @@
 //! The only place of the program that reads them; everything below is given values. So what a build depends
 //! on can be read off its request, and tests need no environment.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use rbuild_engine::{GitOptions, GitSsh};
 use serde::Deserialize;
 
 use crate::args::Globals;
@@ -42,7 +43,8 @@ impl Settings {
         Self::from_variables(globals, std::env::vars_os().collect(), rustix::process::geteuid().is_root())
     }
 
-    fn from_variables(
+    /// The same from variables that are given.
+    pub fn from_variables(
         globals: &Globals,
         variables: Vec<(OsString, OsString)>,
         is_root: bool,
@@ -75,6 +77,11 @@ impl Settings {
         self.variables.iter().find(|(k, _)| k == name).and_then(|(_, v)| v.to_str())
     }
 
+    /// A variable as it is, text or not.
+    pub fn raw_variable(&self, name: &str) -> Option<&OsStr> {
+        self.variables.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_os_str())
+    }
+
     /// A variable that is set to something.
     pub fn non_empty(&self, name: &str) -> Option<&str> {
         self.variable(name).filter(|v| !v.is_empty())
@@ -93,6 +100,30 @@ impl Settings {
     /// A variable that is known in capitals and in small letters, as the proxy variables are.
     pub fn either_case(&self, name: &str) -> Option<&str> {
         self.non_empty(name).or_else(|| self.non_empty(&name.to_lowercase()))
+    }
+
+    /// Git and what it may see of the environment, if it is installed.
+    pub fn git(&self) -> Option<GitOptions> {
+        let mut environment: Vec<(String, OsString)> = Vec::new();
+        for name in ["http_proxy", "https_proxy", "no_proxy", "all_proxy"] {
+            for name in [name.to_owned(), name.to_uppercase()] {
+                environment.extend(self.non_empty(&name).map(|value| (name.clone(), value.into())));
+            }
+        }
+        environment.extend(self.certificates().map(|path| ("GIT_SSL_CAINFO".to_owned(), path.into_os_string())));
+        let home = self.non_empty("HOME").map(PathBuf::from);
+        let known = home.map(|home| home.join(".ssh/known_hosts")).into_iter();
+        let known_hosts = known.chain(["/etc/ssh/ssh_known_hosts".into()]).filter(|path| path.is_file()).collect();
+        let agent = self.non_empty("SSH_AUTH_SOCK").map(PathBuf::from);
+        let ssh = self.program("ssh").map(|program| GitSsh { program, agent, known_hosts });
+        Some(GitOptions { program: self.program("git")?, environment, ssh })
+    }
+
+    /// Where a program is, by the absolute directories of `PATH`.
+    fn program(&self, name: &str) -> Option<PathBuf> {
+        let path = &self.variables.iter().find(|(k, _)| k == "PATH")?.1;
+        let found = std::env::split_paths(path).filter(|dir| dir.is_absolute()).map(|dir| dir.join(name));
+        found.into_iter().find(|file| file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok())
     }
 
     /// The configuration of this root: the file named by `RBUILD_CONFIG`, else `daemon.json` in the root.

@@ -14,7 +14,7 @@ use rbuild_engine::oci::Reference;
 use rbuild_engine::registry::ClientOptions;
 use rbuild_engine::runtime::network::BridgeOptions;
 use rbuild_engine::{
-    BuildContext, BuildRequest, DockerfileSource, Engine, EngineOptions, Event, Events, Network, Outcome,
+    BuildContext, BuildRequest, DockerfileSource, Engine, EngineOptions, Event, Events, Lent, Network, Outcome,
 };
 
 fn main() -> ExitCode {
@@ -47,6 +47,7 @@ async fn build(root: &str, context: &str, names: &[String]) -> Result<String, Bo
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         registry: ClientOptions::default(),
         bridge: BridgeOptions::default(),
+        git: None,
     })?;
     let request = BuildRequest {
         context: BuildContext::Directory(PathBuf::from(context)),
@@ -55,7 +56,8 @@ async fn build(root: &str, context: &str, names: &[String]) -> Result<String, Bo
         target: None,
         build_args: [("BUILT_BY".to_owned(), "embed_build".to_owned())].into(),
         labels: vec![("example".to_owned(), "embedded".to_owned())],
-        platform: None,
+        platforms: Vec::new(),
+        outputs: Vec::new(),
         no_cache: false,
         pull: false,
         network: Network::Default,
@@ -66,6 +68,9 @@ async fn build(root: &str, context: &str, names: &[String]) -> Result<String, Bo
         cgroup_parent: None,
         source_date_epoch: None,
         allow_host_network: false,
+        allow_insecure: false,
+        no_cache_filter: Vec::new(),
+        lent: Lent::default(),
     };
     // Events are a stream that ends with the build. Here: a line for each step that is done.
     let (events, mut stream) = Events::channel();

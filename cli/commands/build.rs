@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use rbuild_engine::{
-    BuildContext, BuildRequest, BuildResult, DockerfileSource, Events, ExtraHost, Kind, Network, Ulimit,
+    BuildContext, BuildRequest, BuildResult, DockerfileSource, Events, ExtraHost, InputStream, Kind, Network, Ulimit,
 };
 use rbuild_oci::{Platform, Reference};
 
@@ -13,6 +13,8 @@ use crate::args::key_value;
 use crate::commands::DONE;
 use crate::diagnostics;
 use crate::error::CliError;
+use crate::lent::LentArgs;
+use crate::outputs::{self, OutputArgs};
 use crate::progress::{self, Mode};
 use crate::signals::Signals;
 use crate::values;
@@ -58,7 +60,7 @@ pub struct Args {
     /// Network of the RUN steps: default, none or host
     #[arg(long, value_name = "MODE", default_value = "default")]
     network: String,
-    /// Allow the Dockerfile a privilege: network.host
+    /// Allow the Dockerfile a privilege: network.host or security.insecure
     #[arg(long, value_name = "PRIVILEGE")]
     allow: Vec<String>,
     /// Name for an address in the RUN steps' hosts file; the address 'host-gateway' is this machine
@@ -76,9 +78,16 @@ pub struct Args {
     /// How many steps may run at once (default: the number of processors)
     #[arg(long, short, value_name = "N")]
     jobs: Option<std::num::NonZeroUsize>,
-    /// Platform to build for
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    /// Platforms to build for; several make one image with an index
+    #[arg(long, value_name = "OS/ARCH[/VARIANT][,...]")]
     platform: Vec<String>,
+    /// Stage whose steps all run again; may be repeated
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    no_cache_filter: Vec<String>,
+    #[command(flatten)]
+    lent: LentArgs,
+    #[command(flatten)]
+    outputs: OutputArgs,
     #[command(flatten)]
     legacy: Legacy,
     #[command(flatten)]
@@ -96,8 +105,6 @@ struct Legacy {
     compress: bool,
     #[arg(long, hide = true)]
     disable_content_trust: bool,
-    #[arg(long, hide = true)]
-    load: bool,
     #[arg(long, hide = true, value_parser = ["", "default"])]
     isolation: Option<String>,
     #[arg(long, hide = true, value_parser = ["false", "0", "disabled=true", "disabled"])]
@@ -113,9 +120,7 @@ struct Refused(Vec<&'static str>);
 
 /// Name, short name, whether a value follows.
 const REFUSED: &[(&str, Option<char>, bool)] = &[
-    ("annotation", None, true),
     ("attest", None, true),
-    ("build-context", None, true),
     ("builder", None, true),
     ("cache-from", None, true),
     ("cache-to", None, true),
@@ -131,16 +136,10 @@ const REFUSED: &[(&str, Option<char>, bool)] = &[
     ("device", None, true),
     ("memory", Some('m'), true),
     ("memory-swap", None, true),
-    ("metadata-file", None, true),
-    ("no-cache-filter", None, true),
-    ("output", Some('o'), true),
     ("policy", None, true),
-    ("push", None, false),
     ("resource", None, true),
-    ("secret", None, true),
     ("security-opt", None, true),
     ("squash", None, false),
-    ("ssh", None, true),
 ];
 
 impl clap::Args for Refused {
@@ -195,7 +194,12 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     if let Some(path) = &args.iidfile {
         write_whole(path, &result.image_id.to_string())?;
     }
+    if let Some(path) = &args.outputs.metadata_file {
+        write_whole(path, &outputs::metadata(&result))?;
+    }
     match mode {
+        // Where the result itself went to standard output, its id has no place there.
+        Mode::Quiet if args.quiet && args.outputs.uses_stdout() => {}
         Mode::Quiet if args.quiet => app.print(&format!("{}\n", result.image_id))?,
         Mode::Terminal | Mode::Plain if !result.warnings.is_empty() => {
             app.tell(diagnostics::warnings(&result.warnings).trim_end())
@@ -236,9 +240,15 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
     }
     let mode = Mode::choose(args.quiet, args.progress.as_deref(), &app.settings)?;
     let network = network(&args.network)?;
-    let tags = args.tags.iter().map(|t| tag(t)).collect::<Result<_, _>>()?;
-    let platform = platform(&args.platform)?;
+    let tags = args.tags.iter().map(|t| tag(t)).collect::<Result<Vec<_>, _>>()?;
+    let platforms = platforms(&args.platform)?;
     let epoch = app.settings.non_empty("SOURCE_DATE_EPOCH").map(source_date_epoch).transpose()?;
+    let outputs = args.outputs.read(&tags, std::io::stdout().is_terminal())?;
+    if args.no_cache && !args.no_cache_filter.is_empty() {
+        return Err(CliError::new("--no-cache and --no-cache-filter cannot currently be used together"));
+    }
+    let allowed = allowed(&args.allow)?;
+    let lent = args.lent.lent(&app.settings)?;
     let (context, dockerfile) = source(args)?;
     let request = BuildRequest {
         context,
@@ -247,16 +257,20 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         target: args.target.clone(),
         build_args: build_args(&args.build_args, |name| app.settings.variable(name).map(str::to_owned)),
         labels: args.labels.iter().map(|l| key_value(l)).map(|(k, v)| (k, v.unwrap_or_default())).collect(),
-        platform,
+        platforms,
+        outputs,
         no_cache: args.no_cache,
         pull: args.pull,
-        allow_host_network: network == Network::Host || allows_host_network(&args.allow)?,
+        allow_host_network: network == Network::Host || allowed.host_network,
+        allow_insecure: allowed.insecure,
+        no_cache_filter: args.no_cache_filter.clone(),
+        lent,
         network,
         jobs: args.jobs.map(std::num::NonZeroUsize::get),
         extra_hosts: args.extra_hosts.clone(),
         shm_size: args.shm_size,
         ulimits: args.ulimits.clone(),
-        cgroup_parent: args.cgroup_parent.clone(),
+        cgroup_parent: args.cgroup_parent.as_deref().map(cgroup_parent),
         source_date_epoch: epoch,
     };
     Ok((request, mode))
@@ -274,15 +288,35 @@ fn network(word: &str) -> Result<Network, CliError> {
     }
 }
 
-/// A Dockerfile cannot give itself the host's network (`RUN --network=host`): the caller has to say so.
-fn allows_host_network(allowed: &[String]) -> Result<bool, CliError> {
-    let mut words = allowed.iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty());
-    match words.find(|word| *word != "network.host") {
-        Some(other) => {
-            Err(CliError::new(format!("--allow {} is not supported yet", crate::terminal::clean_line(other))))
+/// What a Dockerfile cannot give itself: the caller has to say so.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Allowed {
+    /// `RUN --network=host`.
+    host_network: bool,
+    /// `RUN --security=insecure`.
+    insecure: bool,
+}
+
+fn allowed(words: &[String]) -> Result<Allowed, CliError> {
+    let mut allowed = Allowed::default();
+    for word in words.iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty()) {
+        match word {
+            "network.host" => allowed.host_network = true,
+            "security.insecure" => allowed.insecure = true,
+            other => {
+                return Err(CliError::new(format!(
+                    "--allow {} is not supported yet",
+                    crate::terminal::clean_line(other)
+                )));
+            }
         }
-        None => Ok(!allowed.is_empty()),
     }
+    Ok(allowed)
+}
+
+/// A parent's path begins at the root of the hierarchies, written so or not.
+fn cgroup_parent(text: &str) -> String {
+    format!("/{}", text.trim_start_matches('/'))
 }
 
 /// The build's own time, as the reproducible builds project defines the variable.
@@ -290,7 +324,7 @@ fn source_date_epoch(text: &str) -> Result<i64, CliError> {
     text.parse().map_err(|_| CliError::new(format!("invalid SOURCE_DATE_EPOCH: {}", crate::terminal::clean_line(text))))
 }
 
-fn tag(text: &str) -> Result<Reference, CliError> {
+pub(crate) fn tag(text: &str) -> Result<Reference, CliError> {
     let refuse = |why: &dyn std::fmt::Display| {
         CliError::new(format!("invalid tag \"{}\": {why}", crate::terminal::clean_line(text)))
     };
@@ -310,17 +344,19 @@ fn build_args(given: &[std::ffi::OsString], environment: impl Fn(&str) -> Option
         .collect()
 }
 
-fn platform(given: &[String]) -> Result<Option<Platform>, CliError> {
-    let mut names = given.iter().flat_map(|list| list.split(',')).map(str::trim).filter(|name| !name.is_empty());
-    let first = names.next();
-    if names.next().is_some() {
-        return Err(CliError::new("building for several platforms at once is not supported yet"));
+fn platforms(given: &[String]) -> Result<Vec<Platform>, CliError> {
+    let names = given.iter().flat_map(|list| list.split(',')).map(str::trim).filter(|name| !name.is_empty());
+    let mut platforms: Vec<Platform> = Vec::new();
+    for name in names {
+        let platform = match name {
+            "local" => Platform::host(),
+            name => Platform::parse(name).map_err(|e| CliError::new(e.to_string()))?.normalized(),
+        };
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
     }
-    match first {
-        None => Ok(None),
-        Some("local") => Ok(Some(Platform::host())),
-        Some(name) => Platform::parse(name).map(|p| Some(p.normalized())).map_err(|e| CliError::new(e.to_string())),
-    }
+    Ok(platforms)
 }
 
 /// Where the files and the Dockerfile come from. A Dockerfile's path is relative to the working directory.
@@ -331,20 +367,11 @@ fn source(args: &Args) -> Result<(BuildContext, DockerfileSource), CliError> {
         if file == Some("-") {
             return Err(CliError::new("invalid argument: can't use stdin for both build context and dockerfile"));
         }
-        let text = standard_input()?;
-        if is_archive(&text) {
-            return Err(CliError::new("a tar archive as build context on standard input is not supported yet"));
-        }
-        if let Some(file) = file {
-            return Err(CliError::new(format!("-f {file} needs a build context, and standard input is a Dockerfile")));
-        }
-        return Ok((BuildContext::Empty, DockerfileSource::Text(text)));
+        let input = InputStream::new(std::io::stdin());
+        return Ok((BuildContext::Stream(input), dockerfile(file)?));
     }
-    if let Some(kind) = remote(context) {
-        return Err(CliError::new(format!(
-            "{kind} as build context is not supported yet: {}",
-            crate::terminal::clean_line(context)
-        )));
+    if is_remote(context) {
+        return Ok((BuildContext::Remote(context.to_owned()), dockerfile(file)?));
     }
     let shown = crate::terminal::clean_line(context);
     match std::fs::metadata(context) {
@@ -358,29 +385,24 @@ fn source(args: &Args) -> Result<(BuildContext, DockerfileSource), CliError> {
     if let Err(e) = std::fs::read_dir(context) {
         return Err(unable(format!("path \"{shown}\": {e}")));
     }
-    let dockerfile = match file {
-        Some("-") => DockerfileSource::Text(standard_input()?),
-        Some(file) if remote(file).is_some() => {
-            return Err(CliError::new(format!(
-                "a URL as Dockerfile is not supported yet: {}",
-                crate::terminal::clean_line(file)
-            )));
-        }
-        file => DockerfileSource::File(file.map(PathBuf::from)),
-    };
-    Ok((BuildContext::Directory(PathBuf::from(context)), dockerfile))
+    Ok((BuildContext::Directory(PathBuf::from(context)), dockerfile(file)?))
 }
 
-/// What kind of remote place a context names, by its form.
-fn remote(context: &str) -> Option<&'static str> {
+fn dockerfile(file: Option<&str>) -> Result<DockerfileSource, CliError> {
+    Ok(match file {
+        Some("-") => DockerfileSource::Text(standard_input()?),
+        Some(file) if file.starts_with("http://") || file.starts_with("https://") => {
+            DockerfileSource::Remote(file.to_owned())
+        }
+        file => DockerfileSource::File(file.map(PathBuf::from)),
+    })
+}
+
+/// Whether a context is somewhere else, by the form of its name.
+fn is_remote(context: &str) -> bool {
     let is = |prefixes: &[&str]| prefixes.iter().any(|p| context.starts_with(p));
-    let path = context.split('#').next().unwrap_or(context);
-    match () {
-        () if is(&["http://", "https://"]) && !path.ends_with(".git") => Some("a URL"),
-        () if is(&["http://", "https://", "git://", "ssh://", "git@"]) => Some("a git repository"),
-        () if is(&["github.com/"]) && !Path::new(context).exists() => Some("a git repository"),
-        () => None,
-    }
+    is(&["http://", "https://", "git://", "ssh://", "git@"])
+        || is(&["github.com/"]) && !Path::new(context.split('#').next().unwrap_or(context)).exists()
 }
 
 /// Read to a bound: a Dockerfile has a few kilobytes.
@@ -393,12 +415,6 @@ fn standard_input() -> Result<Vec<u8>, CliError> {
         return Err(CliError::new("standard input is larger than 512MiB"));
     }
     Ok(bytes)
-}
-
-/// Whether these bytes begin a tar archive or one of the compressed forms of one.
-fn is_archive(bytes: &[u8]) -> bool {
-    const MAGIC: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
-    MAGIC.iter().any(|magic| bytes.starts_with(magic)) || bytes.get(257..262) == Some(b"ustar")
 }
 
 /// Puts `text` into a file that is either not there or complete.
@@ -438,14 +454,11 @@ mod tests {
     #[test]
     fn options_not_there_yet_are_named() {
         for (line, want) in [
-            ("build --secret id=x .", &["secret"][..]),
-            ("build --push -o out .", &["output", "push"]),
+            ("build --squash .", &["squash"][..]),
+            ("build --squash --attest x .", &["attest", "squash"]),
             ("build --check=false .", &[]),
             ("build -m 1g .", &["memory"]),
-            (
-                "build --rm --force-rm=false --compress=true --load --provenance=false --sbom=false --isolation=default .",
-                &[],
-            ),
+            ("build --rm --force-rm=false --compress=true --provenance=false --sbom=false --isolation=default .", &[]),
         ] {
             assert_eq!(args(line).refused.0, want, "{line}");
         }
@@ -470,14 +483,6 @@ mod tests {
         for (line, want) in [
             ("build /no/such/place", "unable to prepare context: path \"/no/such/place\" not found"),
             ("build /proc/self/exe", "unable to prepare context: context must be a directory: /proc/self/exe"),
-            (
-                "build https://example.com/x.git#main",
-                "a git repository as build context is not supported yet: https://example.com/x.git#main",
-            ),
-            (
-                "build https://example.com/x.tar.gz",
-                "a URL as build context is not supported yet: https://example.com/x.tar.gz",
-            ),
             ("build -f - -", "invalid argument: can't use stdin for both build context and dockerfile"),
         ] {
             assert_eq!(source(&args(line)).unwrap_err().message, want, "{line}");
@@ -486,25 +491,31 @@ mod tests {
 
     #[test]
     fn platforms_and_tags() {
-        assert_eq!(platform(&["linux/amd64".into()]).unwrap().unwrap().to_string(), "linux/amd64");
-        assert!(platform(&["linux/amd64,linux/arm64".into()]).unwrap_err().message.contains("several platforms"));
+        let both = platforms(&["linux/amd64,linux/arm64".into(), "linux/amd64".into()]).unwrap();
+        assert_eq!(both.iter().map(Platform::to_string).collect::<Vec<_>>(), ["linux/amd64", "linux/arm64"]);
+        assert!(platforms(&["linux/amd64/x/y/z".into()]).is_err());
         assert!(tag("UPPER").unwrap_err().message.starts_with("invalid tag \"UPPER\": "));
         assert_eq!(tag("name").unwrap().familiar(), "name:latest");
     }
 
     #[test]
     fn privileges_are_given_by_name() {
-        assert!(!allows_host_network(&[]).unwrap());
-        assert!(allows_host_network(&["network.host".into()]).unwrap());
-        let error = allows_host_network(&["network.host,security.insecure".into()]).unwrap_err();
-        assert_eq!(error.message, "--allow security.insecure is not supported yet");
+        assert_eq!(allowed(&[]).unwrap(), Allowed::default());
+        let both = allowed(&["network.host,security.insecure".into()]).unwrap();
+        assert_eq!(both, Allowed { host_network: true, insecure: true });
+        assert_eq!(allowed(&["device".into()]).unwrap_err().message, "--allow device is not supported yet");
+        assert_eq!((cgroup_parent("a/b"), cgroup_parent("/a")), ("/a/b".to_owned(), "/a".to_owned()));
     }
 
     #[test]
-    fn archives_are_known_by_their_first_bytes() {
-        let mut tar = vec![0; 512];
-        tar[257..262].copy_from_slice(b"ustar");
-        assert!(is_archive(&tar) && is_archive(b"\x1f\x8b\x08") && is_archive(b"BZh9"));
-        assert!(!is_archive(b"FROM scratch\n") && !is_archive(b""));
+    fn contexts_from_elsewhere() {
+        for there in ["https://h/x.git#main", "http://h/x.tgz", "git@h:x.git", "ssh://h/x", "github.com/a/b#v1"] {
+            assert!(is_remote(there), "{there}");
+        }
+        for here in [".", "/dir", "dir/https://x", "github.com"] {
+            assert!(!is_remote(here), "{here}");
+        }
+        let (context, file) = source(&args("build -f https://h/Dockerfile -")).unwrap();
+        assert!(matches!((context, file), (BuildContext::Stream(_), DockerfileSource::Remote(_))));
     }
 }

@@ -17,6 +17,8 @@ commands! {
     /// What stands after `rbuild container`.
     ContainerCommand {
         Attach(attach),
+        Commit(commit),
+        Cp(cp),
         Create(create),
         Diff(diff),
         Exec(exec),
@@ -26,6 +28,7 @@ commands! {
         Logs(logs),
         #[command(visible_aliases = ["list", "ps"])]
         Ls(ps),
+        Pause(pause),
         Prune(container_prune),
         Rename(rename),
         Restart(restart),
@@ -34,6 +37,7 @@ commands! {
         Run(run),
         Start(start),
         Stop(stop),
+        Unpause(unpause),
         Wait(wait),
     }
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use super::DONE;
 use crate::app::App;
 use crate::error::CliError;
+use crate::progress::transfer::bytes_bar;
 
 /// Load images from an archive: docker's or an OCI layout, compressed or not
 #[derive(Debug, clap::Args)]
@@ -25,12 +26,20 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let loaded = match &args.input {
         Some(path) => {
             let file = File::open(path).map_err(|e| CliError::new(format!("open {}: {e}", path.display())))?;
-            tokio::task::block_in_place(|| images.load(file, &|_| {}))?
+            let bar = bytes_bar(file.metadata().ok().map(|m| m.len()), args.quiet);
+            let loaded = tokio::task::block_in_place(|| images.load(file, &|read| bar.set_position(read)));
+            bar.finish_and_clear();
+            loaded?
         }
         None if std::io::stdin().is_terminal() => {
             return Err(CliError::new("requested load from stdin, but stdin is a terminal; use -i or redirect"));
         }
-        None => tokio::task::block_in_place(|| images.load(std::io::stdin(), &|_| {}))?,
+        None => {
+            let bar = bytes_bar(None, args.quiet);
+            let loaded = tokio::task::block_in_place(|| images.load(std::io::stdin(), &|read| bar.set_position(read)));
+            bar.finish_and_clear();
+            loaded?
+        }
     };
     for image in loaded {
         let text = match image.names.is_empty() {

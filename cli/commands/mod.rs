@@ -4,13 +4,15 @@
 //! module here and add its line to the list of the root or of its group; dispatch comes from the same line.
 
 mod attach;
-mod build;
+pub mod build;
 mod builder;
 mod builder_prune;
+mod commit;
 mod completion;
 mod container;
 mod container_inspect;
 mod container_prune;
+mod cp;
 mod create;
 mod diff;
 mod exec;
@@ -28,6 +30,7 @@ mod load;
 mod login;
 mod logout;
 mod logs;
+mod pause;
 mod ps;
 mod pull;
 mod push;
@@ -43,6 +46,7 @@ mod system;
 mod system_df;
 mod system_prune;
 mod tag;
+mod unpause;
 mod version;
 mod volume;
 mod volume_create;
@@ -88,8 +92,10 @@ commands! {
         Attach(attach),
         Build(build),
         Builder(builder),
+        Commit(commit),
         Completion(completion),
         Container(container),
+        Cp(cp),
         Create(create),
         Diff(diff),
         Exec(exec),
@@ -105,6 +111,7 @@ commands! {
         Login(login),
         Logout(logout),
         Logs(logs),
+        Pause(pause),
         Ps(ps),
         Pull(pull),
         Push(push),
@@ -118,6 +125,7 @@ commands! {
         Stop(stop),
         System(system),
         Tag(tag),
+        Unpause(unpause),
         Version(version),
         Volume(volume),
         Wait(wait),

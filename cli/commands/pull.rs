@@ -1,17 +1,15 @@
 //! `rbuild pull`.
 
-use std::collections::HashSet;
 use std::process::ExitCode;
-use std::sync::Mutex;
 
 use rbuild_engine::images::Images;
 use rbuild_engine::oci::{Platform, Reference};
-use rbuild_engine::registry::{Progress, Stage};
 
 use super::DONE;
 use crate::app::App;
 use crate::commands::reference_untagged;
 use crate::error::CliError;
+use crate::progress::transfer::Transfer;
 
 /// Bring an image from a registry
 #[derive(Debug, clap::Args)]
@@ -67,8 +65,10 @@ async fn one(app: &App, images: &Images, name: &Reference, platform: &Platform, 
         };
         app.print(&format!("{what}: Pulling from {}\n", name.repository()))?;
     }
-    let told = Lines::new(app, args.quiet);
-    let pulled = images.pull(name, platform, &|progress| told.tell(progress)).await?;
+    let told = Transfer::new(app, args.quiet);
+    let pulled = images.pull(name, platform, &|progress| told.tell(progress)).await;
+    drop(told);
+    let pulled = pulled?;
     let have = pulled.image.config.platform();
     if args.platform.is_some() && !have.matches(platform) {
         app.tell(&format!(
@@ -81,37 +81,4 @@ async fn one(app: &App, images: &Images, name: &Reference, platform: &Platform, 
         app.print(&format!("Digest: {}\nStatus: {status} {}\n", pulled.digest, name.familiar()))?;
     }
     Ok(())
-}
-
-/// A line for each change of a layer's stage.
-pub(super) struct Lines<'a> {
-    app: &'a App,
-    quiet: bool,
-    said: Mutex<HashSet<(String, String)>>,
-}
-
-impl<'a> Lines<'a> {
-    pub(super) fn new(app: &'a App, quiet: bool) -> Self {
-        Self { app, quiet, said: Mutex::default() }
-    }
-
-    pub(super) fn tell(&self, progress: Progress) {
-        let words = match progress.stage {
-            Stage::PullingLayer => "Pulling fs layer",
-            Stage::AlreadyExists => "Already exists",
-            Stage::DownloadComplete => "Download complete",
-            Stage::PullComplete => "Pull complete",
-            Stage::Preparing => "Preparing",
-            Stage::Pushed => "Pushed",
-            Stage::LayerAlreadyExists => "Layer already exists",
-            Stage::Mounted { ref from } => &format!("Mounted from {from}"),
-            _ => return,
-        };
-        let layer = progress.blob.short().to_owned();
-        let mut said = self.said.lock().unwrap_or_else(|e| e.into_inner());
-        if !self.quiet && said.insert((layer.clone(), words.to_owned())) {
-            // Who reads this may go away; the transfer goes on.
-            drop(self.app.print(&format!("{layer}: {words}\n")));
-        }
-    }
 }

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use rbuild_engine::oci::{Platform, Reference};
 
 use super::DONE;
-use super::pull::Lines;
 use crate::app::App;
 use crate::commands::reference_untagged;
 use crate::error::CliError;
+use crate::progress::transfer::Transfer;
 
 /// Send an image to a registry
 #[derive(Debug, clap::Args)]
@@ -57,8 +57,10 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         app.print(&format!("The push refers to repository [{}]\n", asked.without_tag().canonical()))?;
     }
     for name in &names {
-        let told = Lines::new(app, args.quiet);
-        let pushed = images.push(name, &platform, &|progress| told.tell(progress)).await?;
+        let told = Transfer::new(app, args.quiet);
+        let pushed = images.push(name, &platform, &|progress| told.tell(progress)).await;
+        drop(told);
+        let pushed = pushed?;
         if !args.quiet {
             let tag = name.tag().unwrap_or_default();
             app.print(&format!("{tag}: digest: {} size: {}\n", pushed.digest, pushed.size))?;

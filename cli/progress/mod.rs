@@ -4,6 +4,7 @@ mod json;
 mod lines;
 mod plain;
 mod quiet;
+pub mod transfer;
 mod tty;
 
 use std::io::IsTerminal as _;

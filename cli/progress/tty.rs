@@ -36,7 +36,8 @@ impl Terminal {
 
     fn size() -> (usize, usize) {
         let (height, width) = console::Term::stderr().size();
-        (usize::from(width).max(10), usize::from(height).max(4))
+        // A line that fills the last column leaves the cursor in a place terminals disagree about.
+        (usize::from(width).saturating_sub(1).max(10), usize::from(height).max(4))
     }
 }
 

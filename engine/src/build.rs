@@ -11,16 +11,21 @@ use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_frontend::{Diagnostic, Lowered};
 use rbuild_graph::ops::Network;
 use rbuild_oci::limits;
-use rbuild_solver::{Events, LogStream, Outcome, SolveError, StepKind};
+use rbuild_solver::{Build, Events, LogStream, Outcome, SolveError, StepKind};
 use rbuild_store::Lease;
 
 use crate::context::{self, LocalSession};
+use crate::emulation;
 use crate::engine::Engine;
 use crate::error::{Error, FailedStep, Kind, SourceText};
-use crate::export::image::{Finished, publish};
+use crate::export::image::Finished;
+use crate::export::results::{self, Built, Exported, Exporter};
 use crate::frontends::dockerfile::{lower_options, understand};
 use crate::layers::LayerHasher;
+use crate::lending::Lending;
 use crate::logs::BuildLogs;
+use crate::output::Output;
+use crate::remote;
 use crate::request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
 use crate::resolve::BaseImages;
 
@@ -37,6 +42,9 @@ impl Engine {
     /// what images, registries and the store say.
     pub async fn build(&self, request: BuildRequest, events: Events) -> Result<BuildResult, Error> {
         let lease = self.store().lease("build")?;
+        let outputs = results::outputs(&request);
+        results::check(&outputs, request.platforms.len())?;
+        let request = remote::bring(self, request, &lease, &events).await?;
         let inputs = Inputs::load(&request, &lease, &events)?;
         let (file, parsed) = rbuild_frontend::parse(inputs.source.text.as_bytes(), &inputs.source.name);
         let images = Arc::new(BaseImages::new(self.clone(), lease.clone(), request.pull));
@@ -52,7 +60,7 @@ impl Engine {
             });
         }
         let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone() };
-        job.run(inputs, understood.lowered, understood.warnings, images).await
+        job.run(inputs, understood.lowered, understood.warnings, images, &outputs).await
     }
 }
 
@@ -61,14 +69,16 @@ struct Inputs {
     root: OwnedFd,
     source: SourceText,
     ignore: IgnoreFile,
+    lending: Lending,
 }
 
 impl Inputs {
     fn load(request: &BuildRequest, lease: &Lease, events: &Events) -> Result<Inputs, Error> {
         let root = match &request.context {
-            BuildContext::Directory(path) => context::open_directory(path)?,
-            BuildContext::Empty => context::empty_directory(lease)?,
+            BuildContext::Directory(path) | BuildContext::Unpacked(path) => context::open_directory(path)?,
+            _ => context::empty_directory(lease)?,
         };
+        let lending = Lending::open(request)?;
         let step =
             events.step("[internal] load build definition from Dockerfile", Vec::new(), None, StepKind::Internal);
         events.started(step);
@@ -83,13 +93,16 @@ impl Inputs {
         };
         events.finished(step, outcome);
         let loaded = loaded?;
-        let ignore = Inputs::ignore_file(&root, loaded.ignore, events)?;
+        let ignore = match &request.context {
+            BuildContext::Unpacked(_) => IgnoreFile::default(),
+            _ => Inputs::ignore_file(&root, loaded.ignore, events)?,
+        };
         let text = String::from_utf8(loaded.text).map_err(|error| {
             let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
             Error::invalid(format!("{}:{line}: the line is not valid UTF-8", loaded.name))
                 .with_hint("save the file as UTF-8")
         })?;
-        Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore })
+        Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore, lending })
     }
 
     /// The ignore file, as a step of its own: what it hides is the commonest reason for a file that is "not found".
@@ -107,8 +120,14 @@ impl Inputs {
             (DockerfileSource::Text(text), _) => {
                 Ok(Loaded { name: "Dockerfile".to_owned(), text: text.clone(), ignore: None })
             }
+            (DockerfileSource::File(Some(path)), BuildContext::Unpacked(_)) => {
+                match context::read_file(root, path, limits::DOCKERFILE)? {
+                    Some(text) => Ok(Loaded { name: path.display().to_string(), text, ignore: None }),
+                    None => Err(context::missing_dockerfile(path)),
+                }
+            }
             (DockerfileSource::File(Some(path)), _) => Loaded::from_host(path),
-            (DockerfileSource::File(None), BuildContext::Directory(dir)) => {
+            (DockerfileSource::File(None), BuildContext::Directory(dir) | BuildContext::Unpacked(dir)) => {
                 for name in USUAL_NAMES {
                     if let Some(text) = context::read_file(root, Path::new(name), limits::DOCKERFILE)? {
                         let ignore = PathBuf::from(format!("{name}.dockerignore"));
@@ -118,7 +137,7 @@ impl Inputs {
                 }
                 Err(context::missing_dockerfile(&dir.join("Dockerfile")))
             }
-            (DockerfileSource::File(None), BuildContext::Empty) => {
+            (DockerfileSource::File(None) | DockerfileSource::Remote(_), _) => {
                 Err(Error::invalid("a build without a context needs the Dockerfile itself"))
             }
         }
@@ -157,13 +176,32 @@ impl Job<'_> {
     async fn run(
         &self,
         inputs: Inputs,
-        lowered: Lowered,
+        lowered: Vec<Lowered>,
         warnings: Vec<Diagnostic>,
         images: Arc<BaseImages>,
+        outputs: &[Output],
     ) -> Result<BuildResult, Error> {
         let executor = Arc::new(self.executor(inputs, images.clone())?);
+        let build =
+            self.engine.solver(self.request.jobs)?.build(self.events.clone()).named(self.lease.id().to_string());
+        let platforms = lowered.iter().map(|lowered| self.platform(lowered, &executor, &build, &images));
+        let results = Arc::new(futures::future::try_join_all(platforms).await?);
+        let exporter = Exporter { engine: self.engine, lease: &self.lease, events: &self.events, results };
+        let Exported { image_id, target, names, pushed } = exporter.all(outputs).await?;
+        Ok(BuildResult { image_id, target, names, pushed, warnings, source_text: self.source.clone() })
+    }
+
+    /// Solves what one platform needs and describes its image.
+    async fn platform(
+        &self,
+        lowered: &Lowered,
+        executor: &Arc<Executor>,
+        build: &Build<Value>,
+        images: &BaseImages,
+    ) -> Result<Built, Error> {
         let hasher = LayerHasher::new(self.engine.store().clone());
         let graph = Arc::new(lowered.graph.clone());
+        emulation::check(&graph)?;
         let steps: HashSet<String> = lowered
             .history
             .iter()
@@ -171,40 +209,21 @@ impl Job<'_> {
             .map(|edge| graph.vertex(edge.vertex).meta.name.clone())
             .collect();
         let ops = hasher.wrap(executor.factory(), steps);
-        let build =
-            self.engine.solver(self.request.jobs)?.build(self.events.clone()).named(self.lease.id().to_string());
         let edges: Vec<_> = lowered.result.into_iter().collect();
         let solved = build.solve(graph.clone(), &edges, ops.clone()).await;
         let result = match solved {
             Ok(solved) => solved.into_iter().next().map_or(Value::Scratch, |solved| solved.value),
             Err(error) => return Err(failure(error, Some(&self.source))),
         };
-        let step = self.events.step("exporting to image", Vec::new(), None, StepKind::Internal);
-        self.events.started(step);
         hasher.settle().await;
         let base_layers = match &lowered.base {
             Some(base) => images.layers(&base.reference, &base.platform).await?,
             None => Vec::new(),
         };
-        let finished = Finished {
-            store: self.engine.store(),
-            build: &build,
-            graph,
-            ops,
-            lowered: &lowered,
-            base_layers,
-            result,
-            epoch: lowered.source_date_epoch,
-        };
-        let described = finished.describe().await?;
-        let (image_id, target) = publish(self.engine.store(), &self.lease, &described, &self.request.tags)?;
-        let mut note = format!("exporting layers done\nwriting image {image_id} done\n");
-        for tag in &self.request.tags {
-            note.push_str(&format!("naming to {} done\n", tag.canonical()));
-        }
-        self.events.log(step, LogStream::Stdout, note);
-        self.events.finished(step, Outcome::Done);
-        Ok(BuildResult { image_id, target, warnings, source_text: self.source.clone() })
+        let (files, below, epoch) = (result.snapshot().cloned(), base_layers.len(), lowered.source_date_epoch);
+        let finished = Finished { store: self.engine.store(), build, graph, ops, lowered, base_layers, result, epoch };
+        let image = finished.describe().await?;
+        Ok(Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch })
     }
 
     fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
@@ -220,13 +239,16 @@ impl Job<'_> {
                 inputs.root,
                 inputs.ignore,
                 self.engine.store().root().join("contexts"),
+                inputs.lending,
             )),
             images,
             web: self.engine.registry()?.clone(),
+            git: self.engine.options().git.clone(),
             logs: Arc::new(logs),
             settings: ExecSettings {
                 default_network: self.request.network,
                 allow_host_network: self.request.allow_host_network || self.request.network == Network::Host,
+                allow_insecure: self.request.allow_insecure,
                 pids_limit: Some(PIDS_LIMIT),
                 resolv_conf: self.engine.options().resolv_conf.clone(),
                 host_gateway: self.engine.host_gateway(),

@@ -5,6 +5,8 @@
 //! and each begins by clearing away what a killed one left.
 
 mod archive;
+mod commit;
+mod copy;
 mod create;
 mod etc;
 mod exec;
@@ -23,10 +25,13 @@ use std::sync::Arc;
 use rbuild_oci::Digest;
 use rbuild_runtime::mount_detached;
 use rbuild_runtime::network::BridgeOptions;
+use rbuild_runtime::sandbox::{Cgroup, CgroupSpec, NativeSandbox, SandboxOptions};
 use rbuild_store::{Mounts, Root, Store, StoreError, Walk, rusqlite};
 
 pub(crate) use archive::content_size;
 pub use archive::{Change, ChangeKind};
+pub use commit::CommitRequest;
+pub use copy::CopyOptions;
 pub use etc::HostNames;
 pub use exec::Executed;
 pub use lifecycle::{Removal, signal_number};
@@ -140,6 +145,13 @@ impl Containers {
         archive::content_size(&layer).unwrap_or(0)
     }
 
+    /// The control group a container has while it runs.
+    fn cgroup(&self, container: &Container) -> Result<Cgroup, Error> {
+        let options = SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
+        let parent = container.host.cgroup_parent.as_ref().map(PathBuf::from);
+        Ok(NativeSandbox::new(options)?.cgroup(&CgroupSpec { parent }, &container.id)?)
+    }
+
     fn see(&self, container: Container) -> Seen {
         let directory = self.directory(&container.id);
         container.see(&directory)
@@ -179,7 +191,7 @@ fn root_of(mounts: &Mounts) -> Result<Root, Error> {
     let root = match mounts {
         Mounts::Bind { source, .. } => Root::open(source),
         Mounts::Overlay { .. } => {
-            let fd = mount_detached(mounts).map_err(|e| Error::internal(e))?;
+            let fd = mount_detached(mounts).map_err(Error::internal)?;
             Root::from_fd(fd)
         }
     };

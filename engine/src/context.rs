@@ -6,9 +6,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use rbuild_executor::files::index::StatIndex;
 use rbuild_executor::files::walk::PathFilter;
-use rbuild_executor::{Context, ExecutorError, Session};
+use rbuild_executor::{AgentStream, Context, ExecutorError, Secret, Session};
 use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_graph::ops::ContextSource;
 use rbuild_oci::limits;
@@ -17,6 +19,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::Error;
+use crate::lending::Lending;
 
 /// The main context's name in a graph.
 pub(crate) const MAIN: &str = "context";
@@ -30,12 +33,19 @@ pub(crate) struct LocalSession {
     indexes: PathBuf,
     /// Read when the context is first asked for.
     index: OnceLock<Arc<StatIndex>>,
+    lending: Lending,
 }
 
 impl LocalSession {
-    pub(crate) fn new(id: String, root: OwnedFd, ignore: IgnoreFile, indexes: PathBuf) -> LocalSession {
+    pub(crate) fn new(
+        id: String,
+        root: OwnedFd,
+        ignore: IgnoreFile,
+        indexes: PathBuf,
+        lending: Lending,
+    ) -> LocalSession {
         let hidden = (!ignore.is_empty()).then(|| Arc::new(Hidden(ignore)) as Arc<dyn PathFilter>);
-        LocalSession { id, root, hidden, indexes, index: OnceLock::new() }
+        LocalSession { id, root, hidden, indexes, index: OnceLock::new(), lending }
     }
 
     fn index(&self) -> Option<Arc<StatIndex>> {
@@ -62,7 +72,7 @@ impl Session for LocalSession {
 
     fn context(&self, source: &ContextSource) -> Result<Context, ExecutorError> {
         if source.name != MAIN {
-            return Err(ExecutorError::Unsupported { what: format!("the named build context {:?}", source.name) });
+            return self.lending.context(&source.name);
         }
         let root = self
             .root
@@ -74,9 +84,18 @@ impl Session for LocalSession {
             None => context,
         })
     }
+
+    fn secret<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ExecutorError>> {
+        self.lending.secret(id).boxed()
+    }
+
+    fn ssh<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Box<dyn AgentStream>>, ExecutorError>> {
+        self.lending.agent(id).boxed()
+    }
 }
 
-struct Hidden(IgnoreFile);
+/// What an ignore file hides.
+pub(crate) struct Hidden(pub(crate) IgnoreFile);
 
 impl PathFilter for Hidden {
     fn excludes(&self, path: &[u8], is_dir: bool) -> bool {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use rbuild_executor::Value;
+use rbuild_executor::sources::git::GitOptions;
 use rbuild_registry::{Client, ClientOptions};
 use rbuild_runtime::network::{BridgeOptions, Pool};
 use rbuild_runtime::{NativeSandbox, Sandbox, SandboxOptions};
@@ -32,6 +33,8 @@ pub struct EngineOptions {
     pub resolv_conf: String,
     pub registry: ClientOptions,
     pub bridge: BridgeOptions,
+    /// What fetches from git repositories; `None` where it is not installed.
+    pub git: Option<GitOptions>,
 }
 
 /// Builds images, keeps them, and runs them. Cheap to clone; clones share everything.

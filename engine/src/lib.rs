@@ -9,13 +9,17 @@
 mod build;
 pub mod containers;
 mod context;
+mod emulation;
 mod engine;
 pub mod error;
 mod export;
 mod frontends;
 pub mod images;
 mod layers;
+mod lending;
 mod logs;
+mod output;
+mod remote;
 mod request;
 mod resolve;
 mod stored;
@@ -25,8 +29,13 @@ pub mod volumes;
 pub use containers::helper_main;
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
-pub use request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
+pub use lending::LONGEST_SECRET;
+pub use output::{Annotated, Annotation, Destination, Output, OutputStream, Packing};
+pub use request::{
+    BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream, Lent, NamedContext, Secret, SecretSource,
+};
 
+pub use rbuild_executor::sources::git::{GitOptions, GitSsh};
 pub use rbuild_frontend::{Diagnostic, Severity};
 pub use rbuild_graph::Span;
 pub use rbuild_graph::ops::{ExtraHost, Network, Ulimit};

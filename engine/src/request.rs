@@ -1,12 +1,17 @@
 //! What a caller asks of the engine, as plain data.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
+pub use rbuild_executor::Secret;
 use rbuild_graph::ops::{ExtraHost, Network, Ulimit};
-use rbuild_oci::{Descriptor, ImageId, Platform, Reference};
+use rbuild_oci::{Descriptor, Digest, ImageId, Platform, Reference};
 
 use crate::error::{Diagnostic, SourceText};
+use crate::output::Output;
 
 /// Build an image from a Dockerfile.
 #[derive(Debug, Clone)]
@@ -15,11 +20,14 @@ pub struct BuildRequest {
     pub dockerfile: DockerfileSource,
     /// Names the result gets; each moves from the image that has it.
     pub tags: Vec<Reference>,
+    /// What becomes of the result; with none, it goes to the store under `tags`. Names of outputs are their own.
+    pub outputs: Vec<Output>,
     /// The stage to build; `None` is the last one.
     pub target: Option<String>,
     pub build_args: BTreeMap<String, String>,
     pub labels: Vec<(String, String)>,
-    pub platform: Option<Platform>,
+    /// One result each; empty is this machine's. Several become one image with an index.
+    pub platforms: Vec<Platform>,
     /// Run every step even if its result is known.
     pub no_cache: bool,
     /// Ask the registry for the newest base images even if the store has some.
@@ -37,6 +45,36 @@ pub struct BuildRequest {
     pub source_date_epoch: Option<i64>,
     /// Whether the caller allows `--network=host` in the Dockerfile.
     pub allow_host_network: bool,
+    /// Whether the caller allows `RUN --security=insecure`.
+    pub allow_insecure: bool,
+    /// Stages (by name or number) whose steps all run, even if their results are known.
+    pub no_cache_filter: Vec<String>,
+    pub lent: Lent,
+}
+
+/// What the caller lends to a build's steps besides its main context.
+#[derive(Debug, Clone, Default)]
+pub struct Lent {
+    /// What stands for a name in FROM, `COPY --from` and `RUN --mount=from`, instead of a stage or an image.
+    pub contexts: BTreeMap<String, NamedContext>,
+    pub secrets: BTreeMap<String, SecretSource>,
+    /// Sockets of ssh agents by their ids.
+    pub agents: BTreeMap<String, PathBuf>,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone)]
+pub enum NamedContext {
+    Directory(PathBuf),
+    Image(Reference),
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone)]
+pub enum SecretSource {
+    /// Read when a step asks for it.
+    File(PathBuf),
+    Value(Secret),
 }
 
 /// The user's files.
@@ -45,23 +83,56 @@ pub enum BuildContext {
     Directory(PathBuf),
     /// No files: a Dockerfile alone.
     Empty,
+    /// A tar archive (compressed or not), or else a Dockerfile alone; which one, its first bytes tell.
+    Stream(InputStream),
+    /// The address of a git repository, with `#ref:dir`, or of an archive or a Dockerfile on a web server.
+    Remote(String),
+    /// A directory that holds what came from elsewhere: no ignore file applies, the Dockerfile is named within it.
+    Unpacked(PathBuf),
 }
 
 /// Where the Dockerfile is.
 #[derive(Debug, Clone)]
 pub enum DockerfileSource {
-    /// A file; `None` is `Dockerfile` in the context (or its usual other names).
+    /// A file; `None` is `Dockerfile` in the context (or its usual other names). With a context that comes from
+    /// elsewhere, a path in that.
     File(Option<PathBuf>),
     /// Text that is already here.
     Text(Vec<u8>),
+    /// A file on a web server.
+    Remote(String),
+}
+
+/// Bytes that the caller sends, to be read once.
+#[derive(Clone)]
+pub struct InputStream(Arc<Mutex<Option<Box<dyn Read + Send>>>>);
+
+impl InputStream {
+    pub fn new(input: impl Read + Send + 'static) -> InputStream {
+        InputStream(Arc::new(Mutex::new(Some(Box::new(input)))))
+    }
+
+    pub(crate) fn take(&self) -> Option<Box<dyn Read + Send>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl fmt::Debug for InputStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InputStream")
+    }
 }
 
 /// A finished build.
 #[derive(Debug, Clone)]
 pub struct BuildResult {
     pub image_id: ImageId,
-    /// The manifest in the store.
+    /// The manifest or index.
     pub target: Descriptor,
+    /// The names it was given.
+    pub names: Vec<Reference>,
+    /// Names it was pushed under, each with the digest it has there.
+    pub pushed: Vec<(Reference, Digest)>,
     /// Advice about the Dockerfile.
     pub warnings: Vec<Diagnostic>,
     pub source_text: SourceText,

@@ -39,12 +39,17 @@ pub enum ExecutorError {
     FileOnDirectory { path: Vec<u8> },
     #[error("cannot copy to non-directory: /{}", show(path))]
     DirectoryOnFile { path: Vec<u8> },
+    /// The client of the build lends no such secret or agent, and the step cannot do without.
+    #[error("{0}")]
+    NotLent(String),
     #[error("{0}")]
     Invalid(String),
     #[error("{what} is not supported yet")]
     Unsupported { what: String },
     #[error("cannot fetch {url}: {message}")]
     Web { url: String, message: String },
+    #[error("failed to fetch remote {remote}: {message}")]
+    Git { remote: String, message: String },
     #[error("{reference}: {message}")]
     Image { reference: String, message: String },
     #[error(transparent)]
@@ -68,9 +73,15 @@ impl ExecutorError {
     pub fn hints(&self) -> Vec<String> {
         match self {
             ExecutorError::SourceNotFound { hints, .. } => hints.clone(),
+<<<<<<< HEAD
             ExecutorError::Process { disk_full: true, .. }
             | ExecutorError::Write { errno: Errno::NOSPC | Errno::DQUOT, .. } => vec![FULL_DISK_HINT.to_owned()],
             ExecutorError::Store(error) => error.hint().map(str::to_owned).into_iter().collect(),
+=======
+            ExecutorError::Git { message, .. } if message == "git is not installed" => {
+                vec!["install git (the Debian package is \"git\") and build again".to_owned()]
+            }
+>>>>>>> main
             _ => Vec::new(),
         }
     }

@@ -8,8 +8,10 @@
 
 mod error;
 pub mod files;
+mod mounts;
 mod ops;
 mod session;
+pub mod sources;
 mod value;
 
 use std::os::fd::OwnedFd;
@@ -23,8 +25,10 @@ use rbuild_runtime::network::Pool;
 use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
 use rbuild_store::{Lease, Store};
 
+pub use ops::unpack::{starts_tar, unpack_into};
+
 pub use error::{ExecutorError, ProcessStatus};
-pub use session::{Images, PinnedImage, Session};
+pub use session::{AgentStream, Images, PinnedImage, Secret, Session};
 pub use value::{Context, Value};
 
 /// What makes the operations of one build real.
@@ -38,6 +42,8 @@ pub struct Executor {
     pub images: Arc<dyn Images>,
     /// What fetches files from the web.
     pub web: Client,
+    /// What fetches from git repositories, where it is installed.
+    pub git: Option<sources::git::GitOptions>,
     pub logs: Arc<dyn StepLogs>,
     pub settings: ExecSettings,
 }
@@ -49,6 +55,8 @@ pub struct ExecSettings {
     pub default_network: Network,
     /// Whether a Dockerfile may ask for the host's network.
     pub allow_host_network: bool,
+    /// Whether a Dockerfile may ask for processes that are not confined.
+    pub allow_insecure: bool,
     /// Processes one step may have at a time.
     pub pids_limit: Option<i64>,
     /// The host's `/etc/resolv.conf`.
@@ -88,9 +96,9 @@ impl Executor {
                 Ok(Arc::new(ops::source::ContextRun { executor, source: source.clone() }))
             }
             Op::Source(SourceOp::Http(source)) => Ok(Arc::new(ops::http::HttpRun::new(executor, source.clone()))),
-            Op::Source(SourceOp::Git(_)) => unsupported("ADD from a git repository"),
+            Op::Source(SourceOp::Git(source)) => Ok(Arc::new(ops::git::GitRun::new(executor, source.clone()))),
             Op::Source(_) => unsupported("this kind of source"),
-            Op::Exec(op) => Ok(Arc::new(ops::exec::ExecRun { executor, op: op.clone() })),
+            Op::Exec(op) => Ok(Arc::new(ops::exec::ExecRun::new(executor, op.clone()))),
             Op::File(op) => self.file_operation(op),
             Op::Merge(op) => Ok(Arc::new(ops::merge::MergeRun { executor, op: op.clone() })),
             Op::Diff(_) => unsupported("taking file trees from each other"),

@@ -1,10 +1,14 @@
 //! What the executor asks of those around it: the client of the build lends files, the engine knows images.
 
+use std::fmt;
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use rbuild_graph::ops::{ContextSource, ImageSource};
 use rbuild_oci::{ChainId, Digest};
 use rbuild_solver::RunContext;
 use rbuild_store::{Lease, Snapshot};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{Context, ExecutorError};
 
@@ -18,6 +22,45 @@ pub trait Session: Send + Sync {
     /// # Errors
     /// The client lends no context of this name.
     fn context(&self, source: &ContextSource) -> Result<Context, ExecutorError>;
+
+    /// A secret. `None` is one the client does not have.
+    ///
+    /// # Errors
+    /// The client has it and cannot hand it over.
+    fn secret<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ExecutorError>>;
+
+    /// A new connection to an ssh agent. `None` is one the client does not lend.
+    ///
+    /// # Errors
+    /// The client lends it and it does not answer.
+    fn ssh<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Box<dyn AgentStream>>, ExecutorError>>;
+}
+
+/// A connection that speaks the ssh agent's protocol.
+pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> AgentStream for T {}
+
+/// Bytes that must be written nowhere.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Arc<[u8]>);
+
+impl Secret {
+    pub fn new(bytes: impl Into<Arc<[u8]>>) -> Secret {
+        Secret(bytes.into())
+    }
+
+    /// The bytes themselves. Named so that each use is seen.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    /// Not even its length.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 /// Where the file systems of images come from.

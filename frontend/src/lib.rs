@@ -26,6 +26,7 @@ pub use rbuild_graph::pattern as glob;
 pub use change::change;
 pub use diagnostic::{Diagnostic, Severity, nearest};
 pub use facts::{FactRequest, Facts, ImageFact};
+pub use lower::git::git_source;
 pub use lower::lower;
 pub use options::{BaseImage, HistoryStep, LowerOptions, Lowered, NamedContext, Outcome};
 pub use stages::{Dockerfile, Stage, parse};

@@ -61,6 +61,8 @@ pub struct Proxies {
 
 /// No bytes for this long is a dead peer.
 pub(crate) const IDLE: Duration = Duration::from_secs(50);
+/// A document of a few megabytes takes no longer.
+const DOCUMENT: Duration = Duration::from_secs(120);
 const SILENT: &str = "the peer is silent";
 const CONNECT: Duration = Duration::from_secs(10);
 /// Failed connects are tried this often: refused and unresolvable show within seconds.
@@ -366,8 +368,13 @@ pub(crate) async fn chunk(answer: &mut Response) -> Result<Option<Bytes>, String
     }
 }
 
-/// The whole body, up to `limit`.
-pub(crate) async fn body(mut answer: Response, limit: u64, what: &str) -> Result<Bytes, Error> {
+/// The whole body, up to `limit`. It has to come within [`DOCUMENT`], however steadily it drips.
+pub(crate) async fn body(answer: Response, limit: u64, what: &str) -> Result<Bytes, Error> {
+    let late = |_| Error::Unreachable { request: what.to_owned(), reason: "the body takes too long".into() };
+    tokio::time::timeout(DOCUMENT, whole_body(answer, limit, what)).await.map_err(late)?
+}
+
+async fn whole_body(mut answer: Response, limit: u64, what: &str) -> Result<Bytes, Error> {
     check_identity(&answer, what)?;
     let too_large = || Error::TooLarge { what: what.to_owned(), limit };
     if answer.content_length().is_some_and(|n| n > limit) {

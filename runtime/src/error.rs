@@ -19,7 +19,7 @@ pub enum Error {
     #[error("{0} is not supported")]
     Unsupported(String),
     /// A system call failed.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}: {}", words(source))]
     System { action: String, source: io::Error },
     /// The process that sets the sandbox up ended without saying why.
     #[error("the process setting up the sandbox ended early: {0}")]
@@ -65,6 +65,17 @@ impl From<Failure> for Error {
 impl Error {
     pub(crate) fn system(action: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Error::System { action: action.into(), source: source.into() }
+    }
+}
+
+/// The system's message as part of a sentence: `no such file or directory`.
+pub(crate) fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) if !text.starts_with("I/O") => first.to_lowercase().chain(chars).collect(),
+        _ => text.to_owned(),
     }
 }
 

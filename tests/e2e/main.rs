@@ -7,6 +7,7 @@ mod bad_input;
 mod build;
 mod caching;
 mod concurrency;
+mod containers;
 mod crash;
 mod determinism;
 mod faults;

@@ -27,7 +27,7 @@ fn wrong_use_is_named() {
         (&["build", "-X", "."], &["unknown shorthand flag: 'X' in -X"]),
         (&["build"], &["\"rbuild build\" requires exactly 1 argument."]),
         (&["build", "a", "b"], &["\"rbuild build\" requires exactly 1 argument."]),
-        (&["build", "--secret", "id=x", "."], &["--secret is not supported yet"]),
+        (&["build", "--cache-to", "x", "."], &["--cache-to is not supported yet"]),
         (&["build", "-o", "out", "."], &["--output is not supported yet"]),
         (&["build", "--progress", "fancy", "."], &["invalid progress mode fancy"]),
         (&["build", "-t", "UPPER", "."], &["invalid tag \"UPPER\""]),
@@ -54,4 +54,14 @@ fn a_reader_that_goes_away_is_no_crash() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"), "{output:?}");
+}
+
+#[test]
+fn info_counts_what_is_there() {
+    let scene = Scene::with_busybox();
+    let said = scene.rb(&["info", "--format", "{{.Images}} {{.Containers}} {{.OSType}} {{.Driver}}"]).ok();
+    let said = said.out.trim_end();
+    assert!(said == "1 0 linux overlay" || said == "1 0 linux vfs", "{said}");
+    let text = scene.rb(&["info"]).ok().out;
+    assert!(text.contains("Storage Driver: ") && text.contains("Kernel Version: "), "{text}");
 }

@@ -4,7 +4,6 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use rbuild_runtime::container::{Attached, Attachment, ContainerLock, State, is_locked};
-use rbuild_runtime::sandbox::{CgroupSpec, NativeSandbox, SandboxOptions};
 use rbuild_store::Durability;
 
 use super::record::{self, Container, MountKind, Seen, Status};
@@ -47,7 +46,16 @@ impl Containers {
                 format!("cannot kill container: {}: container {} is not running", container.name, container.id);
             return Err(Error::new(Kind::Conflict, message));
         };
-        attached.input().and_then(|mut input| input.signal(signal)).map_err(Error::internal)
+        attached.input().and_then(|mut input| input.signal(signal)).map_err(Error::internal)?;
+        self.wake_for(container, signal)
+    }
+
+    /// A paused process dies only when it may go on.
+    fn wake_for(&self, container: &Container, signal: i32) -> Result<(), Error> {
+        match self.see(container.clone()).status {
+            Status::Paused if signal == KILL => self.thaw(container),
+            _ => Ok(()),
+        }
     }
 
     /// Asks the container to end, and kills it after the timeout (seconds; negative waits for ever; `None` is the
@@ -60,6 +68,9 @@ impl Containers {
         let timeout = timeout.or(container.config.stop_timeout).unwrap_or(STOP_TIMEOUT);
         // A failed write means that it ended meanwhile, which is what is wanted.
         let _ = input.signal(signal);
+        if self.see(container.clone()).status == Status::Paused {
+            self.thaw(container)?;
+        }
         let patience = u64::try_from(timeout).ok().map(Duration::from_secs);
         if ended_within(&mut attached, patience)? {
             return Ok(());
@@ -190,10 +201,7 @@ impl Containers {
     fn bury(&self, container: &Container, unseen: bool) {
         let directory = self.directory(&container.id);
         if unseen {
-            let options = SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
-            let parent = container.host.cgroup_parent.as_ref().map(std::path::PathBuf::from);
-            let cgroup =
-                NativeSandbox::new(options).and_then(|sandbox| sandbox.cgroup(&CgroupSpec { parent }, &container.id));
+            let cgroup = self.cgroup(container);
             if let Ok(cgroup) = cgroup {
                 cgroup.kill();
                 cgroup.remove();

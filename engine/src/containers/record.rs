@@ -110,6 +110,7 @@ impl Container {
             state = State::read(directory);
         }
         let status = match (alive, &state.started, &state.finished) {
+            (true, Some(_), None) if directory.join("paused").exists() => Status::Paused,
             (true, Some(_), None) => Status::Running,
             (_, None, _) => Status::Created,
             (false, Some(_), None) => {

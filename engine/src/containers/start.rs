@@ -57,7 +57,15 @@ impl Containers {
                 _ => Err(Error::new(Kind::Conflict, format!("container {} is being changed", container.name))),
             };
         };
-        let (spec, namespace) = self.prepare(container, request, &directory)?;
+        let (spec, namespace) = match self.prepare(container, request, &directory) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                if container.host.auto_remove {
+                    self.remove_locked(&container.id, true, rbuild_store::Durability::Cache)?;
+                }
+                return Err(error);
+            }
+        };
         let note = if container.host.auto_remove {
             let note = Note { root: self.store.root().to_owned(), id: container.id.clone() };
             serde_json::to_string(&note).map_err(Error::internal)?
@@ -101,6 +109,8 @@ impl Containers {
         let address = endpoint.as_ref().map(|e| IpAddr::V4(e.address));
         let gateway = endpoint.as_ref().map(|e| IpAddr::V4(e.gateway));
         let files = etc::write(container, directory, &self.parts.names, address, gateway).map_err(Error::internal)?;
+        // The mark of an earlier life that ended while paused.
+        let _ = fs::remove_file(directory.join("paused"));
         let stub_dir = directory.join("stubs");
         fs::create_dir_all(&stub_dir).map_err(Error::internal)?;
         let root = self.image_root(container)?;

@@ -32,9 +32,21 @@ pub(crate) struct Finished<'a> {
 }
 
 /// An image that has been described, not yet named.
+#[derive(Clone)]
 pub(crate) struct Described {
     pub(crate) config: ImageConfig,
     pub(crate) manifest: Manifest,
+}
+
+impl Described {
+    fn manifest_bytes(&self) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec(&self.manifest).map_err(Error::internal)
+    }
+
+    pub(crate) fn manifest_descriptor(&self) -> Result<Descriptor, Error> {
+        let bytes = self.manifest_bytes()?;
+        Ok(Descriptor::new(MediaType::OciManifest, Digest::sha256_of(&bytes), bytes.len() as u64))
+    }
 }
 
 impl Finished<'_> {
@@ -137,12 +149,26 @@ impl Finished<'_> {
 }
 
 /// The same layer under OCI's name for its type, since one manifest has types of one family.
-fn as_oci(layer: &Descriptor) -> Descriptor {
+pub(crate) fn as_oci(layer: &Descriptor) -> Descriptor {
     let media_type = match (layer.media_type.layer_compression(), layer.media_type.is_foreign_layer()) {
         (Some(compression), false) => MediaType::oci_layer(compression),
         _ => layer.media_type.clone(),
     };
     Descriptor { media_type, platform: None, ..layer.clone() }
+}
+
+/// Writes what describes an image into the store: its config, whose digest is returned, and its manifest.
+///
+/// # Errors
+/// The store cannot be written.
+pub(crate) fn write_documents(
+    store: &Store,
+    lease: &Lease,
+    described: &Described,
+) -> Result<(Digest, Descriptor), Error> {
+    let config = store.blobs().put_bytes(&described.config.to_canonical_json(), lease)?;
+    store.blobs().put_bytes(&described.manifest_bytes()?, lease)?;
+    Ok((config, described.manifest_descriptor()?))
 }
 
 /// Writes an image into the store and gives it its names; they move from the images that had them.
@@ -155,10 +181,7 @@ pub(crate) fn publish(
     described: &Described,
     names: &[Reference],
 ) -> Result<(ImageId, Descriptor), Error> {
-    let config = store.blobs().put_bytes(&described.config.to_canonical_json(), lease)?;
-    let bytes = serde_json::to_vec(&described.manifest).map_err(Error::internal)?;
-    let digest: Digest = store.blobs().put_bytes(&bytes, lease)?;
-    let target = Descriptor::new(MediaType::OciManifest, digest, bytes.len() as u64);
+    let (config, target) = write_documents(store, lease, described)?;
     store.images().put(&NewImage { target: target.clone(), config: config.clone(), names: names.to_vec() }, lease)?;
     Ok((ImageId(config), target))
 }

@@ -1,3 +1,8 @@
 //! Turns results into something outside of the solver.
 
+mod archive;
+mod files;
 pub(crate) mod image;
+mod pack;
+pub(crate) mod results;
+mod timestamps;

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use futures::future::try_join_all;
+use rbuild_frontend::NamedContext as Replacement;
 use rbuild_frontend::{Diagnostic, Dockerfile, FactRequest, Facts, LowerOptions, Lowered, Outcome as Asked};
 use rbuild_oci::Platform;
 use rbuild_solver::{Events, Outcome, StepKind};
 
 use crate::error::{Error, Kind, SourceText};
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, NamedContext};
 use crate::resolve::BaseImages;
 
 /// Asking more often than this means that facts do not help; each round names new images, so even long chains of ON
@@ -17,7 +18,8 @@ const ROUNDS: usize = 64;
 
 /// A Dockerfile understood.
 pub(crate) struct Understood {
-    pub(crate) lowered: Lowered,
+    /// One for each platform.
+    pub(crate) lowered: Vec<Lowered>,
     pub(crate) warnings: Vec<Diagnostic>,
 }
 
@@ -27,8 +29,11 @@ pub(crate) fn lower_options(request: &BuildRequest, ignore: Vec<String>) -> Lowe
     options.build_args = request.build_args.clone();
     options.target = request.target.clone();
     options.labels = request.labels.clone();
-    options.platforms = request.platform.iter().cloned().collect();
+    options.platforms = request.platforms.clone();
     options.no_cache = request.no_cache;
+    options.no_cache_filter = request.no_cache_filter.clone();
+    options.contexts =
+        request.lent.contexts.iter().map(|(name, context)| (name.clone(), replacement(context))).collect();
     options.network = request.network;
     options.extra_hosts = request.extra_hosts.clone();
     options.shm_size = request.shm_size;
@@ -37,6 +42,13 @@ pub(crate) fn lower_options(request: &BuildRequest, ignore: Vec<String>) -> Lowe
     options.source_date_epoch = request.source_date_epoch;
     options.ignore = ignore;
     options
+}
+
+fn replacement(context: &NamedContext) -> Replacement {
+    match context {
+        NamedContext::Directory(_) => Replacement::Local,
+        NamedContext::Image(reference) => Replacement::Image(reference.clone()),
+    }
 }
 
 /// Lowers the file, resolving images as the frontend asks for them.
@@ -60,12 +72,7 @@ pub(crate) async fn understand(
         }
         match outcome {
             Asked::Lowered(lowered) => {
-                let mut lowered = lowered.into_iter();
-                let first = lowered.next().ok_or_else(|| Error::internal("the frontend gave no result"))?;
-                if lowered.next().is_some() {
-                    return Err(Error::unsupported("building for several platforms at once is not supported yet"));
-                }
-                return Ok(Understood { lowered: first, warnings: all });
+                return Ok(Understood { lowered, warnings: all });
             }
             Asked::Missing(requests) => {
                 let found = requests.into_iter().map(|request| resolve(request, images, source, events));

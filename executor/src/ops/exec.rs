@@ -7,17 +7,23 @@
 //! cgroup), values of secrets and keys of ssh agents (they must never be written down), the content of cache mounts (that
 //! is their point), the name shown for the step and where in the Dockerfile it stands.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+<<<<<<< HEAD
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+=======
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+>>>>>>> main
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use oci_spec::runtime::{LinuxPidsBuilder, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Spec, UserBuilder};
+use oci_spec::runtime::{LinuxPidsBuilder, PosixRlimitBuilder, PosixRlimitType, Spec, UserBuilder};
 use rbuild_graph::ops::{ExecOp, ExtraHost, MountKind, Network, Security, Ulimit};
 use rbuild_runtime::{
-    CgroupSpec, EtcFiles, Exit, ExtraMount, MountSource, Network as Attach, ProcessSpec, Running, Seccomp, Stdio,
-    Upper, default_spec, mount_detached, users,
+    CgroupSpec, EtcFiles, Exit, Network as Attach, ProcessSpec, Running, Seccomp, Stdio, Upper, default_spec,
+    mount_detached, users,
 };
 use rbuild_solver::{InputContent, InputKey, KeyPart, KeySpec, LogStream, OpError, Ran, RunContext, RunOp, Usage};
 use rbuild_store::{Active, Mounts, Root};
@@ -25,6 +31,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::source::fail;
 use crate::error::ProcessStatus;
+use crate::files::select::Selected;
+use crate::mounts;
 use crate::{Executor, ExecutorError, Value};
 
 /// The path of a process whose image names none (BuildKit's default).
@@ -39,6 +47,8 @@ const ALMOST_NOTHING: u64 = 1 << 20;
 pub(crate) struct ExecRun {
     pub(crate) executor: Arc<Executor>,
     pub(crate) op: ExecOp,
+    /// For each bind mount of a build context, what `content` hashed: exactly that is shown.
+    selections: Mutex<HashMap<usize, Selected>>,
 }
 
 impl RunOp<Value> for ExecRun {
@@ -48,25 +58,38 @@ impl RunOp<Value> for ExecRun {
     }
 
     fn content(&self, input: usize, value: &Value) -> BoxFuture<'_, Result<InputContent, OpError>> {
-        let selectors: Vec<Vec<u8>> = self
-            .op
-            .mounts
-            .iter()
-            .filter(|mount| mount.input == Some(input))
-            .map(|mount| mount.selector.clone().unwrap_or_default())
-            .collect();
+        let mounts = self.op.mounts.iter().enumerate().filter(|(_, mount)| mount.input == Some(input));
+        let (numbers, selectors): (Vec<usize>, Vec<Vec<u8>>) =
+            mounts.map(|(n, mount)| (n, mount.selector.clone().unwrap_or_default())).unzip();
         let value = value.clone();
         let executor = self.executor.clone();
-        crate::blocking(move || super::file::content_of(&executor, &value, &selectors)).boxed()
+        async move {
+            let lent = matches!(value, Value::Context(_));
+            let (content, selected) =
+                crate::blocking(move || super::file::content_of(&executor, &value, &selectors)).await?;
+            if lent {
+                self.selections
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .extend(numbers.into_iter().zip(selected));
+            }
+            Ok(content)
+        }
+        .boxed()
     }
 
     fn run(&self, inputs: Vec<Value>, context: RunContext) -> BoxFuture<'_, Result<Ran<Value>, OpError>> {
+        let selections = std::mem::take(&mut *self.selections.lock().unwrap_or_else(PoisonError::into_inner));
         let (executor, op) = (self.executor.clone(), self.op.clone());
-        crate::blocking(move || run(&executor, &op, &inputs, &context)).boxed()
+        crate::blocking(move || run(&executor, &op, &inputs, selections, &context)).boxed()
     }
 }
 
 impl ExecRun {
+    pub(crate) fn new(executor: Arc<Executor>, op: ExecOp) -> ExecRun {
+        ExecRun { executor, op, selections: Mutex::default() }
+    }
+
     fn key_spec(&self) -> Result<KeySpec, ExecutorError> {
         let op = &self.op;
         let mut parts = vec![KeyPart::text("op", "exec")];
@@ -100,7 +123,10 @@ impl ExecRun {
         spec.inputs = (0..count)
             .map(|input| {
                 let mounts: Vec<_> = op.mounts.iter().filter(|mount| mount.input == Some(input)).collect();
-                let by_content = mounts.iter().all(|m| m.read_only && m.output.is_none() && m.kind == MountKind::Bind);
+                // What is written to a bind or a cache is no result, so what they begin as is all that counts.
+                let by_content = mounts
+                    .iter()
+                    .all(|m| m.output.is_none() && matches!(m.kind, MountKind::Bind | MountKind::Cache { .. }));
                 let selector = mounts.iter().find_map(|mount| mount.selector.as_ref());
                 InputKey { selector: selector.map(|path| String::from_utf8_lossy(path).into_owned()), by_content }
             })
@@ -114,7 +140,13 @@ fn json(value: &impl serde::Serialize) -> Result<String, ExecutorError> {
 }
 
 /// Runs the process and makes its writable mounts results.
-fn run(executor: &Executor, op: &ExecOp, inputs: &[Value], context: &RunContext) -> Result<Ran<Value>, ExecutorError> {
+fn run(
+    executor: &Executor,
+    op: &ExecOp,
+    inputs: &[Value],
+    selections: HashMap<usize, Selected>,
+    context: &RunContext,
+) -> Result<Ran<Value>, ExecutorError> {
     refuse_unsupported(executor, op)?;
     let root = op.root().ok_or_else(|| ExecutorError::Invalid("a process needs a root file system".into()))?;
     let parent = root.input.map(|input| &inputs[input]);
@@ -125,9 +157,12 @@ fn run(executor: &Executor, op: &ExecOp, inputs: &[Value], context: &RunContext)
     };
     let active = executor.store.snapshots().prepare(&executor.lease, parent_id)?;
     let scratch = Workspace::new(executor)?;
-    let spec = process_spec(executor, op, inputs, &active, &scratch, context)?;
+    let workspace = &scratch.dir;
+    let mut mounts = mounts::prepare(mounts::Step { executor, op, inputs, workspace, selections, context })?;
+    let spec = process_spec(executor, op, &mut mounts, &active, &scratch, context)?;
     let running = executor.sandbox.start(spec).map_err(|error| start_error(op, error))?;
     let (exit, log_tail) = follow(executor, running, context)?;
+    drop(mounts);
     scratch.remove();
     let status = status_of(&exit);
     let ok = match status {
@@ -148,8 +183,11 @@ fn run(executor: &Executor, op: &ExecOp, inputs: &[Value], context: &RunContext)
 /// What cannot be done yet is an error that names it, before anything runs.
 fn refuse_unsupported(executor: &Executor, op: &ExecOp) -> Result<(), ExecutorError> {
     let no = |what: &str| Err(ExecutorError::Unsupported { what: what.to_owned() });
-    if op.security == Security::Insecure {
-        return no("RUN --security=insecure");
+    if op.security == Security::Insecure && !executor.settings.allow_insecure {
+        return Err(ExecutorError::Invalid(
+            "security.insecure is not allowed: RUN --security=insecure needs the caller's --allow security.insecure"
+                .into(),
+        ));
     }
     if op.network == Network::Host && !executor.settings.allow_host_network {
         return Err(ExecutorError::Invalid(
@@ -163,18 +201,8 @@ fn refuse_unsupported(executor: &Executor, op: &ExecOp) -> Result<(), ExecutorEr
     if op.outputs() > 1 {
         return no("a process with several results");
     }
-    for mount in &op.mounts {
-        match &mount.kind {
-            MountKind::Bind | MountKind::Tmpfs { .. } | MountKind::Inline { .. } => {}
-            MountKind::Cache { .. } => return no("RUN --mount=type=cache"),
-            MountKind::Secret { .. } => return no("RUN --mount=type=secret"),
-            MountKind::Ssh { .. } => return no("RUN --mount=type=ssh"),
-            _ => return no("this kind of mount"),
-        }
-    }
     Ok(())
 }
-
 /// Files made for one process: name service files, inline scripts, the stub directory.
 struct Workspace {
     dir: PathBuf,
@@ -214,7 +242,7 @@ fn local(error: std::io::Error) -> ExecutorError {
 fn process_spec(
     executor: &Executor,
     op: &ExecOp,
-    inputs: &[Value],
+    mounts: &mut mounts::Prepared,
     active: &Active,
     scratch: &Workspace,
     context: &RunContext,
@@ -226,8 +254,7 @@ fn process_spec(
         Network::Default if executor.settings.default_network == Network::Host => Attach::Host,
         Network::Default => Attach::Namespace(Arc::new(executor.networks.take().map_err(network_error)?.into_fd())),
     };
-    let mut spec = oci_spec(executor, op, &identity)?;
-    tmpfs_mounts(op, &mut spec)?;
+    let spec = oci_spec(executor, op, &mounts.env, &identity)?;
     let hostname = op.hostname.as_deref().unwrap_or("buildkitsandbox");
     let etc = EtcFiles {
         hosts: Some(scratch.file("hosts", hosts(executor, op, hostname).as_bytes(), 0o644)?),
@@ -242,10 +269,10 @@ fn process_spec(
         stub_dir: scratch.stub(),
         network,
         etc,
-        mounts: extra_mounts(executor, op, inputs, scratch)?,
+        mounts: std::mem::take(&mut mounts.mounts),
         stdio: Stdio::Output,
         cgroup: CgroupSpec { parent: op.cgroup_parent.as_ref().map(PathBuf::from) },
-        seccomp: Seccomp::Default,
+        seccomp: if op.security == Security::Insecure { Seccomp::Unconfined } else { Seccomp::Default },
     })
 }
 
@@ -280,7 +307,13 @@ fn identity(executor: &Executor, op: &ExecOp, active: &Active) -> Result<users::
     Ok(users::resolve(&Root::from_fd(root).map_err(local)?, &op.user)?)
 }
 
-fn oci_spec(executor: &Executor, op: &ExecOp, identity: &users::Identity) -> Result<Spec, ExecutorError> {
+/// `secrets` are variables for this process alone; each replaces one of the same name.
+fn oci_spec(
+    executor: &Executor,
+    op: &ExecOp,
+    secrets: &[String],
+    identity: &users::Identity,
+) -> Result<Spec, ExecutorError> {
     let mut env = op.env.clone();
     if !env.iter().any(|variable| variable.starts_with("PATH=")) {
         env.insert(0, DEFAULT_PATH.to_owned());
@@ -289,6 +322,11 @@ fn oci_spec(executor: &Executor, op: &ExecOp, identity: &users::Identity) -> Res
         env.push(format!("HOME={}", identity.home));
     }
     env.extend(op.proxy_env.iter().cloned());
+    for secret in secrets {
+        let name = secret.split_inclusive('=').next().unwrap_or_default();
+        env.retain(|variable| !variable.starts_with(name));
+        env.push(secret.clone());
+    }
     let user = UserBuilder::default()
         .uid(identity.uid)
         .gid(identity.gid)
@@ -301,6 +339,9 @@ fn oci_spec(executor: &Executor, op: &ExecOp, identity: &users::Identity) -> Res
         rbuild_runtime::sandbox::set_shm_size(&mut spec, bytes);
     }
     set_limits(&mut spec, &op.ulimits, executor.settings.pids_limit)?;
+    if op.security == Security::Insecure {
+        super::insecure::unconfine(&mut spec)?;
+    }
     Ok(spec)
 }
 
@@ -336,77 +377,6 @@ fn hosts(executor: &Executor, op: &ExecOp, hostname: &str) -> String {
     }
     text.push_str(&format!("127.0.1.1\t{hostname}\n"));
     text
-}
-
-fn extra_mounts(
-    executor: &Executor,
-    op: &ExecOp,
-    inputs: &[Value],
-    scratch: &Workspace,
-) -> Result<Vec<ExtraMount>, ExecutorError> {
-    use std::os::unix::ffi::OsStrExt;
-    let mut mounts = Vec::new();
-    for (n, mount) in op.mounts.iter().enumerate().filter(|(_, mount)| mount.target != b"/") {
-        let destination = PathBuf::from(std::ffi::OsStr::from_bytes(&mount.target));
-        let mut options = Vec::new();
-        let source = match &mount.kind {
-            MountKind::Inline { content, mode } => {
-                let path = scratch.file(&format!("inline{n}"), content, *mode)?;
-                options.push("ro".to_owned());
-                MountSource::Opened(open_path(&path)?)
-            }
-            MountKind::Bind => {
-                if mount.read_only {
-                    options.push("ro".to_owned());
-                }
-                bind_source(executor, mount, inputs)?
-            }
-            // One of the specification's own mounts, see `tmpfs_mounts`.
-            MountKind::Tmpfs { .. } => continue,
-            _ => return Err(ExecutorError::Unsupported { what: "this kind of mount".into() }),
-        };
-        mounts.push(ExtraMount { destination, source, options });
-    }
-    Ok(mounts)
-}
-
-fn tmpfs_mounts(op: &ExecOp, spec: &mut Spec) -> Result<(), ExecutorError> {
-    use std::os::unix::ffi::OsStrExt;
-    let mut mounts = spec.mounts().clone().unwrap_or_default();
-    for mount in &op.mounts {
-        if let MountKind::Tmpfs { size } = &mount.kind {
-            let mut options: Vec<String> = ["nosuid", "nodev", "mode=1777"].map(str::to_owned).to_vec();
-            options.extend(size.map(|size| format!("size={size}")));
-            let destination = PathBuf::from(std::ffi::OsStr::from_bytes(&mount.target));
-            let tmpfs = MountBuilder::default().destination(destination).typ("tmpfs").source("tmpfs").options(options);
-            mounts.push(tmpfs.build().map_err(|error| ExecutorError::Invalid(error.to_string()))?);
-        }
-    }
-    spec.set_mounts(Some(mounts));
-    Ok(())
-}
-
-fn bind_source(
-    executor: &Executor,
-    mount: &rbuild_graph::ops::Mount,
-    inputs: &[Value],
-) -> Result<MountSource, ExecutorError> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = PathBuf::from(std::ffi::OsStr::from_bytes(mount.selector.as_deref().unwrap_or_default()));
-    match mount.input.map(|input| &inputs[input]) {
-        Some(Value::Snapshot(snapshot)) => {
-            Ok(MountSource::Layers { mounts: executor.store.snapshots().view(snapshot.id())?, path })
-        }
-        Some(Value::Context(_)) => {
-            Err(ExecutorError::Unsupported { what: "RUN --mount=type=bind from the build context".into() })
-        }
-        _ => Err(ExecutorError::Unsupported { what: "RUN --mount=type=bind from scratch".into() }),
-    }
-}
-
-fn open_path(path: &std::path::Path) -> Result<OwnedFd, ExecutorError> {
-    rustix::fs::open(path, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
-        .map_err(|errno| local(errno.into()))
 }
 
 /// Passes on what the process writes until it ends, or nobody waits for it any more.

@@ -132,29 +132,21 @@ impl RunOp<Value> for FileRun {
     }
 }
 
-/// The content of whole paths of an input, as a mount shows them.
+/// The content of whole paths of an input, as mounts show them, and what was found, in their order.
 pub(crate) fn content_of(
     executor: &Executor,
     value: &Value,
     selectors: &[Vec<u8>],
-) -> Result<InputContent, ExecutorError> {
+) -> Result<(InputContent, Vec<Selected>), ExecutorError> {
     let source = Source::open(executor, value)?;
-    let query = Query {
-        sources: selectors,
-        wildcards: false,
-        deep: false,
-        allow_empty: false,
-        follow_links: true,
-        hidden: source.hidden.as_ref(),
-        exclude: None,
-    };
+    let selected = selectors.iter().map(|path| source.select_path(path)).collect::<Result<Vec<_>, _>>()?;
     let mut all = Vec::new();
-    for one in select(source.fd.as_fd(), &query)? {
+    for one in &selected {
         let hashes = hash::tree(source.fd.as_fd(), &one.tree, source.index.as_deref())?;
         all.extend(hashes.into_iter().map(|found| (relative(&found.path, &one.tree.path, &one.path), found.hash)));
     }
     let hash = hash::combine(all.iter().map(|(path, hash)| (path.as_slice(), hash)));
-    Ok(InputContent { hash, parts: record_parts(&all) })
+    Ok((InputContent { hash, parts: record_parts(&all) }, selected))
 }
 
 /// The path of an entry as the Dockerfile would write it, links on the way not resolved.
@@ -193,14 +185,14 @@ fn parent(path: &[u8]) -> &[u8] {
 }
 
 /// An input as a tree to read from.
-struct Source {
-    fd: OwnedFd,
+pub(crate) struct Source {
+    pub(crate) fd: OwnedFd,
     hidden: Option<Arc<dyn PathFilter>>,
     index: Option<Arc<StatIndex>>,
 }
 
 impl Source {
-    fn open(executor: &Executor, value: &Value) -> Result<Source, ExecutorError> {
+    pub(crate) fn open(executor: &Executor, value: &Value) -> Result<Source, ExecutorError> {
         let plain = |fd| Source { fd, hidden: None, index: None };
         Ok(match value {
             Value::Context(context) => {
@@ -212,6 +204,21 @@ impl Source {
             }
             Value::Scratch => plain(executor.empty_directory()?),
         })
+    }
+
+    /// One path with all below it, as a mount shows it.
+    pub(crate) fn select_path(&self, path: &[u8]) -> Result<Selected, ExecutorError> {
+        let query = Query {
+            sources: &[path.to_vec()],
+            wildcards: false,
+            deep: false,
+            allow_empty: false,
+            follow_links: true,
+            hidden: self.hidden.as_ref(),
+            exclude: None,
+        };
+        let selected = select(self.fd.as_fd(), &query)?.into_iter().next();
+        selected.ok_or_else(|| ExecutorError::SourceNotFound { path: crate::error::show(path), hints: Vec::new() })
     }
 
     fn select(&self, copy: &Copy) -> Result<Vec<Selected>, ExecutorError> {

@@ -2,7 +2,9 @@
 
 pub(crate) mod exec;
 pub(crate) mod file;
+pub(crate) mod git;
 pub(crate) mod http;
+pub(crate) mod insecure;
 pub(crate) mod merge;
 pub(crate) mod source;
 pub(crate) mod unpack;

@@ -8,6 +8,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use rbuild_store::StoreError;
 use rbuild_store::layers::compress::Decompressed;
@@ -74,9 +75,12 @@ fn open_archive(root: BorrowedFd<'_>, one: &Selected) -> Result<Option<File>, Ex
 fn looks_like_tar(file: File) -> bool {
     let Ok(mut stream) = Decompressed::new(file) else { return false };
     let mut block = Vec::with_capacity(512);
-    if (&mut stream).take(512).read_to_end(&mut block).is_err() || block.len() < 512 {
-        return false;
-    }
+    (&mut stream).take(512).read_to_end(&mut block).is_ok() && starts_tar(&block)
+}
+
+/// Whether `start`, the first 512 bytes of something that is not compressed, begins a tar archive.
+pub fn starts_tar(start: &[u8]) -> bool {
+    let Some(block) = start.get(..512) else { return false };
     // An archive of nothing begins with its end mark.
     if block.iter().all(|byte| *byte == 0) {
         return true;
@@ -86,6 +90,23 @@ fn looks_like_tar(file: File) -> bool {
     let sum: u32 =
         block.iter().enumerate().map(|(at, b)| if (148..156).contains(&at) { 32 } else { u32::from(*b) }).sum();
     u32::from_str_radix(&text, 8).is_ok_and(|stored| stored == sum)
+}
+
+/// Unpacks an archive, compressed or not, into the directory `dest`, which is empty. Nothing is written outside of it,
+/// whatever the names and links in the archive are.
+///
+/// # Errors
+/// A damaged archive; a name that cannot be made.
+pub fn unpack_into(archive: impl Read + Send, dest: &Path) -> Result<(), ExecutorError> {
+    let bad = |error: &dyn std::fmt::Display| ExecutorError::Invalid(format!("cannot unpack the archive: {error}"));
+    let mut writer = TreeWriter::new(dest, None)?;
+    let implied = Look { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0) };
+    let mut reader = Reader::new(Decompressed::new(archive).map_err(|error| bad(&error))?);
+    let mut unpacker = Unpacker { writer: &mut writer, top: Vec::new(), implied, owner: None };
+    while let Some(entry) = reader.next().map_err(|error| bad(&error))? {
+        unpacker.entry(&entry, &mut reader, |error| bad(&error))?;
+    }
+    writer.finish().map(drop)
 }
 
 fn unpack(

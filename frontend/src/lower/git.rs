@@ -1,7 +1,19 @@
 //! Git addresses as ADD takes them: `https://host/repo.git#ref:dir`, `ssh://…`, `git://…`, `git@host:repo`, and the
 //! query form `?branch=…&subdir=…`.
 
+use rbuild_graph::ops::GitSource;
+
 use crate::Diagnostic;
+
+/// The repository that an address names, where a build context or an ADD may be one; `None` is no git address.
+///
+/// # Errors
+/// A git address with a query that says nothing known.
+#[allow(clippy::result_large_err, reason = "made once per build")]
+pub fn git_source(address: &str) -> Option<Result<GitSource, Diagnostic>> {
+    let parse = |address: &str| GitUrl::parse(address).map(GitUrl::into_source);
+    GitUrl::recognise(address).then(|| parse(address))
+}
 
 /// A repository and what of it is wanted.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -50,6 +62,17 @@ impl GitUrl {
             url.set(key, value)?;
         }
         Ok(url)
+    }
+
+    fn into_source(self) -> GitSource {
+        GitSource {
+            remote: self.remote,
+            reference: self.reference,
+            subdir: self.subdir,
+            checksum: self.checksum,
+            keep_git_dir: self.keep_git_dir.unwrap_or(false),
+            submodules: self.submodules.unwrap_or(true),
+        }
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), Diagnostic> {

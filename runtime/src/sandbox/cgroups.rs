@@ -15,127 +15,14 @@ use std::time::Duration;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::fs::{Mode, OFlags, mkdirat, open};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
+use super::hierarchies::{Hierarchies, Hierarchy};
 use super::mounts::{self, BindDepth, Options};
 use super::{devices, limits, sys};
 use crate::error::{Doing, Error, Failure, Result};
 
-/// The cgroup file systems a machine shows.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hierarchies {
-    unified: Option<PathBuf>,
-    /// Controllers of the v2 hierarchy; none in hybrid mode.
-    controllers: Vec<String>,
-    v1: Vec<Hierarchy>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Hierarchy {
-    pub(super) controllers: Vec<String>,
-    pub(super) mount: PathBuf,
-}
-
 /// Controllers of v1 every sandbox joins where there is no v2 hierarchy.
 const WITHOUT_V2: [&str; 5] = ["pids", "memory", "devices", "freezer", "cpuacct"];
-const KNOWN: [&str; 12] = [
-    "pids",
-    "memory",
-    "devices",
-    "freezer",
-    "cpu",
-    "cpuacct",
-    "cpuset",
-    "blkio",
-    "hugetlb",
-    "net_cls",
-    "net_prio",
-    "perf_event",
-];
-
-impl Hierarchies {
-    /// Looks at the mount table.
-    pub fn detect() -> Result<Self> {
-        let table = fs::read_to_string("/proc/self/mountinfo")
-            .map_err(|error| Error::system("read /proc/self/mountinfo", error))?;
-        let mut found = Hierarchies::parse(&table);
-        if let Some(unified) = &found.unified {
-            let controllers = fs::read_to_string(unified.join("cgroup.controllers")).unwrap_or_default();
-            found.controllers = controllers.split_whitespace().map(str::to_owned).collect();
-        }
-        Ok(found)
-    }
-
-    fn parse(table: &str) -> Self {
-        let mut found = Hierarchies::default();
-        for line in table.lines() {
-            let Some((place, kind)) = line.split_once(" - ") else { continue };
-            let Some(mount) = place.split(' ').nth(4).map(PathBuf::from) else { continue };
-            let mut kind = kind.split(' ');
-            match kind.next() {
-                Some("cgroup2") if found.unified.is_none() => found.unified = Some(mount),
-                Some("cgroup") => {
-                    let options = kind.next_back().unwrap_or_default();
-                    let controllers: Vec<String> =
-                        options.split(',').filter(|option| KNOWN.contains(option)).map(str::to_owned).collect();
-                    let seen = |one: &Hierarchy| one.controllers == controllers;
-                    if !controllers.is_empty() && !found.v1.iter().any(seen) {
-                        found.v1.push(Hierarchy { controllers, mount });
-                    }
-                }
-                _ => {}
-            }
-        }
-        found
-    }
-
-    /// Where the v2 hierarchy is mounted.
-    pub fn unified(&self) -> Option<&Path> {
-        self.unified.as_deref()
-    }
-
-    /// Whether a controller can be used at all, on whichever hierarchy.
-    pub fn has(&self, controller: &str) -> bool {
-        let v2 = if controller == "blkio" { "io" } else { controller };
-        self.v1(controller).is_some() || self.controllers.iter().any(|one| one == v2)
-    }
-
-    /// Whether memory and swap can be limited together.
-    pub fn has_swap_limit(&self) -> bool {
-        match self.v1("memory") {
-            Some(hierarchy) => hierarchy.mount.join("memory.memsw.limit_in_bytes").exists(),
-            // The root of v2 has no such file: the kernel's switch for accounting decides.
-            None => self.has("memory") && Path::new("/proc/swaps").exists(),
-        }
-    }
-
-    pub(super) fn is_v1(&self, controller: &str) -> bool {
-        self.v1(controller).is_some()
-    }
-
-    fn v1(&self, controller: &str) -> Option<&Hierarchy> {
-        self.v1.iter().find(|hierarchy| hierarchy.controllers.iter().any(|one| one == controller))
-    }
-}
-
-/// How old an empty cgroup must be to be a leftover rather than one whose first process is about to enter.
-const LEFTOVER: Duration = Duration::from_secs(60);
-
-impl Hierarchies {
-    /// Removes empty cgroups below `parent` that a killed supervisor left behind.
-    pub(super) fn sweep(&self, parent: &Path) {
-        for mount in self.unified.iter().chain(self.v1.iter().map(|hierarchy| &hierarchy.mount)) {
-            for entry in fs::read_dir(mount.join(parent)).into_iter().flatten().flatten() {
-                let made = entry.metadata().and_then(|metadata| metadata.modified());
-                let is_old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > LEFTOVER));
-                if is_old && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    // One that holds a process refuses.
-                    let _ = fs::remove_dir(entry.path());
-                }
-            }
-        }
-    }
-}
 
 /// One sandbox's cgroup, in every hierarchy it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,18 +41,6 @@ impl Cgroup {
         let mut cgroup = Cgroup::named(hierarchies, path);
         cgroup.v1.retain(|hierarchy| hierarchy.mount.is_dir());
         cgroup
-    }
-
-    /// Takes the writer's side of the lock that every move into a v1 cgroup takes, by moving the calling process to where it
-    /// is. The first to do so waits for an RCU grace period, some ten milliseconds; others within some twenty do not.
-    pub(super) fn warm(hierarchies: &Hierarchies) -> io::Result<()> {
-        let Some(hierarchy) = hierarchies.v1("pids").or(hierarchies.v1.first()) else { return Ok(()) };
-        let ours = fs::read_to_string("/proc/self/cgroup")?;
-        let is_it = |list: &str| list.split(',').eq(hierarchy.controllers.iter());
-        let place =
-            ours.lines().filter_map(|line| line.split_once(':')?.1.split_once(':')).find(|(list, _)| is_it(list));
-        let Some((_, path)) = place else { return Ok(()) };
-        fs::write(hierarchy.mount.join(path.trim_start_matches('/')).join("cgroup.procs"), "0")
     }
 
     fn named(hierarchies: &Hierarchies, path: &Path) -> Self {
@@ -255,7 +130,7 @@ impl Cgroup {
                 Ok(()) => return Ok(true),
                 Err(failure) => tracing::debug!("no device program: {}", Error::from(failure)),
             }
-            let Some(own) = hierarchies.v1("devices") else { return Ok(false) };
+            let Some(own) = hierarchies.v1_of("devices") else { return Ok(false) };
             let own = Hierarchy { controllers: own.controllers.clone(), mount: own.mount.join(path) };
             own.make(path)?;
             self.v1.push(own);
@@ -570,4 +445,17 @@ fn inherit_cpuset(level: &Path) -> Result<(), Failure> {
 /// The root of the hierarchy a directory is in.
 fn mount_of(path: &Path) -> &Path {
     path.ancestors().take_while(|level| level.join("cgroup.procs").exists()).last().unwrap_or(path)
+}
+
+/// A cgroup whose files are ordinary ones.
+#[cfg(test)]
+pub(super) fn fake(unified: Option<&Path>, v1: &[(&str, &Path)]) -> Cgroup {
+    let hierarchy =
+        |(name, path): &(&str, &Path)| Hierarchy { controllers: vec![(*name).to_owned()], mount: path.to_path_buf() };
+    Cgroup {
+        unified: unified.map(Path::to_path_buf),
+        unified_limits: v1.is_empty(),
+        v1: v1.iter().map(hierarchy).collect(),
+        guards_devices: true,
+    }
 }

@@ -140,7 +140,7 @@ mod tests {
     use oci_spec::runtime::{LinuxDeviceCgroupBuilder, Spec, UserBuilder};
     use rustix::fs::{Mode, OFlags, open};
 
-    use super::super::{cgroups, spec, sys};
+    use super::super::{hierarchies, spec, sys};
     use super::*;
 
     fn rules(spec: &Spec) -> Vec<LinuxDeviceCgroup> {
@@ -165,7 +165,7 @@ mod tests {
     /// The v2 hierarchy takes such programs also where the controllers are v1's.
     #[test]
     fn the_kernel_takes_the_program_and_obeys_it() {
-        let unified = cgroups::Hierarchies::detect().unwrap().unified().map(PathBuf::from);
+        let unified = hierarchies::Hierarchies::detect().unwrap().unified().map(PathBuf::from);
         let Some(unified) = unified else { return };
         let cgroup = unified.join(format!("rbuild-devices-{}", std::process::id()));
         fs::create_dir(&cgroup).unwrap();

@@ -96,8 +96,6 @@ pub(super) fn start(
 pub(super) fn enter(enter: &Enter, mut fds: Fds, target: &OwnedFd, channel: UnixStream) -> Failure {
     let mut run = || {
         let _ = setsid();
-        let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-        let null = null.doing(|| "open /dev/null".to_owned())?;
         let kinds = ThreadNameSpaceType::MOUNT
             | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
@@ -114,7 +112,7 @@ pub(super) fn enter(enter: &Enter, mut fds: Fds, target: &OwnedFd, channel: Unix
                     .doing(|| "send the terminal".to_owned())?;
                 terminal_stdio(slave)?
             }
-            _ => plain_stdio(&enter.stdio, &mut fds, || Ok(null))?,
+            _ => plain_stdio(&enter.stdio, &mut fds, super::root::null_of)?,
         };
         wait_for_cgroup(&channel)?;
         Ok(Stage { process: &enter.process, stdio, filter: &enter.filter, private_proc: None })
@@ -187,12 +185,11 @@ fn terminal_stdio(slave: OwnedFd) -> Result<[OwnedFd; 3], Failure> {
 fn plain_stdio(
     streams: &[Stream; 3],
     fds: &mut Fds,
-    null: impl FnOnce() -> Result<OwnedFd, Failure>,
+    null: impl Fn() -> Result<OwnedFd, Failure>,
 ) -> Result<[OwnedFd; 3], Failure> {
-    let null = null()?;
     let mut open = |stream: &Stream| match stream {
         Stream::Fd(place) => fds.take(*place),
-        _ => null.try_clone().doing(|| "duplicate /dev/null".to_owned()),
+        _ => null(),
     };
     Ok([open(&streams[0])?, open(&streams[1])?, open(&streams[2])?])
 }

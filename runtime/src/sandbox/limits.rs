@@ -7,8 +7,9 @@ use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec,
 };
 
-use super::cgroups::{Cgroup, Hierarchies};
+use super::cgroups::Cgroup;
 use super::devices;
+use super::hierarchies::Hierarchies;
 use crate::error::{Doing, Failure};
 
 /// v1 names of the controllers that limits in `resources` need.
@@ -216,4 +217,83 @@ impl Files<'_> {
 
 fn write(file: &Path, value: &str) -> Result<(), Failure> {
     fs::write(file, value).doing(|| format!("write {value} to {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder};
+
+    use super::super::cgroups::fake;
+    use super::*;
+
+    fn resources() -> LinuxResources {
+        let memory = LinuxMemoryBuilder::default().limit(64i64 << 20).swap(96i64 << 20).reservation(1i64 << 20);
+        let cpu = LinuxCpuBuilder::default().shares(512u64).quota(50_000i64).period(100_000u64).cpus("0-1");
+        LinuxResourcesBuilder::default()
+            .memory(memory.build().unwrap())
+            .cpu(cpu.build().unwrap())
+            .pids(LinuxPidsBuilder::default().limit(20i64).build().unwrap())
+            .build()
+            .unwrap()
+    }
+
+    fn read(directory: &Path) -> Vec<(String, String)> {
+        let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+        let mut all: Vec<_> = entries
+            .map(|entry| (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap()))
+            .collect();
+        all.sort();
+        all
+    }
+
+    fn check(directory: &Path, expected: &[(&str, &str)]) {
+        let found = read(directory);
+        let found: Vec<_> = found.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn limits_in_the_words_of_v2() {
+        let dir = tempfile::tempdir().unwrap();
+        apply(&fake(Some(dir.path()), &[]), &resources()).unwrap();
+        let expected = [
+            ("cpu.max", "50000 100000"),
+            ("cpu.weight", "20"),
+            ("cpuset.cpus", "0-1"),
+            ("memory.low", "1048576"),
+            ("memory.max", "67108864"),
+            ("memory.swap.max", "33554432"),
+            ("pids.max", "20"),
+        ];
+        check(dir.path(), &expected);
+    }
+
+    #[test]
+    fn limits_in_the_words_of_v1() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        let all = [("memory", path), ("cpu", path), ("cpuset", path), ("pids", path)];
+        apply(&fake(None, &all), &resources()).unwrap();
+        let expected = [
+            ("cpu.cfs_period_us", "100000"),
+            ("cpu.cfs_quota_us", "50000"),
+            ("cpu.shares", "512"),
+            ("cpuset.cpus", "0-1"),
+            ("memory.limit_in_bytes", "67108864"),
+            ("memory.memsw.limit_in_bytes", "100663296"),
+            ("memory.soft_limit_in_bytes", "1048576"),
+            ("pids.max", "20"),
+        ];
+        check(path, &expected);
+    }
+
+    #[test]
+    fn a_limit_nobody_can_set_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(controllers(Some(&resources())), ["memory", "pids", "cpu", "cpuset"]);
+        assert!(apply(&fake(None, &[("pids", dir.path())]), &resources()).is_err());
+        let mut odd = LinuxResources::default();
+        odd.set_unified(Some([("../x".to_owned(), "1".to_owned())].into_iter().collect()));
+        assert!(apply(&fake(Some(dir.path()), &[]), &odd).is_err());
+    }
 }

@@ -11,6 +11,7 @@ mod caps;
 mod cgroups;
 mod dev;
 mod devices;
+mod hierarchies;
 mod init;
 mod limits;
 mod mounts;
@@ -25,17 +26,19 @@ mod spec;
 mod spec_check;
 mod stubs;
 mod supervise;
+mod supervisors;
 mod sys;
 mod targets;
 mod wire;
 
-pub use cgroups::{Cgroup, Hierarchies};
+pub use cgroups::Cgroup;
+pub use hierarchies::Hierarchies;
 pub use native::{NativeSandbox, SandboxOptions};
 pub use overlay::mount_detached;
 pub use running::{Exit, Running};
 pub use spec::{
-    CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MountSource, Network, ProcessSpec, Seccomp,
-    Stdio, Upper, capability_sets, default_spec, set_shm_size,
+    CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MemoryFile, MountSource, Network, ProcessSpec,
+    Seccomp, Stdio, Upper, capability_sets, default_spec, set_shm_size,
 };
 pub use supervise::helper_main;
 
@@ -49,4 +52,6 @@ pub trait Sandbox: Send + Sync {
     fn start(&self, spec: ProcessSpec) -> Result<Running>;
     /// Runs one more process in the sandbox of a living process, under the same confinement.
     fn enter(&self, spec: EnterSpec) -> Result<Running>;
+    /// Says that a start is likely soon, so that what can be done before may be; costs the caller nothing.
+    fn warm(&self) {}
 }

@@ -1,30 +1,24 @@
 //! [`NativeSandbox`]: makes a request of a [`ProcessSpec`], spawns the supervisor and hands the request over.
 
-use std::fs::{self, File};
+use std::fs::{self};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio as ChildStdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use oci_spec::runtime::Process;
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
-use tracing::debug;
 
-use super::cgroups::{Cgroup, Hierarchies};
+use super::cgroups::Cgroup;
+use super::hierarchies::Hierarchies;
 use super::limits;
-use super::overlay;
 use super::running::{Running, Started, Streams};
 use super::seccomp;
-use super::spec::{CgroupSpec, EnterSpec, MountSource, Network, ProcessSpec, Seccomp, Stdio, Upper};
-use super::supervise::{Bind, BindSource, Enter, MARKER, Net, Reply, Request, Start, Stream};
+use super::spec::{CgroupSpec, EnterSpec, MemoryFile, MountSource, Network, ProcessSpec, Seccomp, Stdio, Upper};
+use super::supervise::{Bind, BindSource, Enter, Net, Reply, Request, Start, Stream};
+use super::supervisors::Supervisors;
 use super::{Sandbox, wire};
 use crate::error::{Error, Result};
 
@@ -40,26 +34,15 @@ pub struct SandboxOptions {
 /// The sandbox made by this crate, as root of the machine. Cheap to share between threads.
 #[derive(Debug)]
 pub struct NativeSandbox {
-    helper: PathBuf,
+    supervisors: Supervisors,
     anchor: PathBuf,
     empty: PathBuf,
-    sealed: OnceLock<Sealed>,
     hierarchies: Hierarchies,
     filters: seccomp::Cache,
+    started: AtomicBool,
     born: Instant,
     /// When the machine was last warmed, in milliseconds since `born`.
     warmed: AtomicU64,
-}
-
-/// The helper's executable where nobody can write it: on an unattached overlay of its directory without an upper, hence
-/// read-only for ever, or in sealed memory. An open file, so that replacing the program on disk changes nothing.
-#[derive(Debug)]
-struct Sealed(OwnedFd);
-
-impl Sealed {
-    fn path(&self) -> PathBuf {
-        Path::new("/proc/self/fd").join(self.0.as_raw_fd().to_string())
-    }
 }
 
 impl NativeSandbox {
@@ -71,10 +54,10 @@ impl NativeSandbox {
                 .map_err(|error| Error::system(format!("create {}", directory.display()), error))?;
         }
         Ok(NativeSandbox {
-            helper: options.helper,
+            supervisors: Supervisors::new(options.helper, empty.clone()),
             anchor,
             empty,
-            sealed: OnceLock::new(),
+            started: AtomicBool::new(false),
             hierarchies: Hierarchies::detect()?,
             filters: seccomp::Cache::default(),
             born: Instant::now(),
@@ -92,10 +75,8 @@ impl NativeSandbox {
         Ok(Cgroup::open(&self.hierarchies, &cgroup_path(spec, id)?))
     }
 
-    /// Prepares the machine for a sandbox with limits of cgroup v1 that will be wanted within some twenty milliseconds, on
-    /// a thread of its own. [`Sandbox::start`] does this itself; calling it as soon as such a start is likely hides the
-    /// wait. The first call also removes cgroups that killed supervisors left.
-    pub fn warm(&self) {
+    /// Takes the lock of v1 moves ahead, see [`Hierarchies::warm`], and the first time sweeps up, on a thread of its own.
+    fn warm_cgroups(&self) {
         const LASTS: u64 = 15;
         let now = self.born.elapsed().as_millis() as u64 + LASTS;
         let last = self.warmed.fetch_max(now, Ordering::Relaxed);
@@ -104,29 +85,18 @@ impl NativeSandbox {
         }
         let hierarchies = self.hierarchies.clone();
         // Nothing depends on it: without the thread a start only takes longer.
-        let _ = thread::Builder::new().name("warm".to_owned()).spawn(move || {
-            let _ = Cgroup::warm(&hierarchies);
-            if last == 0 {
-                hierarchies.sweep(Path::new(DEFAULT_PARENT.trim_start_matches('/')));
-            }
-        });
+        let _ = thread::Builder::new().name("warm".to_owned()).spawn(move || hierarchies.warm());
     }
 
-    fn spawn(&self) -> Result<(Child, UnixStream)> {
-        let (ours, theirs) = UnixStream::pair().map_err(|error| Error::system("make a socket pair", error))?;
-        let program = match self.sealed.get() {
-            Some(sealed) => sealed.path(),
-            None => {
-                let sealed = seal(&self.helper, &self.empty)?;
-                self.sealed.get_or_init(|| sealed).path()
-            }
-        };
-        // With these settings the standard library uses posix_spawn, hence vfork: nothing of this process is copied.
-        let mut command = Command::new(&program);
-        command.arg0(MARKER).env_clear().stdout(ChildStdio::null()).stderr(ChildStdio::null());
-        command.stdin(ChildStdio::from(OwnedFd::from(theirs)));
-        let child = spawn_patiently(&mut command);
-        Ok((child.map_err(|error| Error::system(format!("execute {}", self.helper.display()), error))?, ours))
+    /// What is worth doing beside the first start, and what beside the later ones.
+    fn look_ahead(&self) {
+        if self.started.swap(true, Ordering::Relaxed) {
+            self.supervisors.prepare();
+            return;
+        }
+        let hierarchies = self.hierarchies.clone();
+        let parent = DEFAULT_PARENT.trim_start_matches('/');
+        let _ = thread::Builder::new().name("sweep".to_owned()).spawn(move || hierarchies.sweep(Path::new(parent)));
     }
 
     fn filter(&self, seccomp: &Seccomp, process: &Process) -> Result<Vec<u64>> {
@@ -139,7 +109,7 @@ impl NativeSandbox {
     }
 
     fn run(&self, request: &Request, fds: &[OwnedFd], streams: Streams, cgroup: Option<&Path>) -> Result<Running> {
-        let (mut child, socket) = self.spawn()?;
+        let (mut child, socket) = self.supervisors.take()?;
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let answer = wire::send(&socket, request, &fds).and_then(|()| wire::receive::<Reply>(&socket));
         let failed = match answer {
@@ -178,7 +148,7 @@ impl Sandbox for NativeSandbox {
         limited
             .retain(|controller| self.hierarchies.is_v1(controller) && !(*controller == "pids" && most_pids.is_some()));
         if !limited.is_empty() || self.hierarchies.unified().is_none() {
-            self.warm();
+            self.warm_cgroups();
         }
         let mut fds = Fds::default();
         let (streams, stdio) = fds.stdio(spec.stdio)?;
@@ -208,6 +178,10 @@ impl Sandbox for NativeSandbox {
             let source = match mount.source {
                 MountSource::Opened(fd) => BindSource::Fd(fds.add(fd)),
                 MountSource::Layers { mounts, path } => BindSource::Layers { mounts, path },
+                MountSource::Memory(MemoryFile { content, mode, uid, gid }) => {
+                    BindSource::Memory { content: fds.add(in_memory(&content)?), mode, uid, gid }
+                }
+                MountSource::Tmpfs { size } => BindSource::Tmpfs { size },
             };
             binds.push(Bind { destination: mount.destination, options: mount.options, source });
         }
@@ -227,7 +201,9 @@ impl Sandbox for NativeSandbox {
             most_pids,
             filter,
         };
-        self.run(&Request::Start(Box::new(start)), &fds.0, streams, Some(&path))
+        let running = self.run(&Request::Start(Box::new(start)), &fds.0, streams, Some(&path))?;
+        self.look_ahead();
+        Ok(running)
     }
 
     fn enter(&self, spec: EnterSpec) -> Result<Running> {
@@ -237,7 +213,7 @@ impl Sandbox for NativeSandbox {
         super::spec_check::check_process(&spec.process)?;
         let cgroup = cgroup_path(&spec.cgroup, &spec.id)?;
         if Cgroup::open(&self.hierarchies, &cgroup).is_moved_into() {
-            self.warm();
+            self.warm_cgroups();
         }
         let enter = Enter {
             target,
@@ -248,6 +224,13 @@ impl Sandbox for NativeSandbox {
             hierarchies: self.hierarchies.clone(),
         };
         self.run(&Request::Enter(Box::new(enter)), &fds.0, streams, None)
+    }
+
+    fn warm(&self) {
+        self.supervisors.prepare();
+        if self.hierarchies.unified().is_none() {
+            self.warm_cgroups();
+        }
     }
 }
 
@@ -270,51 +253,6 @@ fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
         return Err(Error::Refused(format!("the sandbox id {id:?} is not a plain name")));
     }
     Ok(Path::new(text.trim_matches('/')).join(id))
-}
-
-fn seal(helper: &Path, empty: &Path) -> Result<Sealed> {
-    let action = |error: io::Error| Error::system(format!("open the program {}", helper.display()), error);
-    let wanted = fs::metadata(helper).map_err(action)?;
-    match on_overlay(helper, empty) {
-        // Somebody may have put another program there since this one was started.
-        Ok(file) => match rustix::fs::fstat(&file) {
-            Ok(stat) if stat.st_size as u64 == wanted.len() && stat.st_mtime == wanted.mtime() => {
-                return Ok(Sealed(file));
-            }
-            _ => debug!("{} is no longer the program", helper.display()),
-        },
-        Err(error) => debug!("the program goes to memory: {error}"),
-    }
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let memory = memfd_create("rbuild", flags).map_err(|error| action(error.into()))?;
-    let mut memory = File::from(memory);
-    io::copy(&mut File::open(helper).map_err(action)?, &mut memory).map_err(action)?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    fcntl_add_seals(&memory, seals).map_err(|error| action(error.into()))?;
-    // The descriptor that wrote must go: a file open for writing cannot be executed.
-    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
-    Ok(Sealed(File::open(path).map_err(action)?.into()))
-}
-
-/// A process that another thread is just spawning holds, for an instant, a descriptor that wrote the program.
-fn spawn_patiently(command: &mut Command) -> io::Result<Child> {
-    for _ in 0..100 {
-        match command.spawn() {
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => thread::sleep(Duration::from_millis(1)),
-            spawned => return spawned,
-        }
-    }
-    command.spawn()
-}
-
-fn on_overlay(helper: &Path, empty: &Path) -> Result<OwnedFd> {
-    let action = |error: io::Error| Error::system(format!("open the program {}", helper.display()), error);
-    let path = fs::canonicalize(helper).map_err(action)?;
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::Refused(format!("{} is not a program", path.display())));
-    };
-    let tree = overlay::read_only(&[directory, empty])?;
-    openat(&tree, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|error| action(error.into()))
 }
 
 /// Descriptors on their way to the supervisor; what refers to one holds its place here.
@@ -355,6 +293,17 @@ impl Fds {
     }
 }
 
+/// A descriptor to read `content` from, for one process: nothing has a name.
+fn in_memory(content: &[u8]) -> Result<OwnedFd> {
+    let make = || {
+        let fd = rustix::fs::memfd_create(c"rbuild", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let mut file = fs::File::from(fd);
+        io::Write::write_all(&mut file, content)?;
+        Ok(OwnedFd::from(file))
+    };
+    make().map_err(|error: io::Error| Error::system("keep a file in memory", error))
+}
+
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::system("make a pipe", error))
 }
@@ -375,32 +324,5 @@ mod tests {
         for (parent, id) in [("relative", "a"), ("/../x", "a"), ("/x", ""), ("/x", "."), ("/x", "a/b"), ("/x", "a\n")] {
             assert!(of(Some(parent), id).is_err(), "{parent} {id:?}");
         }
-    }
-
-    #[test]
-    fn the_program_is_on_an_overlay_or_in_memory() {
-        let dir = tempfile::tempdir().unwrap();
-        let (bin, empty) = (dir.path().join("bin"), dir.path().join("empty"));
-        let program = bin.join("program");
-        fs::create_dir(&bin).and_then(|()| fs::create_dir(&empty)).unwrap();
-        fs::copy("/bin/busybox", &program).unwrap();
-        let works = |sealed: &Sealed| {
-            let mut child = spawn_patiently(Command::new(sealed.path()).arg0("true")).unwrap();
-            child.wait().unwrap().success()
-        };
-
-        let sealed = seal(&program, &empty).unwrap();
-        let denied = File::options().write(true).open(sealed.path()).unwrap_err();
-        assert_eq!(denied.raw_os_error(), Some(libc::EROFS));
-        assert!(works(&sealed));
-        fs::remove_file(&program).unwrap();
-        fs::write(&program, "another").unwrap();
-        assert!(works(&sealed), "replaced on disk");
-
-        let sealed = seal(Path::new("/bin/busybox"), Path::new("/no/such/directory")).unwrap();
-        let mut opened = File::options().write(true).open(sealed.path()).unwrap();
-        assert_eq!(io::Write::write(&mut opened, b"x").unwrap_err().raw_os_error(), Some(libc::EPERM));
-        drop(opened);
-        assert!(works(&sealed));
     }
 }

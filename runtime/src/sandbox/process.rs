@@ -133,7 +133,7 @@ fn set_limits(process: &Process) -> Result<(), Failure> {
 
 /// The directory must be a directory beneath the root, and the kernel must agree that it is.
 fn enter_cwd(cwd: &Path) -> Result<(), Failure> {
-    let action = || format!("chdir to cwd ({:?}) set in config.json", cwd.display().to_string());
+    let action = || format!("enter the working directory {}", cwd.display());
     if !cwd.is_absolute() {
         return Err(Failure::refused(format!("the working directory {} is not absolute", cwd.display())));
     }
@@ -207,16 +207,7 @@ fn code(errno: Errno) -> u8 {
 }
 
 fn words(errno: Errno) -> String {
-    match errno {
-        Errno::NOENT => "no such file or directory".to_owned(),
-        Errno::ACCESS => "permission denied".to_owned(),
-        Errno::ISDIR => "is a directory".to_owned(),
-        Errno::NOTDIR => "not a directory".to_owned(),
-        Errno::NOEXEC => "exec format error".to_owned(),
-        Errno::TOOBIG => "argument list too long".to_owned(),
-        Errno::LOOP => "too many levels of symbolic links".to_owned(),
-        other => other.to_string(),
-    }
+    crate::error::words(&errno.into())
 }
 
 fn strings(of: &Option<Vec<String>>) -> Result<Vec<CString>, Failure> {

@@ -8,6 +8,7 @@ use rbuild_store::Mounts;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, openat, statat};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{Gid, Uid};
 
 use super::cgroups::Cgroup;
 use super::mounts::{self, BindDepth, Options};
@@ -197,19 +198,13 @@ impl Root {
     fn bind(&self, bind: &Bind, tree: Option<OwnedFd>, anchor: &Anchor) -> Result<(), Failure> {
         let options = Options::parse(&bind.options)?;
         let tree = match (&bind.source, tree) {
+            (BindSource::Memory { mode, uid, gid, .. }, Some(content)) => {
+                let whole = memory_file(content, *mode, (*uid, *gid))?;
+                subtree(&whole, Path::new(IN_MEMORY), anchor)?
+            }
             (_, Some(tree)) => tree,
             (BindSource::Layers { mounts: layers, path }, None) => {
-                // Attached for a moment, because only a mount of this namespace can be cloned.
-                let whole = overlay::detached(layers, true)?;
-                mounts::attach(&whole, anchor.open("layers")?.as_fd()).doing(|| "attach layers".to_owned())?;
-                let source = mounts::walk(whole.as_fd(), path, ResolveFlags::empty())
-                    .doing(|| format!("find the mount source {}", path.display()))?;
-                let tree = mounts::clone_fd(&source, BindDepth::Single).doing(|| "clone layers".to_owned())?;
-                let at = anchor.0.as_fd();
-                rustix::process::fchdir(at).doing(|| "enter the anchor".to_owned())?;
-                rustix::mount::unmount("layers", rustix::mount::UnmountFlags::DETACH)
-                    .doing(|| "detach layers".to_owned())?;
-                tree
+                subtree(&overlay::detached(layers, true)?, path, anchor)?
             }
             (_, None) => return Err(Failure::refused("a mount lost its source")),
         };
@@ -330,6 +325,20 @@ pub(super) fn terminal_of(root: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
     open_ptmx(devpts.as_fd(), "ptmx")
 }
 
+/// The null device of a root somebody else lives in, which is `/` by now.
+pub(super) fn null_of() -> Result<OwnedFd, Failure> {
+    let action = || "open the container's /dev/null".to_owned();
+    let root = openat(rustix::fs::CWD, c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).doing(action)?;
+    // Whatever somebody inside has put there: neither blocks nor becomes a controlling terminal, and is looked at then.
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let null = mounts::open_in(root.as_fd(), Path::new("/dev/null"), flags, ResolveFlags::NO_SYMLINKS).doing(action)?;
+    let stat = rustix::fs::fstat(&null).doing(action)?;
+    if !FileType::from_raw_mode(stat.st_mode).is_char_device() || stat.st_rdev != makedev(1, 3) {
+        return Err(Failure::refused("/dev/null of the container is not the null device"));
+    }
+    Ok(null)
+}
+
 const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
 
 fn open_ptmx(devpts: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
@@ -340,6 +349,42 @@ fn open_ptmx(devpts: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
         return Err(Failure::refused("/dev/pts/ptmx is not the terminal device"));
     }
     openat(devpts, name, flags, Mode::empty()).doing(action)
+}
+
+/// The name of a file in memory on its own file system.
+const IN_MEMORY: &str = "file";
+
+/// A file system with one file, a copy of `content`.
+fn memory_file(content: OwnedFd, mode: u32, (uid, gid): (u32, u32)) -> Result<OwnedFd, Failure> {
+    let options = |swap: &[&str]| Options::parse(&swap.iter().map(|&option| option.to_owned()).collect::<Vec<_>>());
+    // Linux before 6.4 cannot promise to keep it out of the swap.
+    let whole = mounts::make("tmpfs", &options(&["mode=700", "noswap"])?)
+        .or_else(|_| mounts::make("tmpfs", &options(&["mode=700"])?))?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+    let mut file = openat(&whole, IN_MEMORY, flags, Mode::from_raw_mode(0o600))
+        .map(std::fs::File::from)
+        .doing(|| "make a file in memory".to_owned())?;
+    let mut copy = || -> std::io::Result<()> {
+        rustix::fs::seek(&content, rustix::fs::SeekFrom::Start(0))?;
+        std::io::copy(&mut std::fs::File::from(content.try_clone()?), &mut file)?;
+        rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?)
+    };
+    copy().doing(|| "fill a file in memory".to_owned())?;
+    Ok(whole)
+}
+
+/// A part of an unattached mount as a mount of its own. It is attached for a moment, because only a mount of this
+/// namespace can be cloned.
+fn subtree(whole: &OwnedFd, path: &Path, anchor: &Anchor) -> Result<OwnedFd, Failure> {
+    mounts::attach(whole, anchor.open("layers")?.as_fd()).doing(|| "attach a mount source".to_owned())?;
+    let source = mounts::walk(whole.as_fd(), path, ResolveFlags::empty())
+        .doing(|| format!("find the mount source {}", path.display()))?;
+    let tree = mounts::clone_fd(&source, BindDepth::Single).doing(|| "clone a mount source".to_owned())?;
+    rustix::process::fchdir(anchor.0.as_fd()).doing(|| "enter the anchor".to_owned())?;
+    rustix::mount::unmount("layers", rustix::mount::UnmountFlags::DETACH)
+        .doing(|| "detach a mount source".to_owned())?;
+    Ok(tree)
 }
 
 fn name_mount(failure: Failure, destination: &Path) -> Failure {

@@ -95,6 +95,28 @@ pub enum MountSource {
     Opened(OwnedFd),
     /// A path in a tree of layers. It is resolved within the tree, so a link cannot lead elsewhere.
     Layers { mounts: Mounts, path: PathBuf },
+    /// A file that is on no disk.
+    Memory(MemoryFile),
+    /// An empty file system in memory of at most `size` bytes; without a size half of the machine's.
+    Tmpfs { size: Option<u64> },
+}
+
+/// A file that exists in memory only, on a file system that only the sandbox has. It goes with the sandbox, is never
+/// swapped out where the kernel can promise that, and no path of the host leads to it.
+pub struct MemoryFile {
+    pub content: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl std::fmt::Debug for MemoryFile {
+    /// The content is nobody's business.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let MemoryFile { content, mode, uid, gid } = self;
+        write!(f, "MemoryFile({} bytes, mode {mode:o}, owner {uid}:{gid})", content.len())
+    }
 }
 
 #[derive(Debug)]

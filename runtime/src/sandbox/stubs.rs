@@ -118,6 +118,13 @@ fn bind_tree(bind: &Bind, fds: &mut Fds) -> Result<Option<OwnedFd>, Failure> {
             )
         }
         BindSource::Layers { .. } => None,
+        // Its content; the init makes the file.
+        BindSource::Memory { content, .. } => Some(fds.take(*content)?),
+        BindSource::Tmpfs { size } => {
+            let mut parameters = vec![("mode".to_owned(), Some("1777".to_owned()))];
+            parameters.extend(size.map(|size| ("size".to_owned(), Some(size.to_string()))));
+            Some(mounts::make("tmpfs", &Options { parameters, ..Options::default() })?)
+        }
     })
 }
 

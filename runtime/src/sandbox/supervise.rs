@@ -17,7 +17,8 @@ use rustix::process::{DumpableBehavior, Signal, pidfd_send_signal, set_dumpable_
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
-use super::cgroups::{Cgroup, Hierarchies};
+use super::cgroups::Cgroup;
+use super::hierarchies::Hierarchies;
 use super::init::{self, Order, Report};
 use super::namespaces::Namespaces;
 use super::running::Exit;
@@ -85,7 +86,20 @@ pub(super) struct Bind {
 pub(super) enum BindSource {
     Path(PathBuf),
     Fd(usize),
-    Layers { mounts: Mounts, path: PathBuf },
+    Layers {
+        mounts: Mounts,
+        path: PathBuf,
+    },
+    /// The content of a file, in a descriptor of its own.
+    Memory {
+        content: usize,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    },
+    Tmpfs {
+        size: Option<u64>,
+    },
 }
 
 #[derive(Clone, Serialize, Deserialize)]

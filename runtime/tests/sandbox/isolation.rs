@@ -8,7 +8,7 @@ use oci_spec::runtime::{
     UserBuilder,
 };
 use rbuild_runtime::sandbox::capability_sets;
-use rbuild_runtime::{Error, ExtraMount, MountSource, ProcessSpec, Seccomp};
+use rbuild_runtime::{Error, ExtraMount, MemoryFile, MountSource, ProcessSpec, Seccomp};
 use rbuild_store::Mounts;
 
 use crate::Test;
@@ -30,6 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("read_only_root", read_only_root),
     ("binds_and_layers", binds_and_layers),
     ("bound_roots_are_left_as_they_were", bound_roots_are_left_as_they_were),
+    ("files_and_file_systems_in_memory", files_and_file_systems_in_memory),
     ("sysctls", sysctls),
     ("unsupported_is_refused", unsupported_is_refused),
 ];
@@ -89,6 +90,17 @@ fn forbidden_calls() {
     let output = image.sh("mknod /tmp/m b 7 0 && head -c 1 /tmp/m");
     assert!(output.stderr.contains("not permitted"), "{output:?}");
     assert_ne!(output.exit.code, Some(0));
+    let node = |name: &str, kind, (major, minor)| {
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        let device = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(rustix::fs::CWD, image.path("lower").join(name), kind, mode, device).unwrap();
+    };
+    node("disk", rustix::fs::FileType::BlockDevice, (254, 0));
+    node("kmsg", rustix::fs::FileType::CharacterDevice, (1, 11));
+    node("null", rustix::fs::FileType::CharacterDevice, (1, 3));
+    let output = image.sh("head -c 1 /disk; head -c 1 /kmsg; echo x >/null && echo the usual ones live");
+    assert_eq!(output.stderr.matches("not permitted").count(), 2, "nodes of an image are dead: {output:?}");
+    assert_eq!(output.stdout, "the usual ones live\n");
 }
 
 fn user_and_groups() {
@@ -282,6 +294,26 @@ fn binds_and_layers() {
     let mut spec = image.spec(&["true"]);
     spec.spec.mounts_mut().as_mut().unwrap().push(bind("/etc/passwd", "data", &["bind"]));
     run(spec).expect_err("a directory on a file");
+}
+
+fn files_and_file_systems_in_memory() {
+    let image = Image::new();
+    let shown = "stat -c '%a %u:%g' /run/secrets/a; cat /run/secrets/a; echo x >/run/secrets/a; ls -A /t; df -k /t | \
+                 tail -n1 | awk '{print $2}'; echo x >/t/x; grep -c ' /run/secrets/a .*ro,.* - tmpfs ' /proc/self/mountinfo";
+    let mut spec = script(&image, shown);
+    let mount = |destination: &str, source, options: &[&str]| ExtraMount {
+        destination: destination.into(),
+        source,
+        options: options.iter().map(|&option| option.to_owned()).collect(),
+    };
+    let file = MemoryFile { content: b"told\n".to_vec(), mode: 0o440, uid: 33, gid: 8 };
+    assert!(!format!("{file:?}").contains("told"));
+    spec.mounts.push(mount("/run/secrets/a", MountSource::Memory(file), &["ro", "nosuid", "nodev", "noexec"]));
+    spec.mounts.push(mount("/t", MountSource::Tmpfs { size: Some(2 << 20) }, &["nosuid", "nodev"]));
+    let output = run(spec).unwrap();
+    assert_eq!(output.stdout, "440 33:8\ntold\n2048\n1\n", "{output:?}");
+    assert_eq!(output.stderr.matches("ead-only file system").count(), 1, "{output:?}");
+    assert!(tree(&image.path("upper")).is_empty(), "mount points are stubs");
 }
 
 fn bound_roots_are_left_as_they_were() {

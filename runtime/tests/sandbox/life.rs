@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{LinuxNamespaceType, ProcessBuilder, UserBuilder};
 use rbuild_runtime::sandbox::{DEFAULT_CAPABILITIES, capability_sets};
-use rbuild_runtime::{CgroupSpec, EnterSpec, Error, Running, Sandbox, Seccomp, Stdio, mount_detached};
+use rbuild_runtime::{
+    CgroupSpec, EnterSpec, Error, NativeSandbox, Running, Sandbox, SandboxOptions, Seccomp, Stdio, mount_detached,
+};
 use rbuild_store::{Mounts, Root, Walk};
 use rustix::process::Signal;
 
@@ -25,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_death_of_both_is_the_end", the_death_of_both_is_the_end),
     ("our_program_is_sealed", our_program_is_sealed),
     ("joined_namespaces", joined_namespaces),
+    ("a_supervisor_kept_ready_ends_too", a_supervisor_kept_ready_ends_too),
     ("standard_input", standard_input),
     ("terminal", terminal),
     ("entering", entering),
@@ -225,6 +228,35 @@ fn joined_namespaces() {
     assert_eq!(output.stdout, format!("sleep 1000 {}\n", ipc.display()));
     drop(joined);
     assert!(pids.iter().all(|&pid| !alive(pid)) && alive(running.pid()));
+}
+
+fn a_supervisor_kept_ready_ends_too() {
+    let waiting = || {
+        let children = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+            let pid = entry.unwrap().file_name().to_str()?.parse::<i32>().ok()?;
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let parent = stat.rsplit(") ").next()?.split(' ').nth(1)?.parse::<u32>().ok()?;
+            (parent == std::process::id()).then_some(pid)
+        });
+        children.collect::<Vec<_>>()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let options = SandboxOptions { helper: "/proc/self/exe".into(), state_dir: dir.path().into() };
+    let own = NativeSandbox::new(options).unwrap();
+    // What other tests left ready may come and go, but not with the same number.
+    let before = waiting();
+    own.warm();
+    until("one is ready", || waiting().iter().any(|pid| !before.contains(pid)));
+    let ready: Vec<i32> = waiting().into_iter().filter(|pid| !before.contains(pid)).collect();
+    let image = Image::new();
+    let running = own.start(image.spec(&["sleep", "1000"])).unwrap();
+    assert!(ready.contains(&supervisor(running.pid())), "it is the one that is used");
+    drop(running);
+    own.warm();
+    until("another is ready", || waiting().iter().any(|pid| !before.contains(pid)));
+    let ready: Vec<i32> = waiting().into_iter().filter(|pid| !before.contains(pid)).collect();
+    drop(own);
+    assert!(ready.iter().all(|&pid| !alive(pid)));
 }
 
 fn standard_input() {

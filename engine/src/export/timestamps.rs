@@ -1,0 +1,62 @@
+//! A tar archive with its times changed, and nothing else.
+
+use std::io::{Read, Write};
+
+use rbuild_store::StoreError;
+use rbuild_store::layers::read::Reader;
+use rbuild_store::layers::tar::{EntryKind, Writer};
+use rbuild_store::root::Timestamp;
+
+use crate::error::Error;
+
+/// Which times are changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Times {
+    /// Those after this one become it (seconds since 1970).
+    NoLaterThan(i64),
+    /// All become this one.
+    All(i64),
+}
+
+impl Times {
+    pub(crate) fn of(self, time: Timestamp) -> Timestamp {
+        match self {
+            Times::NoLaterThan(epoch) => time.min(Timestamp::new(epoch, 0)),
+            Times::All(epoch) => Timestamp::new(epoch, 0),
+        }
+    }
+}
+
+/// Copies the archive `input` to `output`; returns that.
+///
+/// # Errors
+/// `input` is no tar archive, or `output` takes no more.
+pub(crate) fn change_times<W: Write>(input: impl Read, output: W, times: Times) -> Result<W, Error> {
+    let mut reader = Reader::new(input);
+    let mut writer = Writer::new(output);
+    let mut buffer = vec![0; 128 << 10];
+    while let Some(mut entry) = reader.next()? {
+        entry.mtime = times.of(entry.mtime);
+        let is_file = matches!(entry.kind, EntryKind::File { .. });
+        writer.entry(&entry).map_err(unwritten)?;
+        if is_file {
+            let mut body = reader.body();
+            loop {
+                match body.read(&mut buffer).map_err(|error| Error::internal(format!("reading a layer: {error}")))? {
+                    0 => break,
+                    len => writer.body(&buffer[..len]).map_err(unwritten)?,
+                }
+            }
+        }
+    }
+    Ok(writer.finish().map_err(unwritten)?.0)
+}
+
+/// What the place an export goes to says.
+pub(crate) fn unwritten(error: std::io::Error) -> Error {
+    match error.into_inner().map(|inner| inner.downcast::<StoreError>()) {
+        Some(Ok(ours)) => Error::from(*ours),
+        Some(Err(other)) => Error::invalid(format!("cannot write the result: {other}")),
+        None => Error::invalid("cannot write the result"),
+    }
+}

@@ -1,0 +1,85 @@
+//! What a caller wants of a build's result, as plain data.
+
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rbuild_oci::{Compression, Platform, Reference};
+
+/// One thing that becomes of the result.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// An image in the store and, with `push`, in the registries that its names say.
+    Image { names: Vec<Reference>, push: bool, packing: Packing },
+    /// An archive that is an OCI layout and a docker archive at once. `several` is whether it may hold an index: what
+    /// is to be loaded by docker may not.
+    Archive { names: Vec<Reference>, dest: Destination, packing: Packing, several: bool },
+    /// An OCI layout as a directory.
+    Layout { names: Vec<Reference>, dest: PathBuf, packing: Packing },
+    /// The result's files in a directory; `split` puts each platform's into one of its own.
+    Files { dest: PathBuf, split: Option<bool> },
+    /// The result's files as a tar archive.
+    Tar { dest: Destination, split: Option<bool> },
+    /// Nothing but the cache.
+    CacheOnly,
+}
+
+/// How an image's layers travel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Packing {
+    /// `None` leaves it to the output: archives are gzipped, registries get gzip, the store keeps layers as they are.
+    pub compression: Option<Compression>,
+    /// On the compression's own scale.
+    pub level: Option<i32>,
+    /// Compress layers again that came compressed in another way.
+    pub force: bool,
+    /// No time in a layer made here is after the build's epoch.
+    pub rewrite_timestamps: bool,
+    pub annotations: Vec<Annotation>,
+}
+
+/// A note on a manifest or an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Annotation {
+    pub on: Annotated,
+    /// `None` is every platform.
+    pub platform: Option<Platform>,
+    pub key: String,
+    pub value: String,
+}
+
+/// What an annotation is written on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Annotated {
+    Manifest,
+    Index,
+}
+
+/// Where a file goes.
+#[derive(Debug, Clone)]
+pub enum Destination {
+    /// Made complete or not at all.
+    File(PathBuf),
+    Stream(OutputStream),
+}
+
+/// What takes bytes, once.
+#[derive(Clone)]
+pub struct OutputStream(Arc<Mutex<Option<Box<dyn Write + Send>>>>);
+
+impl OutputStream {
+    pub fn new(output: impl Write + Send + 'static) -> OutputStream {
+        OutputStream(Arc::new(Mutex::new(Some(Box::new(output)))))
+    }
+
+    pub(crate) fn take(&self) -> Option<Box<dyn Write + Send>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl fmt::Debug for OutputStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OutputStream")
+    }
+}

@@ -1,0 +1,246 @@
+//! Contexts and Dockerfiles that are not directories of this machine: archives, git repositories, files of web servers.
+//!
+//! They are brought here before anything else happens, into a directory of the build's lease, and the request then names
+//! that; so the rest of a build knows directories only. An archive is unpacked by the reader that ADD uses, a repository
+//! checked out as ADD does it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+use rbuild_executor::sources::git::{Repository, redacted};
+use rbuild_executor::{ExecutorError, starts_tar, unpack_into};
+use rbuild_graph::ops::GitSource;
+use rbuild_oci::limits;
+use rbuild_solver::{Event, Events, LogStream, Outcome, StepId, StepKind, Unit};
+use rbuild_store::Lease;
+use rbuild_store::layers::compress::Codec;
+
+use crate::engine::Engine;
+use crate::error::{Error, Kind};
+use crate::request::{BuildContext, BuildRequest, DockerfileSource};
+
+/// The request with all that it names from elsewhere brought here.
+///
+/// # Errors
+/// What was named cannot be had, or is no archive, repository or Dockerfile.
+pub(crate) async fn bring(
+    engine: &Engine,
+    mut request: BuildRequest,
+    lease: &Lease,
+    events: &Events,
+) -> Result<BuildRequest, Error> {
+    let bringing = Bringing { engine, lease, events };
+    if let DockerfileSource::Remote(url) = &request.dockerfile {
+        let url = url.clone();
+        let name = format!("[internal] load remote build definition {}", redacted(&url));
+        let read = |step| async move {
+            let file = bringing.download(&url, step).await?;
+            blocking(move || read_text(File::open(file).map_err(Error::internal)?)).await
+        };
+        request.dockerfile = DockerfileSource::Text(bringing.step(&name, read).await?);
+    }
+    let arrived = match &request.context {
+        BuildContext::Stream(stream) => {
+            let input = stream.take().ok_or_else(|| Error::invalid("the build context was read already"))?;
+            bringing.step("[internal] load build context from the caller", |_| bringing.stream(input)).await?
+        }
+        BuildContext::Remote(address) => match git(address)? {
+            Some(source) => {
+                let name = format!("[internal] load git source {}", redacted(address));
+                let unpacked = bringing.step(&name, |step| bringing.repository(source, step)).await?;
+                Arrived::Directory(unpacked)
+            }
+            None => {
+                let name = format!("[internal] load remote build context {}", redacted(address));
+                let address = address.clone();
+                let brought = bringing.step(&name, |step| async move {
+                    let file = bringing.download(&address, step).await?;
+                    bringing.stream(Box::new(File::open(file).map_err(Error::internal)?)).await
+                });
+                brought.await?
+            }
+        },
+        _ => return Ok(request),
+    };
+    match (arrived, &request.dockerfile) {
+        (Arrived::Directory(path), _) => request.context = BuildContext::Unpacked(path),
+        (Arrived::Dockerfile(text), DockerfileSource::File(None)) => {
+            request.context = BuildContext::Empty;
+            request.dockerfile = DockerfileSource::Text(text);
+        }
+        (Arrived::Dockerfile(_), _) => {
+            return Err(Error::invalid("the build context is a Dockerfile itself, and another one was named"));
+        }
+    }
+    Ok(request)
+}
+
+/// What a context turned out to be.
+enum Arrived {
+    Directory(PathBuf),
+    Dockerfile(Vec<u8>),
+}
+
+#[derive(Clone, Copy)]
+struct Bringing<'a> {
+    engine: &'a Engine,
+    lease: &'a Lease,
+    events: &'a Events,
+}
+
+impl Bringing<'_> {
+    async fn step<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        name: &str,
+        work: impl FnOnce(StepId) -> F,
+    ) -> Result<T, Error> {
+        as_step(self.events, name, work).await
+    }
+
+    fn directory(&self) -> Result<PathBuf, Error> {
+        let path = self.lease.ingest_path("context")?;
+        std::fs::create_dir(&path).map_err(Error::internal)?;
+        Ok(path)
+    }
+
+    /// An archive is unpacked, anything else taken for a Dockerfile.
+    async fn stream(&self, mut input: Box<dyn Read + Send>) -> Result<Arrived, Error> {
+        let path = self.directory()?;
+        blocking(move || {
+            let mut start = Vec::with_capacity(512);
+            (&mut input).take(512).read_to_end(&mut start).map_err(unreadable)?;
+            let is_archive = Codec::detect(&start) != Codec::Plain || starts_tar(&start);
+            let whole = std::io::Cursor::new(start).chain(input);
+            if !is_archive {
+                return read_text(whole).map(Arrived::Dockerfile);
+            }
+            unpack_into(whole, &path).map_err(|error| failed(&error))?;
+            Ok(Arrived::Directory(path))
+        })
+        .await
+    }
+
+    async fn repository(&self, source: GitSource, step: StepId) -> Result<PathBuf, Error> {
+        let path = self.directory()?;
+        let git = self.engine.options().git.as_ref();
+        let bad = |error: ExecutorError| failed(&error);
+        let work = self.lease.ingest_path("git")?;
+        let repository = Repository::new(git, &source, work.clone()).map_err(bad)?;
+        let pinned = repository.pin().await.map_err(bad)?;
+        let name = source.reference.as_deref().unwrap_or("HEAD");
+        self.events.log(step, LogStream::Stdout, format!("{} {name}\n", pinned.commit));
+        repository.check_out(&pinned, path.clone()).await.map_err(bad)?;
+        // The lease would take it as well, only later.
+        drop(std::fs::remove_dir_all(work));
+        Ok(path)
+    }
+
+    /// A file of a web server, as a file here.
+    async fn download(&self, url: &str, step: StepId) -> Result<PathBuf, Error> {
+        let path = self.lease.ingest_path("download")?;
+        let mut web = self.engine.registry()?.open_web(url).await?;
+        let mut file = File::create_new(&path).map_err(Error::internal)?;
+        let (mut current, total) = (0, web.size());
+        while let Some(bytes) = web.chunk().await? {
+            // A write of one network chunk to the page cache is short.
+            file.write_all(&bytes).map_err(Error::internal)?;
+            current += bytes.len() as u64;
+            let item = redacted(url);
+            self.events.send(Event::Progress { id: step, item, current, total, unit: Unit::Bytes, done: false });
+        }
+        Ok(path)
+    }
+}
+
+/// Does a part of a build as a step that is shown.
+///
+/// # Errors
+/// That of the work.
+pub(crate) async fn as_step<T, F: Future<Output = Result<T, Error>>>(
+    events: &Events,
+    name: &str,
+    work: impl FnOnce(StepId) -> F,
+) -> Result<T, Error> {
+    let step = events.step(name, Vec::new(), None, StepKind::Internal);
+    events.started(step);
+    let done = work(step).await;
+    let outcome = done.as_ref().map_or_else(|error| Outcome::Failed(error.message.clone()), |_| Outcome::Done);
+    events.finished(step, outcome);
+    done
+}
+
+/// The repository that a context's address means, if it means one.
+fn git(address: &str) -> Result<Option<GitSource>, Error> {
+    // What people copy out of a browser.
+    let https = address.starts_with("github.com/").then(|| format!("https://{address}"));
+    let address = match &https {
+        Some(https) if !https.split('#').next().unwrap_or_default().ends_with(".git") => {
+            let (remote, fragment) = https.split_once('#').unwrap_or((https, ""));
+            format!("{remote}.git#{fragment}")
+        }
+        Some(https) => https.clone(),
+        None => address.to_owned(),
+    };
+    match rbuild_frontend::git_source(&address) {
+        Some(Ok(source)) => Ok(Some(source)),
+        Some(Err(mistake)) => Err(Error::invalid(format!("invalid git context: {}", mistake.message))),
+        None if address.starts_with("http://") || address.starts_with("https://") => Ok(None),
+        None => Err(Error::invalid(format!("unable to prepare context: {address:?} is no address of a build context"))),
+    }
+}
+
+fn read_text(input: impl Read) -> Result<Vec<u8>, Error> {
+    let mut text = Vec::new();
+    input.take(limits::DOCKERFILE + 1).read_to_end(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > limits::DOCKERFILE {
+        return Err(Error::invalid(format!("the Dockerfile is over the limit of {} bytes", limits::DOCKERFILE)));
+    }
+    Ok(text)
+}
+
+fn unreadable(error: std::io::Error) -> Error {
+    Error::invalid(format!("cannot read the build context: {error}"))
+}
+
+fn failed(error: &ExecutorError) -> Error {
+    let kind = match error {
+        ExecutorError::Git { .. } => Kind::Unavailable,
+        ExecutorError::Cancelled(_) => Kind::Cancelled,
+        _ => Kind::Invalid,
+    };
+    let mut failed = Error::new(kind, format!("failed to load build context: {error}"));
+    failed.hints = error.hints();
+    failed
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_contexts() {
+        let parts = |address: &str| {
+            let source = git(address).unwrap().unwrap();
+            (source.remote, source.reference, source.subdir)
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(parts("https://h/r.git#v1:d"), ("https://h/r.git".into(), some("v1"), some("d")));
+        assert_eq!(parts("github.com/a/b#v1"), ("https://github.com/a/b.git".into(), some("v1"), None));
+        assert_eq!(parts("github.com/a/b.git"), ("https://github.com/a/b.git".into(), None, None));
+        assert_eq!(parts("git@h:a/b.git#:d"), ("git@h:a/b.git".into(), None, some("d")));
+        assert!(git("https://h/context.tgz").unwrap().is_none());
+        assert!(git("s3://bucket/x").is_err());
+    }
+
+    #[test]
+    fn a_dockerfile_has_a_bound() {
+        assert_eq!(read_text(&b"FROM x"[..]).unwrap(), b"FROM x");
+        let error = read_text(std::io::repeat(b'#').take(limits::DOCKERFILE + 1)).unwrap_err();
+        assert!(error.message.contains("over the limit"));
+    }
+}
