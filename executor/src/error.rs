@@ -73,15 +73,12 @@ impl ExecutorError {
     pub fn hints(&self) -> Vec<String> {
         match self {
             ExecutorError::SourceNotFound { hints, .. } => hints.clone(),
-<<<<<<< HEAD
             ExecutorError::Process { disk_full: true, .. }
             | ExecutorError::Write { errno: Errno::NOSPC | Errno::DQUOT, .. } => vec![FULL_DISK_HINT.to_owned()],
             ExecutorError::Store(error) => error.hint().map(str::to_owned).into_iter().collect(),
-=======
             ExecutorError::Git { message, .. } if message == "git is not installed" => {
                 vec!["install git (the Debian package is \"git\") and build again".to_owned()]
             }
->>>>>>> main
             _ => Vec::new(),
         }
     }

@@ -9,13 +9,8 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-<<<<<<< HEAD
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-=======
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
->>>>>>> main
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
