@@ -31,6 +31,7 @@ mod signals;
 mod terminal;
 mod units;
 mod values;
+mod whole_file;
 
 use std::process::ExitCode;
 

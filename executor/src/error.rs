@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use rbuild_store::FULL_DISK_HINT;
 use rustix::io::Errno;
 
 /// A path from outside, shown so that it cannot harm a terminal.
@@ -21,6 +22,8 @@ pub enum ExecutorError {
         status: ProcessStatus,
         /// The end of what it wrote, both streams.
         log_tail: Vec<u8>,
+        /// The disk under its root had no room left when it ended, which then is the likely cause.
+        disk_full: bool,
     },
     #[error("{0}")]
     Start(String),
@@ -79,6 +82,9 @@ impl ExecutorError {
             ExecutorError::SourceNotFound { hints, .. }
             | ExecutorError::NotLent { hints, .. }
             | ExecutorError::Mount { hints, .. } => hints.clone(),
+            ExecutorError::Process { disk_full: true, .. }
+            | ExecutorError::Write { errno: Errno::NOSPC | Errno::DQUOT, .. } => vec![FULL_DISK_HINT.to_owned()],
+            ExecutorError::Store(error) => error.hint().map(str::to_owned).into_iter().collect(),
             ExecutorError::Git { message, .. } if message == "git is not installed" => {
                 vec!["install git (the Debian package is \"git\") and build again".to_owned()]
             }
