@@ -63,6 +63,10 @@ impl<C> LocalCache<C> {
         LocalCache { store, codec, claims, used: Mutex::default() }
     }
 
+    pub(crate) fn codec(&self) -> &C {
+        &self.codec
+    }
+
     /// What is written down about the execution that gave the result of `canonical`, and where that comes from: `None` when
     /// it ran here, else the cache it was imported from, such as `registry:host/name:tag`.
     ///
@@ -213,7 +217,7 @@ fn name(tx: &Transaction<'_>, names: &[CacheKey], canonical: CacheKey) -> Result
     Ok(())
 }
 
-fn owner(key: CacheKey) -> String {
+pub(crate) fn owner(key: CacheKey) -> String {
     format!("record:{key}")
 }
 

@@ -55,6 +55,9 @@ pub enum ExecutorError {
     Git { remote: String, message: String },
     #[error("{reference}: {message}")]
     Image { reference: String, message: String },
+    /// A result that another machine cached cannot be brought here.
+    #[error("cannot fetch a cached result from {place}: {message}")]
+    Cached { place: String, message: String },
     #[error(transparent)]
     Store(#[from] rbuild_store::StoreError),
     #[error(transparent)]
@@ -74,6 +77,11 @@ impl ExecutorError {
 
     pub(crate) fn not_lent(message: impl Into<String>, hint: impl Into<String>) -> ExecutorError {
         ExecutorError::NotLent { message: message.into(), hints: vec![hint.into()] }
+    }
+
+    /// For an input that should have been brought before anybody looked at it.
+    pub(crate) fn not_brought() -> ExecutorError {
+        ExecutorError::Invalid("a file tree is not here".into())
     }
 
     /// What the user can do about it.

@@ -8,6 +8,7 @@
 
 mod error;
 pub mod files;
+mod lazy;
 mod mounts;
 mod ops;
 mod session;
@@ -25,9 +26,12 @@ use rbuild_runtime::network::Pool;
 use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
 use rbuild_store::{Lease, Store};
 
+use lazy::Brought;
+
 pub use ops::unpack::{starts_tar, unpack_into};
 
 pub use error::{ExecutorError, ProcessStatus};
+pub use lazy::{Lazy, RemoteTree, brought};
 pub use mounts::ContextCopies;
 pub use session::{AgentStream, Images, PinnedImage, Secret, Session};
 pub use value::{Context, Value};
@@ -82,7 +86,10 @@ impl Executor {
     /// How the solver gets from vertices to operations.
     pub fn factory(self: &Arc<Self>) -> OpFactory<Value> {
         let executor = self.clone();
-        Arc::new(move |vertex: &Vertex| executor.operation(&vertex.op))
+        Arc::new(move |vertex: &Vertex| {
+            let operation = executor.operation(&vertex.op)?;
+            Ok(if vertex.inputs.is_empty() { operation } else { Arc::new(Brought(operation)) })
+        })
     }
 
     fn operation(self: &Arc<Self>, op: &Op) -> Result<Arc<dyn RunOp<Value>>, OpError> {

@@ -7,6 +7,7 @@ use rbuild_store::Snapshot;
 
 use crate::files::index::StatIndex;
 use crate::files::walk::PathFilter;
+use crate::lazy::Lazy;
 
 /// A result.
 #[derive(Clone)]
@@ -17,6 +18,8 @@ pub enum Value {
     Snapshot(Snapshot),
     /// The user's own files, as they lie. Never stored.
     Context(Context),
+    /// A file tree that is brought when somebody needs its files.
+    Lazy(Lazy),
 }
 
 /// A directory that the client of the build lends.
@@ -58,7 +61,7 @@ impl Context {
 }
 
 impl Value {
-    /// The snapshot, if it is one.
+    /// The snapshot, if it is one that is here.
     pub fn snapshot(&self) -> Option<&Snapshot> {
         match self {
             Value::Snapshot(snapshot) => Some(snapshot),
@@ -73,6 +76,7 @@ impl std::fmt::Debug for Value {
             Value::Scratch => f.write_str("Scratch"),
             Value::Snapshot(snapshot) => write!(f, "Snapshot({:?})", snapshot.id()),
             Value::Context(context) => write!(f, "Context({})", context.name),
+            Value::Lazy(lazy) => lazy.fmt(f),
         }
     }
 }

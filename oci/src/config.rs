@@ -30,6 +30,9 @@ pub struct ImageConfig {
     pub os_features: Vec<String>,
     #[serde(default, rename = "os.version", skip_serializing_if = "String::is_empty")]
     pub os_version: String,
+    /// Build cache records whose results are layers of this image, for `--cache-from`. Other tools ignore the member.
+    #[serde(default, rename = "rbuild.cache.v1", skip_serializing_if = "Option::is_none")]
+    pub cache: Option<serde_json::Value>,
     #[serde(default)]
     pub rootfs: RootFs,
     #[serde(default, skip_serializing_if = "String::is_empty")]

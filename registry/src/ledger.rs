@@ -1,37 +1,21 @@
 //! What the store remembers for us: which blobs a layer is known as, and where blobs have been seen.
 
-use rbuild_oci::{Compression, Descriptor, DiffId, Digest, MediaType};
+use rbuild_oci::{Compression, Descriptor, DiffId, Digest};
 use rbuild_store::{Durability, Store, StoreError, rusqlite};
-
-/// The store's name for the way layers are compressed for a push. Blobs made so can be made again.
-pub(crate) const OWN_GZIP: &str = "gzip:-1";
 
 /// A blob that holds a layer.
 #[derive(Debug, Clone)]
 pub(crate) struct LayerBlob {
     pub descriptor: Descriptor,
-    /// Made here by compressing the layer, so no bytes need to be kept.
-    pub own: bool,
+    /// How it was made here, so that no bytes need to be kept; empty for one that came from elsewhere.
+    pub options: String,
 }
 
 /// The compressed blobs that are known to hold `layer`.
 pub(crate) fn compressed_blobs(store: &Store, layer: &DiffId) -> Result<Vec<LayerBlob>, StoreError> {
-    let rows: Vec<(String, String, i64, String)> = store.db().read(|tx| {
-        let sql = "SELECT digest, media_type, size, options FROM layer_blobs WHERE diff_id = ? ORDER BY digest";
-        let mut query = tx.prepare_cached(sql)?;
-        let rows = query.query_map([layer.0.to_string()], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    })?;
-    let mut blobs = Vec::new();
-    for (digest, media_type, size, options) in rows {
-        let media_type = MediaType::from(media_type.as_str());
-        if matches!(media_type.layer_compression(), None | Some(Compression::None)) {
-            continue;
-        }
-        let descriptor = Descriptor::new(media_type, digest.parse()?, size.unsigned_abs());
-        blobs.push(LayerBlob { descriptor, own: options == OWN_GZIP });
-    }
-    Ok(blobs)
+    let compressed = |blob: &Descriptor| !matches!(blob.media_type.layer_compression(), None | Some(Compression::None));
+    let known = store.layers().blobs_of(layer)?.into_iter().filter(|(blob, _)| compressed(blob));
+    Ok(known.map(|(descriptor, options)| LayerBlob { descriptor, options }).collect())
 }
 
 /// Repositories of `registry`, other than `repository`, where the blob was seen, so that it can be mounted from there.

@@ -40,6 +40,13 @@ impl Mirrors {
         Ok(Mirrors { mirrors, insecure })
     }
 
+    /// The same, with `host` (`name` or `name:port`) among the registries that need no TLS.
+    #[must_use]
+    pub fn with_insecure(mut self, host: &str) -> Mirrors {
+        self.insecure.push(Insecure::Host(host.to_owned()));
+        self
+    }
+
     /// The mirrors of docker.io, in order.
     pub fn mirrors(&self) -> &[Url] {
         &self.mirrors

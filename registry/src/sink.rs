@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::Error;
 use crate::client::{Client, content_digest, failure};
-use crate::ledger::{self, OWN_GZIP};
+use crate::ledger;
 use crate::source::{Progress, ProgressSink, Stage, forward};
 use crate::upload::{Content, Destination, Uploaded};
 
@@ -46,17 +46,105 @@ impl Client {
         progress: ProgressSink<'_>,
     ) -> Result<Pushed, Error> {
         let (told, receiver) = mpsc::unbounded_channel();
-        let access = self.access(&self.origin(reference)?).await?;
-        let repository = reference.repository().to_owned();
-        let destination = Destination { client: self.clone(), access, repository };
-        let push = Push {
-            destination,
-            registry: reference.registry().to_owned(),
-            store: store.clone(),
-            lease: lease.clone(),
-            told,
-        };
+        let push = Push::begin(self, reference, store, lease, told).await?;
         forward(push.image(image.clone(), platform.clone(), reference), receiver, progress).await
+    }
+
+    /// The way into the repository of `reference` for layers and documents that are sent one by one.
+    ///
+    /// # Errors
+    /// The registry cannot be reached.
+    pub async fn sending(&self, reference: &Reference, store: &Store, lease: &Lease) -> Result<Sending, Error> {
+        // Nobody listens: what is sent one by one is reported by whoever asks for it.
+        let (told, _) = mpsc::unbounded_channel();
+        Ok(Sending { push: Push::begin(self, reference, store, lease, told).await? })
+    }
+}
+
+/// How a layer travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerPacking {
+    pub compression: Compression,
+    /// On the compression's own scale.
+    pub level: i32,
+    /// Compress again what is known only in another form. Otherwise any compressed form will do.
+    pub force: bool,
+}
+
+impl Default for LayerPacking {
+    fn default() -> LayerPacking {
+        LayerPacking { compression: Compression::Gzip, level: DEFAULT_LEVEL, force: false }
+    }
+}
+
+impl LayerPacking {
+    /// The name under which the store remembers a blob that was made so.
+    pub fn options(&self) -> String {
+        format!("{:?}:{}", self.compression, self.level).to_ascii_lowercase()
+    }
+
+    /// Whether a layer that is known in this form may travel in it.
+    pub fn takes(&self, media_type: &MediaType) -> bool {
+        match media_type.layer_compression() {
+            Some(Compression::None) | None => false,
+            Some(how) => how == self.compression || !self.force,
+        }
+    }
+}
+
+/// Parts of images on their way into one repository. Cheap to clone; clones share connections.
+#[derive(Clone)]
+pub struct Sending {
+    push: Push,
+}
+
+impl Sending {
+    /// Brings a layer of the store there, the cheapest way that works; gives the descriptor under which the registry has it.
+    ///
+    /// # Errors
+    /// The registry does not take it; the layer is not in the store.
+    pub async fn layer(&self, diff: &DiffId, packing: LayerPacking) -> Result<Descriptor, Error> {
+        self.push.layer(None, diff.clone(), packing).await
+    }
+
+    /// Whether the registry has the blob in this repository, or takes it there from `repository` of its own.
+    ///
+    /// # Errors
+    /// The registry refuses to say.
+    pub async fn has_or_mounts(&self, blob: &Digest, repository: Option<&str>) -> Result<bool, Error> {
+        let destination = &self.push.destination;
+        if destination.has(blob).await? {
+            return Ok(true);
+        }
+        match repository.filter(|from| *from != destination.repository) {
+            Some(from) => destination.mount(blob, from).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Sends a small blob, unless it is there.
+    ///
+    /// # Errors
+    /// The registry does not take it.
+    pub async fn bytes(&self, bytes: &[u8]) -> Result<Digest, Error> {
+        let digest = Digest::sha256_of(bytes);
+        if !self.push.destination.has(&digest).await? {
+            let (known, bytes) = ((digest.clone(), bytes.len() as u64), bytes.to_vec());
+            let produce = move |out: &mut dyn Write| out.write_all(&bytes);
+            self.push
+                .destination
+                .put(&Content { produce: Arc::new(produce), known: Some(known) }, None, &|_| {})
+                .await?;
+        }
+        Ok(digest)
+    }
+
+    /// Names a manifest whose blobs are there.
+    ///
+    /// # Errors
+    /// The registry does not take it.
+    pub async fn manifest(&self, reference: &Reference, kind: &MediaType, bytes: Vec<u8>) -> Result<Pushed, Error> {
+        self.push.put_manifest(reference, kind, bytes).await
     }
 }
 
@@ -71,6 +159,20 @@ struct Push {
 }
 
 impl Push {
+    async fn begin(
+        client: &Client,
+        reference: &Reference,
+        store: &Store,
+        lease: &Lease,
+        told: mpsc::UnboundedSender<Progress>,
+    ) -> Result<Push, Error> {
+        let access = client.access(&client.origin(reference)?).await?;
+        let repository = reference.repository().to_owned();
+        let destination = Destination { client: client.clone(), access, repository };
+        let (store, lease) = (store.clone(), lease.clone());
+        Ok(Push { destination, registry: reference.registry().to_owned(), store, lease, told })
+    }
+
     async fn image(&self, record: ImageRecord, wanted: Platform, reference: &Reference) -> Result<Pushed, Error> {
         let (manifest, config, descriptor) =
             self.blocking(move |p| p.store.images().manifest(&record, &wanted)).await?;
@@ -84,7 +186,7 @@ impl Push {
         }
         let pairs: Vec<_> = manifest.layers.iter().cloned().zip(diffs).collect();
         let layers: Vec<Descriptor> = futures::stream::iter(pairs)
-            .map(|(layer, diff)| self.layer(layer, diff))
+            .map(|(layer, diff)| self.layer(Some(layer), diff, LayerPacking::default()))
             .buffered(self.destination.client.parallel())
             .try_collect()
             .await?;
@@ -116,20 +218,22 @@ impl Push {
         Ok(done.map_err(|e| Error::Options(format!("a task of the push failed: {e}")))??)
     }
 
-    /// Brings one layer there; gives the descriptor under which the registry has it.
-    async fn layer(&self, layer: Descriptor, diff: DiffId) -> Result<Descriptor, Error> {
-        let compressed = !matches!(layer.media_type.layer_compression(), None | Some(Compression::None));
-        let (mine, known) = (diff.clone(), layer.clone());
+    /// Brings one layer there; gives the descriptor under which the registry has it. `layer` is the form that is wanted
+    /// first, where there is one.
+    async fn layer(&self, layer: Option<Descriptor>, diff: DiffId, packing: LayerPacking) -> Result<Descriptor, Error> {
+        let compressed = |l: &Descriptor| !matches!(l.media_type.layer_compression(), None | Some(Compression::None));
+        let (mine, known, options) = (diff.clone(), layer.filter(compressed), packing.options());
         let forms: Vec<(Descriptor, bool)> = self
             .blocking(move |p| {
                 let mut forms = Vec::new();
-                if compressed {
+                if let Some(known) = &known {
                     forms.push((known.clone(), p.store.blobs().hold(&known.digest, &p.lease)?));
                 }
                 for blob in ledger::compressed_blobs(&p.store, &mine)? {
-                    if blob.descriptor.digest != known.digest {
+                    let first = known.as_ref().is_some_and(|known| known.digest == blob.descriptor.digest);
+                    if !first && packing.takes(&blob.descriptor.media_type) {
                         let here = p.store.blobs().hold(&blob.descriptor.digest, &p.lease)?;
-                        if here || blob.own {
+                        if here || blob.options == options {
                             forms.push((blob.descriptor, here));
                         }
                     }
@@ -148,7 +252,30 @@ impl Push {
                 return Ok(form);
             }
         }
-        self.compress_and_send(&diff).await
+        match packing.compression {
+            Compression::None => self.send_plain(&diff).await,
+            _ => self.compress_and_send(&diff, packing).await,
+        }
+    }
+
+    /// The tar as it is.
+    async fn send_plain(&self, diff: &DiffId) -> Result<Descriptor, Error> {
+        let id = diff.clone();
+        let plain = self.blocking(move |p| p.store.layers().compress(&id, Compression::None, 0, &p.lease)).await?;
+        if self.destination.has(&plain.digest).await? {
+            self.tell(diff, Stage::LayerAlreadyExists);
+            return Ok(plain);
+        }
+        let (store, id) = (self.store.clone(), diff.clone());
+        let produce = move |out: &mut dyn Write| {
+            let mut tar = store.layers().open_diff(&id).map_err(io::Error::other)?;
+            io::copy(&mut tar, out).map(drop)
+        };
+        let content = Content { produce: Arc::new(produce), known: Some((plain.digest.clone(), plain.size)) };
+        let progress = |current| self.tell_amount(diff, current, Some(plain.size));
+        self.destination.put(&content, None, &progress).await?;
+        self.tell(diff, Stage::Pushed);
+        Ok(plain)
     }
 
     /// Tries what needs no new bytes; false when nothing worked because the bytes are not here.
@@ -185,11 +312,11 @@ impl Push {
     }
 
     /// Compresses the layer on its way. A registry that takes no streams gets a blob made beforehand.
-    async fn compress_and_send(&self, diff: &DiffId) -> Result<Descriptor, Error> {
+    async fn compress_and_send(&self, diff: &DiffId, packing: LayerPacking) -> Result<Descriptor, Error> {
         let (store, id) = (self.store.clone(), diff.clone());
         let compress = move |out: &mut dyn Write| {
             let mut tar = store.layers().open_diff(&id).map_err(io::Error::other)?;
-            let mut compressor = Compressor::new(out, Compression::Gzip, DEFAULT_LEVEL)?;
+            let mut compressor = Compressor::new(out, packing.compression, packing.level)?;
             io::copy(&mut tar, &mut compressor)?;
             compressor.finish().map(drop)
         };
@@ -198,8 +325,8 @@ impl Push {
         let sent = match self.destination.put(&streamed, None, &progress).await {
             Err(Error::Status { status, .. }) if no_streams(&status) => {
                 let id = diff.clone();
-                let how = Compression::Gzip;
-                let blob = self.blocking(move |p| p.store.layers().compress(&id, how, DEFAULT_LEVEL, &p.lease)).await?;
+                let (how, level) = (packing.compression, packing.level);
+                let blob = self.blocking(move |p| p.store.layers().compress(&id, how, level, &p.lease)).await?;
                 self.destination.put(&self.stored(&blob), None, &progress).await?
             }
             sent => sent?,
@@ -208,9 +335,9 @@ impl Push {
             return Err(Error::Options("a stream cannot be mounted".into()));
         };
         self.tell(diff, Stage::Pushed);
-        let blob = Descriptor::new(MediaType::OciLayerGzip, digest, size);
+        let blob = Descriptor::new(MediaType::oci_layer(packing.compression), digest, size);
         let (remembered, id) = (blob.clone(), diff.clone());
-        self.blocking(move |p| p.store.layers().note_blob(&id, &remembered, OWN_GZIP)).await?;
+        self.blocking(move |p| p.store.layers().note_blob(&id, &remembered, &packing.options())).await?;
         Ok(blob)
     }
 

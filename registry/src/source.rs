@@ -12,6 +12,7 @@ use bytes::Bytes;
 use rbuild_oci::{ChainId, Descriptor, DiffId, Digest, Index, Platform, Reference};
 use rbuild_store::layers::Staged;
 use rbuild_store::{BlobWriter, ImageRecord, Lease, NewImage, Snapshot, Store, StoreError};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,6 +20,18 @@ use crate::client::{Client, Resolved};
 use crate::download::Download;
 use crate::mirrors::Endpoint;
 use crate::{Error, ledger};
+
+/// A layer as it lies somewhere else, with all that is known of it here once it was brought.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackedLayer {
+    pub blob: Descriptor,
+    pub diff_id: DiffId,
+    /// Bytes of its tar.
+    pub size: u64,
+    /// The newest time of an entry, in seconds since 1970, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<i64>,
+}
 
 /// What happens to one layer of an image that is pulled or pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,7 +153,8 @@ impl Client {
         let named = reference.clone();
         let before = journey.blocking(move |j| j.store.images().get(&named)).await?;
         let up_to_date = before.is_some_and(|image| image.target.digest == digest);
-        forward(journey.layers(&resolved), told, progress).await?;
+        let diff_ids = &resolved.config.rootfs.diff_ids;
+        forward(journey.layers(&resolved.manifest.layers, diff_ids), told, progress).await?;
         let image = journey.blocking(move |j| j.keep(&resolved, names)).await?;
         Ok(Pulled { image, digest, up_to_date })
     }
@@ -159,9 +173,31 @@ impl Client {
         progress: ProgressSink<'_>,
     ) -> Result<Option<Snapshot>, Error> {
         let (journey, told) = Journey::new(self, self.endpoints(reference)?, reference, store, lease);
-        let snapshot = forward(journey.layers(resolved), told, progress).await?;
+        let diff_ids = &resolved.config.rootfs.diff_ids;
+        let snapshot = forward(journey.layers(&resolved.manifest.layers, diff_ids), told, progress).await?;
         let resolved = resolved.clone();
-        journey.blocking(move |j| j.remember(&resolved)).await?;
+        journey.blocking(move |j| j.remember_image(&resolved)).await?;
+        Ok(snapshot)
+    }
+
+    /// Brings a stack of layers, the lowest first, from the repository of `reference` into the store, unpacked: what a
+    /// build needs of a cached result. Each layer is checked against its digest and its `DiffId`. `None` for no layers.
+    ///
+    /// # Errors
+    /// A layer that is not there or is not what it should be; those of the store.
+    pub async fn bring_layers(
+        &self,
+        reference: &Reference,
+        layers: &[PackedLayer],
+        store: &Store,
+        lease: &Lease,
+        progress: ProgressSink<'_>,
+    ) -> Result<Option<Snapshot>, Error> {
+        let (journey, told) = Journey::new(self, self.endpoints(reference)?, reference, store, lease);
+        let blobs: Vec<Descriptor> = layers.iter().map(|layer| layer.blob.clone()).collect();
+        let diff_ids: Vec<DiffId> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        let snapshot = forward(journey.layers(&blobs, &diff_ids), told, progress).await?;
+        journey.blocking(move |j| j.remember(&blobs, &diff_ids, None)).await?;
         Ok(snapshot)
     }
 }
@@ -215,9 +251,8 @@ impl Journey {
     }
 
     /// Brings down and unpacks what is missing, all layers side by side, and stacks them from the lowest up.
-    async fn layers(&self, resolved: &Resolved) -> Result<Option<Snapshot>, Error> {
-        let layers = &resolved.manifest.layers;
-        let diffs = resolved.config.rootfs.diff_ids.clone();
+    async fn layers(&self, layers: &[Descriptor], diff_ids: &[DiffId]) -> Result<Option<Snapshot>, Error> {
+        let diffs = diff_ids.to_vec();
         let ids = diffs.clone();
         let (done, mut parent) = self.blocking(move |j| j.store.layers().deepest(&ids, &j.lease)).await?;
         let mut coming = self.start(layers, done).await?;
@@ -374,20 +409,24 @@ impl Journey {
                 writer.commit(Some(digest), Some(bytes.len() as u64))?;
             }
         }
-        self.remember(resolved)?;
+        self.remember_image(resolved)?;
         let image = NewImage { target: resolved.target.descriptor.clone(), config: config.clone(), names };
         self.store.images().put(&image, &self.lease)
     }
 
+    fn remember_image(&self, resolved: &Resolved) -> Result<(), StoreError> {
+        let config = &resolved.manifest.config.digest;
+        self.remember(&resolved.manifest.layers, &resolved.config.rootfs.diff_ids, Some(config))
+    }
+
     /// Writes down what the layers' blobs are and where they can be had.
-    fn remember(&self, resolved: &Resolved) -> Result<(), StoreError> {
-        for (blob, diff) in resolved.manifest.layers.iter().zip(&resolved.config.rootfs.diff_ids) {
+    fn remember(&self, layers: &[Descriptor], diff_ids: &[DiffId], config: Option<&Digest>) -> Result<(), StoreError> {
+        for (blob, diff) in layers.iter().zip(diff_ids) {
             if blob.digest != diff.0 {
                 self.store.layers().note_blob(diff, blob, "")?;
             }
         }
-        let mut blobs: Vec<Digest> = resolved.manifest.layers.iter().map(|l| l.digest.clone()).collect();
-        blobs.push(resolved.manifest.config.digest.clone());
+        let blobs: Vec<Digest> = layers.iter().map(|layer| &layer.digest).chain(config).cloned().collect();
         ledger::remember_origins(&self.store, &blobs, self.reference.registry(), self.reference.repository())
     }
 }

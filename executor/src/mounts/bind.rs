@@ -51,6 +51,7 @@ pub(super) fn source(
             };
             Ok((MountSource::Opened(open_path(&copy)?), None))
         }
+        Some(Value::Lazy(_)) => Err(ExecutorError::not_brought()),
         Some(Value::Scratch) | None => {
             if !selector.is_empty() {
                 return Err(ExecutorError::SourceNotFound { path: crate::error::show(selector), hints: Vec::new() });

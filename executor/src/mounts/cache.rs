@@ -87,6 +87,7 @@ fn key(step: &Step<'_>, mount: &Mount) -> Result<String, ExecutorError> {
     let seed = match mount.input.map(|input| &step.inputs[input]) {
         Some(Value::Snapshot(snapshot)) => Some(format!("snapshot {}", snapshot.id().as_str())),
         Some(Value::Context(context)) => Some(format!("context {}", context.name())),
+        Some(Value::Lazy(_)) => return Err(ExecutorError::not_brought()),
         Some(Value::Scratch) | None => None,
     };
     let named = (id, seed, &mount.selector, mode, uid, gid);

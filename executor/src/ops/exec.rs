@@ -151,6 +151,7 @@ fn run(
         None | Some(Value::Scratch) => None,
         Some(Value::Snapshot(snapshot)) => Some(snapshot.id()),
         Some(Value::Context(_)) => return Err(ExecutorError::Invalid("a build context cannot be a root".into())),
+        Some(Value::Lazy(_)) => return Err(ExecutorError::not_brought()),
     };
     let active = executor.store.snapshots().prepare(&executor.lease, parent_id)?;
     let scratch = Workspace::new(executor)?;

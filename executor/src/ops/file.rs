@@ -207,6 +207,7 @@ impl Source {
                 plain(rbuild_runtime::mount_detached(&executor.store.snapshots().view(snapshot.id())?)?)
             }
             Value::Scratch => plain(executor.empty_directory()?),
+            Value::Lazy(_) => return Err(ExecutorError::not_brought()),
         })
     }
 
@@ -273,6 +274,7 @@ fn apply(
         Value::Scratch => None,
         Value::Snapshot(snapshot) => Some(snapshot.id()),
         Value::Context(_) => return Err(ExecutorError::Invalid("a build context cannot be changed".into())),
+        Value::Lazy(_) => return Err(ExecutorError::not_brought()),
     };
     let active = executor.store.snapshots().prepare(&executor.lease, parent)?;
     let below = active.below().map(rbuild_runtime::mount_detached).transpose()?;

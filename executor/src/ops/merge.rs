@@ -49,6 +49,7 @@ fn merge(executor: &Executor, inputs: &[Value]) -> Result<Value, ExecutorError> 
             (_, Value::Scratch) => result,
             (_, Value::Snapshot(tree)) => put_on(executor, &result, tree)?,
             (_, Value::Context(_)) => return Err(ExecutorError::Invalid("a build context cannot be merged".into())),
+            (_, Value::Lazy(_)) => return Err(ExecutorError::not_brought()),
         };
     }
     Ok(result)

@@ -202,6 +202,23 @@ impl Layers {
         })
     }
 
+    /// Blobs that were this layer at some time, whether or not they are still here, each with the options it was made with;
+    /// those are empty for one that came from elsewhere.
+    pub fn blobs_of(&self, diff_id: &DiffId) -> Result<Vec<(Descriptor, String)>> {
+        let rows: Vec<(String, String, i64, String)> = self.store.db().read(|tx| {
+            let sql = "SELECT digest, media_type, size, options FROM layer_blobs WHERE diff_id = ? ORDER BY digest";
+            let mut query = tx.prepare_cached(sql)?;
+            let rows =
+                query.query_map([diff_id.0.to_string()], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        let described = rows.into_iter().map(|(digest, media_type, size, options)| {
+            let media_type = MediaType::from(media_type.as_str());
+            Ok((Descriptor::new(media_type, digest.parse()?, size.unsigned_abs()), options))
+        });
+        described.collect()
+    }
+
     /// Blobs that were this layer at some time, and the options they were made with.
     fn known_blobs(&self, diff_id: &DiffId) -> Result<Vec<(Digest, String)>> {
         let rows: Vec<(String, String)> = self.store.db().read(|tx| {

@@ -1,0 +1,105 @@
+//! Records as the exchange with other machines sees them.
+
+use std::time::SystemTime;
+
+use rbuild_solver::{CacheKey, RunRecord};
+use rbuild_store::db::nanos;
+use rbuild_store::rusqlite::{OptionalExtension, params};
+use rbuild_store::{Db, Durability, Result, Store, StoreError, Target};
+
+/// A record as it is kept here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredRecord {
+    /// One for each output, as the codec wrote them.
+    pub outputs: Vec<serde_json::Value>,
+    pub run: RunRecord,
+    /// Sorted.
+    pub aliases: Vec<CacheKey>,
+}
+
+/// The record of a canonical key.
+///
+/// # Errors
+/// The database cannot be read.
+pub fn stored_record(store: &Store, key: CacheKey) -> Result<Option<StoredRecord>> {
+    let name = key.to_string();
+    let row: Option<(String, String, Vec<String>)> = store.db().read(|tx| {
+        let mut query = tx.prepare_cached("SELECT result, record FROM records WHERE key = ?")?;
+        let row: Option<(String, String)> =
+            query.query_row([&name], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        let Some((result, record)) = row else { return Ok(None) };
+        let mut query = tx.prepare_cached("SELECT from_key FROM aliases WHERE to_key = ?")?;
+        let aliases = query.query_map([&name], |row| row.get(0))?;
+        Ok(Some((result, record, aliases.collect::<rbuild_store::rusqlite::Result<_>>()?)))
+    })?;
+    let Some((result, record, aliases)) = row else { return Ok(None) };
+    let (Ok(outputs), Ok(run)) = (serde_json::from_str(&result), serde_json::from_str(&record)) else {
+        return Ok(None);
+    };
+    let mut aliases: Vec<CacheKey> = aliases.iter().filter_map(|alias| alias.parse().ok()).collect();
+    aliases.sort_unstable();
+    Ok(Some(StoredRecord { outputs, run, aliases }))
+}
+
+/// Makes a record from elsewhere known here, unless there is one of that key: what was made here is never replaced, nor
+/// do its names come to mean anything else.
+///
+/// # Errors
+/// The database cannot be written.
+pub(crate) fn adopt(store: &Store, key: CacheKey, record: &StoredRecord, origin: &str) -> Result<()> {
+    let invalid = |error: serde_json::Error| StoreError::invalid("record", error.to_string());
+    let result = serde_json::to_string(&record.outputs).map_err(invalid)?;
+    let run = serde_json::to_string(&record.run).map_err(invalid)?;
+    let cost = i64::try_from(record.run.took.as_nanos()).unwrap_or(i64::MAX);
+    store.db().write(Durability::Cache, |tx| {
+        let now = nanos(SystemTime::now());
+        let new = tx
+            .prepare_cached(
+                "INSERT OR IGNORE INTO records (key, result, record, cost, created, used, volatile, origin) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![key.to_string(), result, run, cost, now, now, Db::mark(tx)?, origin])?;
+        if new == 0 {
+            return Ok(());
+        }
+        for alias in &record.aliases {
+            tx.prepare_cached("INSERT OR IGNORE INTO aliases (from_key, to_key) VALUES (?, ?)")?
+                .execute(params![alias.to_string(), key.to_string()])?;
+        }
+        Ok(())
+    })
+}
+
+/// Replaces an output of a record, which now needs `target` to be of use. Nothing happens when somebody was faster.
+///
+/// # Errors
+/// The database cannot be written.
+pub fn replace_output(
+    store: &Store,
+    key: CacheKey,
+    old: &serde_json::Value,
+    new: &serde_json::Value,
+    target: &Target,
+) -> Result<()> {
+    store.db().write(Durability::Cache, |tx| {
+        let name = key.to_string();
+        let mut query = tx.prepare_cached("SELECT result FROM records WHERE key = ?")?;
+        let result: Option<String> = query.query_row([&name], |row| row.get(0)).optional()?;
+        let Some(mut outputs) = result.and_then(|text| serde_json::from_str::<Vec<serde_json::Value>>(&text).ok())
+        else {
+            return Ok(());
+        };
+        if !outputs.contains(old) {
+            return Ok(());
+        }
+        outputs.iter_mut().filter(|output| *output == old).for_each(|output| *output = new.clone());
+        let result = serde_json::Value::Array(outputs).to_string();
+        tx.prepare_cached("UPDATE records SET result = ?, volatile = ? WHERE key = ?")?.execute(params![
+            result,
+            Db::mark(tx)?,
+            name
+        ])?;
+        tx.prepare_cached("INSERT OR IGNORE INTO refs (owner, target) VALUES (?, ?)")?
+            .execute(params![crate::local::owner(key), target.to_string()])?;
+        Ok(())
+    })
+}
