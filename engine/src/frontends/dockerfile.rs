@@ -116,7 +116,8 @@ async fn resolve(
     }
 }
 
-fn mistakes(diagnostics: Vec<Diagnostic>, source: &SourceText) -> Error {
+fn mistakes(mut diagnostics: Vec<Diagnostic>, source: &SourceText) -> Error {
+    diagnostics.sort_by_key(|diagnostic| diagnostic.span.map_or(usize::MAX, |span| span.start));
     let errors: Vec<&Diagnostic> = diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).collect();
     let message = match errors.as_slice() {
         [one] => one.message.clone(),
