@@ -340,6 +340,6 @@ fn an_image_of_600_layers() {
     scene.write("Dockerfile", "FROM deep\nRUN rm /n2 /n598 && ls / | grep -c '^n' > /count\n");
     scene.rb(&["build", "-q", "--network", "none", "-t", "deeper", "."]).ok();
     assert_eq!(scene.in_image("deeper", "cat /count; ls -d /n2 /n598 2>/dev/null; cat /n3"), "598\n3");
-    scene.rb(&["create", "--name", "there", "deeper"]).ok();
+    scene.rb(&["create", "--name", "there", "deeper", "true"]).ok();
     assert_eq!(scene.rb(&["diff", "there"]).ok().out, "");
 }
