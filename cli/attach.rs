@@ -140,8 +140,9 @@ pub async fn follow(attachment: Attachment, options: &Follow) -> Result<Outcome,
     if options.stdin {
         feed(input.try_clone()?, options, tell.clone());
     }
-    show(attachment, options, tell);
+    // First, so that who has seen output knows that signals go where it came from.
     let mut signals = Forwarded::new(options)?;
+    show(attachment, options, tell);
     let outcome = loop {
         tokio::select! {
             told = told.recv() => break told.unwrap_or(Told::Outcome(Outcome::Lost)),

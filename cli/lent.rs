@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rbuild_engine::{LONGEST_SECRET, Lent, NamedContext, Secret, SecretSource};
 use rbuild_oci::Reference;
 
+use crate::commands::build::is_remote;
 use crate::error::CliError;
 use crate::mounts::split_fields;
 use crate::settings::Settings;
@@ -26,7 +27,7 @@ pub struct LentArgs {
     /// ssh agent for 'RUN --mount=type=ssh': 'default' for $SSH_AUTH_SOCK, or NAME=SOCKET
     #[arg(long = "ssh", value_name = "default|NAME[=SOCKET]")]
     agents: Vec<String>,
-    /// What a name in FROM and --from stands for: a directory, or docker-image://IMAGE
+    /// What a name in FROM and --from stands for: a directory, docker-image://IMAGE, a git repository, the URL of an archive
     #[arg(long = "build-context", value_name = "NAME=PLACE")]
     contexts: Vec<String>,
 }
@@ -138,18 +139,14 @@ fn named_context(text: &str) -> Result<(String, NamedContext), CliError> {
         })?;
         return Ok((name, NamedContext::Image(image)));
     }
-    let kinds = [
-        ("oci-layout://", "an OCI layout"),
-        ("target:", "a bake target"),
-        ("git://", "a git repository"),
-        ("git@", "a git repository"),
-        ("ssh://", "a git repository"),
-        ("github.com/", "a git repository"),
-        ("http://", "a URL"),
-        ("https://", "a URL"),
-    ];
-    if let Some((_, kind)) = kinds.iter().find(|(prefix, _)| place.starts_with(prefix) && !Path::new(place).exists()) {
+    if let Some((_, kind)) = [("oci-layout://", "an OCI layout"), ("target:", "a bake target")]
+        .iter()
+        .find(|(prefix, _)| place.starts_with(prefix) && !Path::new(place).exists())
+    {
         return Err(CliError::new(format!("{kind} as build context is not supported yet: {}", clean_line(place))));
+    }
+    if is_remote(place) {
+        return Ok((name, NamedContext::Remote(place.to_owned())));
     }
     let refused = |why: &dyn std::fmt::Display| CliError::new(format!("failed to get build context {name}: {why}"));
     let shown = clean_line(place);
@@ -252,10 +249,10 @@ mod tests {
             ("a=/no/such", "failed to get build context a: stat /no/such: no such file or directory"),
             ("a=/dev/null", "failed to get build context a: /dev/null is not a directory"),
             ("a=oci-layout://x", "an OCI layout as build context is not supported yet: oci-layout://x"),
-            ("a=https://x/y.git", "a URL as build context is not supported yet: https://x/y.git"),
         ] {
             assert_eq!(get(text).unwrap_err(), want, "{text}");
         }
+        assert!(matches!(get("a=https://x/y.git").unwrap(), (_, NamedContext::Remote(_))));
         assert!(get("A B=/").unwrap_err().starts_with("invalid context name A B: "));
     }
 }

@@ -31,12 +31,16 @@ mod signals;
 mod terminal;
 mod units;
 mod values;
+mod whole_file;
 
 use std::process::ExitCode;
 
 use app::App;
 use args::{Globals, Parsed};
 use error::CliError;
+
+/// How long work that was stopped may take to end.
+const CLEARING: std::time::Duration = std::time::Duration::from_secs(1);
 
 fn main() -> ExitCode {
     // Sandboxes are set up by this same program, started again: that comes before any thread and any parsing.
@@ -61,7 +65,11 @@ fn start() -> Result<ExitCode, CliError> {
         Parsed::Run(cli) => {
             log_to_stderr(&cli.globals);
             let app = App::new(&cli.globals)?;
-            runtime()?.block_on(cli.command.run(&app))
+            let runtime = runtime()?;
+            let outcome = runtime.block_on(cli.command.run(&app));
+            // What was stopped may clear away; a thread that reads standard input would never come back.
+            runtime.shutdown_timeout(CLEARING);
+            outcome
         }
     }
 }

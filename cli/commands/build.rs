@@ -19,18 +19,22 @@ use crate::progress::{self, Mode};
 use crate::signals::Signals;
 use crate::values;
 
+/// The time that counts as now for everything a build dates.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
 /// Build an image from a Dockerfile
 ///
-/// The argument is the directory of the build's files, or '-' for a Dockerfile on standard input without files.
+/// The argument is the directory of the build's files, a git repository (https://host/repo.git#ref:dir), the URL of a
+/// tar archive or a Dockerfile, or '-' for either of these on standard input.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Directory with the build's files, or '-'
-    #[arg(value_name = "PATH | -", required = true)]
+    /// Where the build's files are: a directory, a URL, or '-'
+    #[arg(value_name = "PATH | URL | -", required = true)]
     context: String,
     /// Name of the result, with or without a tag; may be repeated
     #[arg(short, long = "tag", value_name = "NAME")]
     tags: Vec<String>,
-    /// The Dockerfile (default: PATH/Dockerfile); '-' reads it from standard input
+    /// The Dockerfile, as a path or a URL (default: PATH/Dockerfile); '-' reads it from standard input
     #[arg(short, long, value_name = "FILE")]
     file: Option<String>,
     /// Stage to build (default: the last one)
@@ -242,7 +246,12 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
     let network = network(&args.network)?;
     let tags = args.tags.iter().map(|t| tag(t)).collect::<Result<Vec<_>, _>>()?;
     let platforms = platforms(&args.platform)?;
-    let epoch = app.settings.non_empty("SOURCE_DATE_EPOCH").map(source_date_epoch).transpose()?;
+    let mut build_args = build_args(&args.build_args, |name| app.settings.variable(name).map(str::to_owned));
+    if let Some(epoch) = app.settings.non_empty(EPOCH) {
+        source_date_epoch(epoch)?;
+        // The environment's word is a build argument like any other, so an ARG can take it.
+        build_args.entry(EPOCH.to_owned()).or_insert_with(|| epoch.to_owned());
+    }
     let outputs = args.outputs.read(&tags, std::io::stdout().is_terminal())?;
     if args.no_cache && !args.no_cache_filter.is_empty() {
         return Err(CliError::new("--no-cache and --no-cache-filter cannot currently be used together"));
@@ -255,7 +264,7 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         dockerfile,
         tags,
         target: args.target.clone(),
-        build_args: build_args(&args.build_args, |name| app.settings.variable(name).map(str::to_owned)),
+        build_args,
         labels: args.labels.iter().map(|l| key_value(l)).map(|(k, v)| (k, v.unwrap_or_default())).collect(),
         platforms,
         outputs,
@@ -271,7 +280,7 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         shm_size: args.shm_size,
         ulimits: args.ulimits.clone(),
         cgroup_parent: args.cgroup_parent.as_deref().map(cgroup_parent),
-        source_date_epoch: epoch,
+        source_date_epoch: None,
     };
     Ok((request, mode))
 }
@@ -399,7 +408,7 @@ fn dockerfile(file: Option<&str>) -> Result<DockerfileSource, CliError> {
 }
 
 /// Whether a context is somewhere else, by the form of its name.
-fn is_remote(context: &str) -> bool {
+pub(crate) fn is_remote(context: &str) -> bool {
     let is = |prefixes: &[&str]| prefixes.iter().any(|p| context.starts_with(p));
     is(&["http://", "https://", "git://", "ssh://", "git@"])
         || is(&["github.com/"]) && !Path::new(context.split('#').next().unwrap_or(context)).exists()

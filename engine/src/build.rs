@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rbuild_executor::{ExecSettings, Executor, ExecutorError, Value};
+use rbuild_executor::{ContextCopies, ExecSettings, Executor, ExecutorError, Value};
 use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_frontend::{Diagnostic, Lowered};
 use rbuild_graph::ops::Network;
@@ -14,7 +14,7 @@ use rbuild_oci::limits;
 use rbuild_solver::{Build, Events, LogStream, Outcome, SolveError, StepKind};
 use rbuild_store::Lease;
 
-use crate::context::{self, LocalSession};
+use crate::context::{self, Directory, LocalSession};
 use crate::emulation;
 use crate::engine::Engine;
 use crate::error::{Error, FailedStep, Kind, SourceText};
@@ -69,7 +69,6 @@ struct Inputs {
     root: OwnedFd,
     source: SourceText,
     ignore: IgnoreFile,
-    lending: Lending,
 }
 
 impl Inputs {
@@ -78,7 +77,6 @@ impl Inputs {
             BuildContext::Directory(path) | BuildContext::Unpacked(path) => context::open_directory(path)?,
             _ => context::empty_directory(lease)?,
         };
-        let lending = Lending::open(request)?;
         let step =
             events.step("[internal] load build definition from Dockerfile", Vec::new(), None, StepKind::Internal);
         events.started(step);
@@ -102,7 +100,7 @@ impl Inputs {
             Error::invalid(format!("{}:{line}: the line is not valid UTF-8", loaded.name))
                 .with_hint("save the file as UTF-8")
         })?;
-        Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore, lending })
+        Ok(Inputs { root, source: SourceText { name: loaded.name, text }, ignore })
     }
 
     /// The ignore file, as a step of its own: what it hides is the commonest reason for a file that is "not found".
@@ -228,22 +226,23 @@ impl Job<'_> {
 
     fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
         let id = session_id(&self.lease);
+        // `--ssh default`; the agent of the caller's own shell is for the context the caller names.
+        let agent = self.request.lent.agents.get("default").cloned();
+        let indexes = self.engine.store().root().join("contexts");
+        let stays = matches!(self.request.context, BuildContext::Directory(_));
+        let main = Directory::new(inputs.root, inputs.ignore, stays.then_some(indexes.as_path()));
+        let lending = Lending::open(self.request, &indexes)?;
         let logs = BuildLogs::new(self.engine.store().root().join("builds").join(self.lease.id().to_string()));
         Ok(Executor {
             store: self.engine.store().clone(),
             lease: self.lease.clone(),
             sandbox: self.engine.sandbox()?,
             networks: self.engine.networks().clone(),
-            session: Arc::new(LocalSession::new(
-                id,
-                inputs.root,
-                inputs.ignore,
-                self.engine.store().root().join("contexts"),
-                inputs.lending,
-            )),
+            session: Arc::new(LocalSession::new(id, main, lending)),
+            copies: ContextCopies::default(),
             images,
             web: self.engine.registry()?.clone(),
-            git: self.engine.options().git.clone(),
+            git: self.engine.options().git.clone().map(|git| git.with_agent(agent)),
             logs: Arc::new(logs),
             settings: ExecSettings {
                 default_network: self.request.network,

@@ -177,7 +177,10 @@ impl Containers {
     fn remove_directory(&self, directory: &Path) {
         let Ok(relative) = directory.strip_prefix(self.store.root()) else { return };
         let removed = Root::open(self.store.root()).and_then(|root| root.remove_all(relative, Walk::NoLinks));
-        if let Err(error) = removed {
+        // Not there: somebody else who saw the container end was quicker.
+        if let Err(error) = removed
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
             tracing::warn!(%error, directory = %directory.display(), "files of a removed container stay");
         }
     }

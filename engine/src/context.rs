@@ -24,44 +24,62 @@ use crate::lending::Lending;
 /// The main context's name in a graph.
 pub(crate) const MAIN: &str = "context";
 
-/// What a directory on this machine lends to one build.
-pub(crate) struct LocalSession {
-    id: String,
+/// A directory of the caller's, as a build sees it.
+pub(crate) struct Directory {
     root: OwnedFd,
     hidden: Option<Arc<dyn PathFilter>>,
-    /// Where what is known of contexts' files is kept, a file each.
-    indexes: PathBuf,
+    /// Where what is known of contexts' files is kept, a file each; `None` for a context that is here only once.
+    indexes: Option<PathBuf>,
     /// Read when the context is first asked for.
     index: OnceLock<Arc<StatIndex>>,
-    lending: Lending,
 }
 
-impl LocalSession {
-    pub(crate) fn new(
-        id: String,
-        root: OwnedFd,
-        ignore: IgnoreFile,
-        indexes: PathBuf,
-        lending: Lending,
-    ) -> LocalSession {
+impl Directory {
+    pub(crate) fn new(root: OwnedFd, ignore: IgnoreFile, indexes: Option<&Path>) -> Directory {
         let hidden = (!ignore.is_empty()).then(|| Arc::new(Hidden(ignore)) as Arc<dyn PathFilter>);
-        LocalSession { id, root, hidden, indexes, index: OnceLock::new(), lending }
+        Directory { root, hidden, indexes: indexes.map(Path::to_owned), index: OnceLock::new() }
+    }
+
+    fn context(&self, name: &str) -> Result<Context, ExecutorError> {
+        let root = self
+            .root
+            .try_clone()
+            .map_err(|error| ExecutorError::Invalid(format!("cannot open the build context {name:?}: {error}")))?;
+        let context = Context::new(name, root, self.hidden.clone());
+        Ok(match self.index() {
+            Some(index) => context.with_index(index),
+            None => context,
+        })
     }
 
     fn index(&self) -> Option<Arc<StatIndex>> {
+        let indexes = self.indexes.as_ref()?;
         // By what the directory is, not by what it is called: it may be reached by several names.
         let stat = rustix::fs::fstat(&self.root).ok()?;
         let name = format!("{:x}-{:x}", stat.st_dev, stat.st_ino);
-        Some(self.index.get_or_init(|| Arc::new(StatIndex::load(self.indexes.join(name)))).clone())
+        Some(self.index.get_or_init(|| Arc::new(StatIndex::load(indexes.join(name)))).clone())
     }
 }
 
-impl Drop for LocalSession {
+impl Drop for Directory {
     /// What was learned serves the next build, however this one ended.
     fn drop(&mut self) {
         if let Some(index) = self.index.get() {
             index.save();
         }
+    }
+}
+
+/// What the caller, on this machine, lends to one build.
+pub(crate) struct LocalSession {
+    id: String,
+    main: Directory,
+    lending: Lending,
+}
+
+impl LocalSession {
+    pub(crate) fn new(id: String, main: Directory, lending: Lending) -> LocalSession {
+        LocalSession { id, main, lending }
     }
 }
 
@@ -71,18 +89,13 @@ impl Session for LocalSession {
     }
 
     fn context(&self, source: &ContextSource) -> Result<Context, ExecutorError> {
-        if source.name != MAIN {
-            return self.lending.context(&source.name);
+        if source.name == MAIN {
+            return self.main.context(MAIN);
         }
-        let root = self
-            .root
-            .try_clone()
-            .map_err(|error| ExecutorError::Invalid(format!("cannot open the build context: {error}")))?;
-        let context = Context::new(MAIN, root, self.hidden.clone());
-        Ok(match self.index() {
-            Some(index) => context.with_index(index),
-            None => context,
-        })
+        let named = self.lending.contexts.get(&source.name);
+        let named =
+            named.ok_or_else(|| ExecutorError::Invalid(format!("no build context is named {:?}", source.name)))?;
+        named.context(&source.name)
     }
 
     fn secret<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Secret>, ExecutorError>> {
@@ -95,7 +108,7 @@ impl Session for LocalSession {
 }
 
 /// What an ignore file hides.
-pub(crate) struct Hidden(pub(crate) IgnoreFile);
+struct Hidden(IgnoreFile);
 
 impl PathFilter for Hidden {
     fn excludes(&self, path: &[u8], is_dir: bool) -> bool {

@@ -147,18 +147,20 @@ impl From<rbuild_store::StoreError> for Error {
             S::Invalid { .. } | S::Limit { .. } | S::AmbiguousImage(_) => Kind::Invalid,
             _ => Kind::Internal,
         };
-        Error::new(kind, error.to_string())
+        Error { hints: error.hint().map(str::to_owned).into_iter().collect(), ..Error::new(kind, error.to_string()) }
     }
 }
 
 impl From<rbuild_registry::Error> for Error {
     fn from(error: rbuild_registry::Error) -> Error {
         use rbuild_registry::Error as R;
+        if let R::Store(error) = error {
+            return error.into();
+        }
         let kind = match &error {
             R::PullDenied { .. } | R::NoCredentials { .. } | R::Unauthorized { .. } | R::Denied { .. } => Kind::Denied,
             R::ManifestNotFound { .. } | R::RepositoryNotFound { .. } | R::NoPlatform { .. } => Kind::NotFound,
             R::Document { .. } | R::Options(_) | R::Oci(_) => Kind::Invalid,
-            R::Store(_) => Kind::Internal,
             _ => Kind::Unavailable,
         };
         Error::new(kind, error.to_string())

@@ -5,17 +5,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use rbuild_executor::files::walk::PathFilter;
-use rbuild_executor::{AgentStream, Context, ExecutorError, Secret};
+use rbuild_executor::{AgentStream, ExecutorError, Secret};
 use rbuild_frontend::ignore::IgnoreFile;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::context::{Hidden, ignore_file};
+use crate::context::{Directory, ignore_file};
 use crate::error::Error;
 use crate::request::{BuildRequest, NamedContext, SecretSource};
 
@@ -25,35 +23,32 @@ pub const LONGEST_SECRET: u64 = 500 << 10;
 /// What one build can ask for.
 #[derive(Default)]
 pub(crate) struct Lending {
-    contexts: HashMap<String, (OwnedFd, Option<Arc<dyn PathFilter>>)>,
+    pub(crate) contexts: HashMap<String, Directory>,
     secrets: BTreeMap<String, SecretSource>,
     agents: BTreeMap<String, PathBuf>,
 }
 
 impl Lending {
-    /// Opens what the request lends.
+    /// Opens what the request lends. `indexes` is where what is known of directories is kept.
     ///
     /// # Errors
     /// A directory that is not there, or whose ignore file cannot be read.
-    pub(crate) fn open(request: &BuildRequest) -> Result<Lending, Error> {
+    pub(crate) fn open(request: &BuildRequest, indexes: &Path) -> Result<Lending, Error> {
         let mut contexts = HashMap::new();
         for (name, context) in &request.lent.contexts {
-            let NamedContext::Directory(path) = context else { continue };
-            let root = open_named(name, path)?;
-            let ignore: IgnoreFile = ignore_file(&root, None)?;
-            let hidden = (!ignore.is_empty()).then(|| Arc::new(Hidden(ignore)) as Arc<dyn PathFilter>);
-            contexts.insert(name.clone(), (root, hidden));
+            let (root, ignore, indexes) = match context {
+                NamedContext::Directory(path) => {
+                    let root = open_named(name, path)?;
+                    let ignore = ignore_file(&root, None)?;
+                    (root, ignore, Some(indexes))
+                }
+                NamedContext::Unpacked(path) => (open_named(name, path)?, IgnoreFile::default(), None),
+                NamedContext::Image(_) | NamedContext::Remote(_) => continue,
+            };
+            contexts.insert(name.clone(), Directory::new(root, ignore, indexes));
         }
         let (secrets, agents) = (request.lent.secrets.clone(), request.lent.agents.clone());
         Ok(Lending { contexts, secrets, agents })
-    }
-
-    pub(crate) fn context(&self, name: &str) -> Result<Context, ExecutorError> {
-        let unknown = || ExecutorError::Invalid(format!("no build context is named {name:?}"));
-        let (root, hidden) = self.contexts.get(name).ok_or_else(unknown)?;
-        let root = root.as_fd().try_clone_to_owned();
-        let root = root.map_err(|e| ExecutorError::Invalid(format!("cannot open the build context {name:?}: {e}")))?;
-        Ok(Context::new(name, root, hidden.clone()))
     }
 
     pub(crate) async fn secret(&self, id: &str) -> Result<Option<Secret>, ExecutorError> {
@@ -70,18 +65,10 @@ impl Lending {
     }
 
     pub(crate) async fn agent(&self, id: &str) -> Result<Option<Box<dyn AgentStream>>, ExecutorError> {
-        let Some(path) = self.agents.get(id) else {
-            // BuildKit's words for a client that lends agents, and not this one.
-            return match self.agents.is_empty() {
-                true => Ok(None),
-                false => Err(ExecutorError::NotLent(format!("unset ssh forward key {id}"))),
-            };
-        };
+        let Some(path) = self.agents.get(id) else { return Ok(None) };
         match tokio::net::UnixStream::connect(path).await {
             Ok(stream) => Ok(Some(Box::new(stream))),
-            Err(error) => {
-                Err(ExecutorError::NotLent(format!("cannot reach the ssh agent {id} at {}: {error}", path.display())))
-            }
+            Err(error) => Err(not_lent(format!("cannot reach the ssh agent {id} at {}: {error}", path.display()))),
         }
     }
 }
@@ -100,12 +87,16 @@ fn open_named(name: &str, path: &Path) -> Result<OwnedFd, Error> {
     })
 }
 
+fn not_lent(message: String) -> ExecutorError {
+    ExecutorError::NotLent { message, hints: Vec::new() }
+}
+
 fn read_secret(id: &str, path: &Path) -> Result<Secret, ExecutorError> {
     let mut bytes = Vec::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(LONGEST_SECRET + 1).read_to_end(&mut bytes));
-    read.map_err(|error| ExecutorError::NotLent(format!("secret {id}: cannot read {}: {error}", path.display())))?;
+    read.map_err(|error| not_lent(format!("secret {id}: cannot read {}: {error}", path.display())))?;
     if bytes.len() as u64 > LONGEST_SECRET {
-        return Err(ExecutorError::NotLent(format!("secret {id} too big. max size 500KB")));
+        return Err(not_lent(format!("secret {id} too big. max size 500KB")));
     }
     Ok(Secret::new(bytes))
 }
@@ -142,7 +133,7 @@ mod tests {
         assert!(Lending::default().agent("default").await.unwrap().is_none());
         let lending = Lending { agents: [("default".to_owned(), socket)].into(), ..Lending::default() };
         assert!(lending.agent("default").await.unwrap().is_some());
-        assert_eq!(lending.agent("x").await.err().unwrap().to_string(), "unset ssh forward key x");
+        assert!(lending.agent("x").await.unwrap().is_none());
         drop(listener);
         assert!(lending.agent("default").await.err().unwrap().to_string().starts_with("cannot reach the ssh agent"));
     }

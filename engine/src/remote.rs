@@ -18,7 +18,7 @@ use rbuild_store::layers::compress::Codec;
 
 use crate::engine::Engine;
 use crate::error::{Error, Kind};
-use crate::request::{BuildContext, BuildRequest, DockerfileSource};
+use crate::request::{BuildContext, BuildRequest, DockerfileSource, NamedContext};
 
 /// The request with all that it names from elsewhere brought here.
 ///
@@ -40,27 +40,27 @@ pub(crate) async fn bring(
         };
         request.dockerfile = DockerfileSource::Text(bringing.step(&name, read).await?);
     }
+    for (name, context) in &mut request.lent.contexts {
+        if let NamedContext::Remote(address) = context {
+            let title = format!("[context {name}] load {}", redacted(address));
+            match bringing.remote(address, &title).await? {
+                Arrived::Directory(path) => *context = NamedContext::Unpacked(path),
+                Arrived::Dockerfile(_) => {
+                    let address = redacted(address);
+                    return Err(Error::invalid(format!("failed to get build context {name}: {address} is no archive")));
+                }
+            }
+        }
+    }
     let arrived = match &request.context {
         BuildContext::Stream(stream) => {
             let input = stream.take().ok_or_else(|| Error::invalid("the build context was read already"))?;
             bringing.step("[internal] load build context from the caller", |_| bringing.stream(input)).await?
         }
-        BuildContext::Remote(address) => match git(address)? {
-            Some(source) => {
-                let name = format!("[internal] load git source {}", redacted(address));
-                let unpacked = bringing.step(&name, |step| bringing.repository(source, step)).await?;
-                Arrived::Directory(unpacked)
-            }
-            None => {
-                let name = format!("[internal] load remote build context {}", redacted(address));
-                let address = address.clone();
-                let brought = bringing.step(&name, |step| async move {
-                    let file = bringing.download(&address, step).await?;
-                    bringing.stream(Box::new(File::open(file).map_err(Error::internal)?)).await
-                });
-                brought.await?
-            }
-        },
+        BuildContext::Remote(address) => {
+            let title = format!("[internal] load remote build context {}", redacted(address));
+            bringing.remote(address, &title).await?
+        }
         _ => return Ok(request),
     };
     match (arrived, &request.dockerfile) {
@@ -96,6 +96,19 @@ impl Bringing<'_> {
         work: impl FnOnce(StepId) -> F,
     ) -> Result<T, Error> {
         as_step(self.events, name, work).await
+    }
+
+    /// A git repository, or what a web server has.
+    async fn remote(&self, address: &str, title: &str) -> Result<Arrived, Error> {
+        let source = git(address)?;
+        self.step(title, |step| async move {
+            if let Some(source) = source {
+                return self.repository(source, step).await.map(Arrived::Directory);
+            }
+            let file = self.download(address, step).await?;
+            self.stream(Box::new(File::open(file).map_err(Error::internal)?)).await
+        })
+        .await
     }
 
     fn directory(&self) -> Result<PathBuf, Error> {

@@ -67,6 +67,10 @@ pub struct Lent {
 pub enum NamedContext {
     Directory(PathBuf),
     Image(Reference),
+    /// The address of a git repository, or of an archive on a web server.
+    Remote(String),
+    /// A directory that holds what came from elsewhere: no ignore file applies.
+    Unpacked(PathBuf),
 }
 
 /// Where a secret comes from.

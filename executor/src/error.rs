@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use rbuild_store::FULL_DISK_HINT;
 use rustix::io::Errno;
 
 /// A path from outside, shown so that it cannot harm a terminal.
@@ -21,6 +22,8 @@ pub enum ExecutorError {
         status: ProcessStatus,
         /// The end of what it wrote, both streams.
         log_tail: Vec<u8>,
+        /// The disk under its root had no room left when it ended, which then is the likely cause.
+        disk_full: bool,
     },
     #[error("{0}")]
     Start(String),
@@ -37,8 +40,11 @@ pub enum ExecutorError {
     #[error("cannot copy to non-directory: /{}", show(path))]
     DirectoryOnFile { path: Vec<u8> },
     /// The client of the build lends no such secret or agent, and the step cannot do without.
-    #[error("{0}")]
-    NotLent(String),
+    #[error("{message}")]
+    NotLent { message: String, hints: Vec<String> },
+    /// A mount point cannot be made.
+    #[error("{message}")]
+    Mount { message: String, hints: Vec<String> },
     #[error("{0}")]
     Invalid(String),
     #[error("{what} is not supported yet")]
@@ -66,10 +72,19 @@ impl ExecutorError {
         ExecutorError::Write { path: path.to_vec(), errno }
     }
 
+    pub(crate) fn not_lent(message: impl Into<String>, hint: impl Into<String>) -> ExecutorError {
+        ExecutorError::NotLent { message: message.into(), hints: vec![hint.into()] }
+    }
+
     /// What the user can do about it.
     pub fn hints(&self) -> Vec<String> {
         match self {
-            ExecutorError::SourceNotFound { hints, .. } => hints.clone(),
+            ExecutorError::SourceNotFound { hints, .. }
+            | ExecutorError::NotLent { hints, .. }
+            | ExecutorError::Mount { hints, .. } => hints.clone(),
+            ExecutorError::Process { disk_full: true, .. }
+            | ExecutorError::Write { errno: Errno::NOSPC | Errno::DQUOT, .. } => vec![FULL_DISK_HINT.to_owned()],
+            ExecutorError::Store(error) => error.hint().map(str::to_owned).into_iter().collect(),
             ExecutorError::Git { message, .. } if message == "git is not installed" => {
                 vec!["install git (the Debian package is \"git\") and build again".to_owned()]
             }

@@ -28,6 +28,7 @@ use rbuild_store::{Lease, Store};
 pub use ops::unpack::{starts_tar, unpack_into};
 
 pub use error::{ExecutorError, ProcessStatus};
+pub use mounts::ContextCopies;
 pub use session::{AgentStream, Images, PinnedImage, Secret, Session};
 pub use value::{Context, Value};
 
@@ -39,6 +40,7 @@ pub struct Executor {
     pub sandbox: Arc<dyn Sandbox>,
     pub networks: Pool,
     pub session: Arc<dyn Session>,
+    pub copies: ContextCopies,
     pub images: Arc<dyn Images>,
     /// What fetches files from the web.
     pub web: Client,

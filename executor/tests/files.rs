@@ -97,7 +97,8 @@ fn times_do_not_count_and_everything_else_does() {
     write(dir.path(), "other", "outside of the selection");
     assert_eq!(content(dir.path(), "d"), before, "a file outside counted");
 
-    let changes: [(&str, &dyn Fn(&Path)); 6] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(&Path));
+    let changes: [Change<'_>; 6] = [
         ("a byte", &|d| fs::write(d.join("d/a"), "x").unwrap()),
         ("a mode", &|d| fs::set_permissions(d.join("d/b"), fs::Permissions::from_mode(0o600)).unwrap()),
         ("an owner", &|d| std::os::unix::fs::chown(d.join("d/b"), Some(7), None).unwrap()),

@@ -5,6 +5,10 @@ use std::path::PathBuf;
 
 use rbuild_oci::{Digest, OciError};
 
+/// What to do when the disk under the store is full.
+pub const FULL_DISK_HINT: &str =
+    "the disk that holds the store is full: free space there, for instance with `rbuild system prune`";
+
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// Every failure of this crate. Messages name the thing; [`StoreError::hint`] says what can be done.
@@ -87,7 +91,7 @@ impl StoreError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         if self.is_full() {
-            return Some("the disk that holds the store is full: free space there, for instance with `system prune`");
+            return Some(FULL_DISK_HINT);
         }
         match self {
             StoreError::Newer { .. } => Some("use the newer program, or another store with --root"),

@@ -25,7 +25,7 @@ pub mod transfer;
 pub use blobs::{BlobReader, BlobWriter, Blobs};
 pub use collect::{CollectOptions, Collected, Records};
 pub use db::{Db, Durability};
-pub use error::{Result, StoreError};
+pub use error::{FULL_DISK_HINT, Result, StoreError};
 pub use images::{ImageRecord, Images, NewImage, Removed, Untagged};
 pub use layers::{Applied, LayerDigest, Layers, Staged};
 pub use lease::{AbandonedIntent, Intent, Lease, LeaseId, Target};

@@ -5,28 +5,28 @@ use rbuild_engine::registry::memory::{self, Access, Action, Behaviour, Fault};
 use crate::scene::Scene;
 
 /// A registry on loopback, served beside the test.
-struct Registry {
+pub(crate) struct Registry {
     inner: Option<memory::Registry>,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Registry {
-    fn start() -> Registry {
+    pub(crate) fn start() -> Registry {
         Registry::with(Behaviour::default())
     }
 
-    fn with(behaviour: Behaviour) -> Registry {
+    pub(crate) fn with(behaviour: Behaviour) -> Registry {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let inner = runtime.block_on(memory::Registry::start_with(behaviour)).expect("a free port");
         Registry { inner: Some(inner), runtime }
     }
 
-    fn get(&self) -> &memory::Registry {
+    pub(crate) fn get(&self) -> &memory::Registry {
         self.inner.as_ref().expect("it runs")
     }
 
-    fn name(&self, rest: &str) -> String {
+    pub(crate) fn name(&self, rest: &str) -> String {
         format!("{}/{rest}", self.get().host())
     }
 }

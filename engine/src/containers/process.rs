@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 };
 use rbuild_graph::ops::Ulimit;
 use rbuild_runtime::default_spec;
+use rbuild_runtime::sandbox::ALL_CAPABILITIES;
 use rbuild_runtime::sandbox::{DEFAULT_CAPABILITIES, capability_sets, set_shm_size};
 use rbuild_runtime::users::{self, Identity};
 use rbuild_store::Root;
@@ -19,51 +20,6 @@ use crate::error::Error;
 
 /// What a process gets as `PATH` when neither its image nor its caller says.
 pub(super) const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Every capability by its name, lowest number first.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
 
 /// The first process of a container, and everything around it that the runtime specification knows. `root` is the image's
 /// file tree, in which names of users are looked up.
@@ -214,7 +170,7 @@ pub(super) fn replace_or_append<'a>(env: &mut Vec<String>, changes: impl Iterato
 
 /// The capabilities that docker's rules make of the default and what was added and dropped.
 pub(super) fn capabilities(host: &HostSettings) -> Result<Vec<Capability>, Error> {
-    let all = || CAPABILITIES.iter().filter_map(|name| name.parse().ok()).collect::<Vec<Capability>>();
+    let all = || ALL_CAPABILITIES.iter().filter_map(|name| name.parse().ok()).collect::<Vec<Capability>>();
     if host.privileged {
         return Ok(all());
     }
@@ -358,7 +314,7 @@ mod tests {
             let host = HostSettings { cap_add: list(add), cap_drop: list(dropped), ..HostSettings::default() };
             capabilities(&host).map(|set| set.len())
         };
-        assert_eq!(CAPABILITIES.iter().filter(|name| name.parse::<Capability>().is_ok()).count(), 41);
+        assert_eq!(ALL_CAPABILITIES.iter().filter(|name| name.parse::<Capability>().is_ok()).count(), 41);
         for (add, dropped, want) in [
             (&[][..], &[][..], 14),
             (&["CAP_SYS_TIME"], &[], 15),

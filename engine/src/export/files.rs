@@ -84,7 +84,7 @@ impl Copier {
         } else {
             let (parent, name) = self.to.parent(path, Walk::NoLinks).map_err(fail)?;
             match stat(&parent, &name).map_err(fail)? {
-                Some(found) if found == root::Kind::Dir => {}
+                Some(root::Kind::Dir) => {}
                 Some(root::Kind::Symlink) => {
                     parent.unlink(&name).map_err(fail)?;
                     parent.mkdir(&name, 0o700).map_err(fail)?;

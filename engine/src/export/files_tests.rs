@@ -63,7 +63,6 @@ fn directories_and_files_do_not_replace_each_other() {
     let error = export(open(from.path()), to.path(), None).unwrap_err();
     assert_eq!(error.message, "cannot replace to directory /g with file");
     fs::remove_dir_all(to.path().join("g")).unwrap();
-    fs::remove_dir_all(to.path().join("d")).unwrap();
     fs::write(to.path().join("d"), "the user's").unwrap();
     let error = export(open(from.path()), to.path(), None).unwrap_err();
     assert_eq!(error.message, "cannot copy to non-directory: /d");

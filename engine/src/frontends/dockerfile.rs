@@ -46,8 +46,8 @@ pub(crate) fn lower_options(request: &BuildRequest, ignore: Vec<String>) -> Lowe
 
 fn replacement(context: &NamedContext) -> Replacement {
     match context {
-        NamedContext::Directory(_) => Replacement::Local,
         NamedContext::Image(reference) => Replacement::Image(reference.clone()),
+        NamedContext::Directory(_) | NamedContext::Remote(_) | NamedContext::Unpacked(_) => Replacement::Local,
     }
 }
 

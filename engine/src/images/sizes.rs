@@ -63,11 +63,16 @@ impl Images {
         };
         let size = self.bytes_in(&id)?.saturating_sub(below);
         let kept = i64::try_from(size).unwrap_or(i64::MAX);
-        self.store.db().write(Durability::Cache, |tx| {
+        let noted = self.store.db().write(Durability::Cache, |tx| {
             tx.prepare_cached("INSERT OR REPLACE INTO layer_sizes (diff_id, size) VALUES (?, ?)")?
                 .execute((diff.0.to_string(), kept))?;
             Ok(())
-        })?;
+        });
+        match noted {
+            // It is only noted to be quicker next time: listing works on a full or read-only disk too.
+            Err(error) if error.is_full() || matches!(error, StoreError::ReadOnly { .. }) => {}
+            noted => noted?,
+        }
         Ok(size)
     }
 

@@ -57,7 +57,7 @@ impl Meta {
             ctime: (stat.st_ctime, stat.st_ctime_nsec as u32),
             dev: stat.st_dev,
             ino: stat.st_ino,
-            nlink: stat.st_nlink as u64,
+            nlink: stat.st_nlink,
             rdev: stat.st_rdev,
         }
     }

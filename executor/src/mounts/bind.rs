@@ -4,23 +4,23 @@
 //! the selected part is copied, which serves both: see [`super::tree`].
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rbuild_graph::ops::Mount;
+use rbuild_graph::ops::{Mount, Security};
 use rbuild_runtime::MountSource;
 use rbuild_store::Active;
 
 use super::{Step, local, open_path, tree};
+use crate::files::select::Selected;
 use crate::ops::file::Source;
 use crate::{ExecutorError, Value};
 
-pub(super) enum Bound {
-    Source(MountSource),
-    /// Writable: what is written goes with the snapshot that is never committed.
-    Throwaway(MountSource, Active),
-}
-
-pub(super) fn source(step: &mut Step<'_>, n: usize, mount: &Mount) -> Result<Bound, ExecutorError> {
+/// What is mounted, and what it rests on: a layer that is never committed takes what is written to it along.
+pub(super) fn source(
+    step: &mut Step<'_>,
+    n: usize,
+    mount: &Mount,
+) -> Result<(MountSource, Option<Active>), ExecutorError> {
     let executor = step.executor;
     let selector = mount.selector.as_deref().unwrap_or_default();
     match mount.input.map(|input| &step.inputs[input]) {
@@ -29,20 +29,27 @@ pub(super) fn source(step: &mut Step<'_>, n: usize, mount: &Mount) -> Result<Bou
             let path = PathBuf::from(std::ffi::OsStr::from_bytes(path));
             if mount.read_only {
                 let mounts = executor.store.snapshots().view(snapshot.id())?;
-                return Ok(Bound::Source(MountSource::Layers { mounts, path }));
+                return Ok((MountSource::Layers { mounts, path }, None));
             }
             let active = executor.store.snapshots().prepare(&executor.lease, Some(snapshot.id()))?;
-            Ok(Bound::Throwaway(MountSource::Layers { mounts: active.mounts().clone(), path }, active))
+            Ok((MountSource::Layers { mounts: active.mounts().clone(), path }, Some(active)))
         }
-        Some(value @ Value::Context(_)) => {
+        Some(value @ Value::Context(context)) => {
             let source = Source::open(executor, value)?;
-            let selected = match step.selections.remove(&n) {
-                Some(selected) => selected,
-                None => source.select_path(selector)?,
+            let copy = |dir: &Path, selected: &Selected| {
+                // What comes from the user's machine belongs to root.
+                tree::copy_of(dir, &source, selected, Some((0, 0)))
             };
-            // What comes from the user's machine belongs to root.
-            let copy = tree::copy_of(&step.workspace.join(format!("bind{n}")), &source, &selected, Some((0, 0)))?;
-            Ok(Bound::Source(MountSource::Opened(open_path(&copy)?)))
+            let own = step.workspace.join(format!("bind{n}"));
+            let copy = match step.selections.remove(&n) {
+                // A step that is not confined could write to what it shares with others.
+                Some((selected, content)) if mount.read_only && step.op.security == Security::Sandbox => executor
+                    .copies
+                    .get(context.name(), selector, content, || copy(&executor.lease.ingest_path("bind")?, &selected))?,
+                Some((selected, _)) => copy(&own, &selected)?,
+                None => copy(&own, &source.select_path(selector)?)?,
+            };
+            Ok((MountSource::Opened(open_path(&copy)?), None))
         }
         Some(Value::Scratch) | None => {
             if !selector.is_empty() {
@@ -50,7 +57,7 @@ pub(super) fn source(step: &mut Step<'_>, n: usize, mount: &Mount) -> Result<Bou
             }
             let empty = step.workspace.join(format!("bind{n}"));
             std::fs::create_dir(&empty).map_err(local)?;
-            Ok(Bound::Source(MountSource::Opened(open_path(&empty)?)))
+            Ok((MountSource::Opened(open_path(&empty)?), None))
         }
     }
 }

@@ -115,7 +115,7 @@ fn make(step: &Step<'_>, n: usize, mount: &Mount, dir: &Path) -> Result<PathBuf,
     };
     let source = Source::open(step.executor, value)?;
     let selected = match step.selections.get(&n) {
-        Some(selected) => selected.clone(),
+        Some((selected, _)) => selected.clone(),
         None => source.select_path(selector)?,
     };
     if !selected.tree.root.meta.is_dir() {

@@ -14,16 +14,19 @@ mod ssh;
 mod tmpfs;
 mod tree;
 
+pub use tree::ContextCopies;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::future::Future;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rbuild_graph::ops::{ExecOp, Mount, MountKind};
 use rbuild_runtime::{ExtraMount, MountSource};
-use rbuild_solver::RunContext;
+use rbuild_solver::{ContentHash, RunContext};
 use rustix::fs::{Mode, OFlags};
 
 use crate::files::select::Selected;
@@ -37,7 +40,7 @@ pub(crate) struct Step<'a> {
     /// A directory for what lives as long as the process.
     pub(crate) workspace: &'a Path,
     /// What was hashed for the key, by the mount's number: exactly that is shown.
-    pub(crate) selections: HashMap<usize, Selected>,
+    pub(crate) selections: HashMap<usize, (Selected, ContentHash)>,
     pub(crate) context: &'a RunContext,
 }
 
@@ -79,13 +82,11 @@ impl Prepared {
         caches: &mut cache::Caches,
     ) -> Result<Option<MountSource>, ExecutorError> {
         Ok(Some(match &mount.kind {
-            MountKind::Bind => match bind::source(step, n, mount)? {
-                bind::Bound::Source(source) => source,
-                bind::Bound::Throwaway(source, active) => {
-                    self._held.push(Box::new(active));
-                    source
-                }
-            },
+            MountKind::Bind => {
+                let (source, rests_on) = bind::source(step, n, mount)?;
+                self._held.extend(rests_on.map(|active| Box::new(active) as Box<dyn Any>));
+                source
+            }
             MountKind::Cache { .. } => cache::source(step, mount, caches)?,
             MountKind::Tmpfs { size } => tmpfs::source(*size),
             MountKind::Inline { content, mode } => inline::source(step, n, content, *mode)?,
@@ -129,6 +130,26 @@ fn ask<T>(context: &RunContext, answer: impl Future<Output = Result<T, ExecutorE
     })
 }
 
+/// A failed start whose reason is a mount below another that is read-only: the commonest mistake with several mounts.
+pub(crate) fn explain(op: &ExecOp, error: rbuild_runtime::Error) -> ExecutorError {
+    let read_only = matches!(&error, rbuild_runtime::Error::System { source, .. }
+        if source.kind() == io::ErrorKind::ReadOnlyFilesystem);
+    let below = |outer: &Mount, inner: &Mount| {
+        inner.target.strip_prefix(outer.target.as_slice()).is_some_and(|rest| rest.starts_with(b"/"))
+    };
+    let mut pairs = op.mounts.iter().flat_map(|inner| op.mounts.iter().map(move |outer| (outer, inner)));
+    match pairs.find(|(outer, inner)| read_only && outer.read_only && outer.target != b"/" && below(outer, inner)) {
+        Some((outer, inner)) => {
+            let (outer, inner) = (String::from_utf8_lossy(&outer.target), String::from_utf8_lossy(&inner.target));
+            ExecutorError::Mount {
+                message: format!("{error}: {inner} does not exist in the read-only mount {outer}"),
+                hints: vec![format!("add rw to the mount of {outer}, or make the directory in its source")],
+            }
+        }
+        None => ExecutorError::Runtime(error),
+    }
+}
+
 fn cancelled() -> ExecutorError {
     ExecutorError::Cancelled("the step was cancelled")
 }
@@ -139,6 +160,6 @@ fn open_path(path: &Path) -> Result<OwnedFd, ExecutorError> {
         .map_err(|errno| local(errno.into()))
 }
 
-fn local(error: std::io::Error) -> ExecutorError {
+fn local(error: io::Error) -> ExecutorError {
     ExecutorError::Start(format!("cannot prepare a mount: {error}"))
 }

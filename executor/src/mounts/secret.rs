@@ -21,7 +21,10 @@ pub(super) fn lend(step: &Step<'_>, mount: &Mount) -> Result<Lent, ExecutorError
     let MountKind::Secret { id, env, file, required, mode, uid, gid } = &mount.kind else { return Ok(Lent::default()) };
     let Some(secret) = ask(step.context, step.executor.session.secret(id))? else {
         return match required {
-            true => Err(ExecutorError::NotLent(format!("secret {id}: not found"))),
+            true => Err(ExecutorError::not_lent(
+                format!("secret {id}: not found"),
+                format!("lend it with --secret id={id},src=FILE or --secret id={id},env=VARIABLE"),
+            )),
             false => Ok(Lent::default()),
         };
     };

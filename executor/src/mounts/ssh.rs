@@ -47,7 +47,10 @@ pub(super) fn lend(step: &Step<'_>, n: usize, mount: &Mount) -> Result<Option<(M
     // Whether it can be reached is better known now than by a puzzling failure inside.
     if ask(step.context, session.ssh(id))?.is_none() {
         return match required {
-            true => Err(ExecutorError::NotLent(format!("no SSH key {id:?} forwarded from the client"))),
+            true => Err(ExecutorError::not_lent(
+                format!("no SSH key {id:?} forwarded from the client"),
+                format!("lend an agent with --ssh {id}"),
+            )),
             false => Ok(None),
         };
     }

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
@@ -20,7 +20,9 @@ use rbuild_runtime::{
     CgroupSpec, EtcFiles, Exit, Network as Attach, ProcessSpec, Running, Seccomp, Stdio, Upper, default_spec,
     mount_detached, users,
 };
-use rbuild_solver::{InputContent, InputKey, KeyPart, KeySpec, LogStream, OpError, Ran, RunContext, RunOp, Usage};
+use rbuild_solver::{
+    ContentHash, InputContent, InputKey, KeyPart, KeySpec, LogStream, OpError, Ran, RunContext, RunOp, Usage,
+};
 use rbuild_store::{Active, Mounts, Root};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -36,12 +38,14 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 const CANCEL_CHECK: i64 = 50;
 /// How much of the end of a step's output a failure keeps, in bytes.
 const TAIL: usize = 16 << 10;
+/// A file system with less free than this, in bytes, is full.
+const ALMOST_NOTHING: u64 = 1 << 20;
 
 pub(crate) struct ExecRun {
     pub(crate) executor: Arc<Executor>,
     pub(crate) op: ExecOp,
     /// For each bind mount of a build context, what `content` hashed: exactly that is shown.
-    selections: Mutex<HashMap<usize, Selected>>,
+    selections: Mutex<HashMap<usize, (Selected, ContentHash)>>,
 }
 
 impl RunOp<Value> for ExecRun {
@@ -137,7 +141,7 @@ fn run(
     executor: &Executor,
     op: &ExecOp,
     inputs: &[Value],
-    selections: HashMap<usize, Selected>,
+    selections: HashMap<usize, (Selected, ContentHash)>,
     context: &RunContext,
 ) -> Result<Ran<Value>, ExecutorError> {
     refuse_unsupported(executor, op)?;
@@ -164,7 +168,8 @@ fn run(
         _ => false,
     };
     if !ok {
-        return Err(ExecutorError::Process { command: command_line(&op.args), status, log_tail });
+        let disk_full = is_full(active.upper());
+        return Err(ExecutorError::Process { command: command_line(&op.args), status, log_tail, disk_full });
     }
     let usage = Usage { exit: exit.code, peak_memory: exit.peak_memory, cpu: Some(exit.cpu), ..Usage::default() };
     let snapshot = executor.store.snapshots().commit(active)?;
@@ -279,7 +284,7 @@ fn identity(executor: &Executor, op: &ExecOp, active: &Active) -> Result<users::
         mounts => Some(mounts),
     };
     let root = match active.below() {
-        Some(below) => Some(mount_detached(&below)?),
+        Some(below) => Some(mount_detached(below)?),
         None => match view {
             Some(Mounts::Bind { source, .. }) => Some(
                 rustix::fs::open(
@@ -427,14 +432,21 @@ fn status_of(exit: &Exit) -> ProcessStatus {
     }
 }
 
+/// Whether the file system of `path` has as good as no room.
+fn is_full(path: &Path) -> bool {
+    rustix::fs::statvfs(path)
+        .is_ok_and(|fs| fs.f_bavail * fs.f_frsize < ALMOST_NOTHING || fs.f_favail == 0 && fs.f_files > 0)
+}
+
 fn start_error(op: &ExecOp, error: rbuild_runtime::Error) -> ExecutorError {
     match &error {
         rbuild_runtime::Error::Exec(failure) => ExecutorError::Process {
             command: command_line(&op.args),
             status: ProcessStatus::NotStarted { code: failure.exit_code.into(), message: failure.message.clone() },
             log_tail: Vec::new(),
+            disk_full: false,
         },
-        _ => ExecutorError::Runtime(error),
+        _ => mounts::explain(op, error),
     }
 }
 

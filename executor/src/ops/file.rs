@@ -132,21 +132,25 @@ impl RunOp<Value> for FileRun {
     }
 }
 
-/// The content of whole paths of an input, as mounts show them, and what was found, in their order.
+/// The content of whole paths of an input, as mounts show them; and each path as it was found, with its own content.
 pub(crate) fn content_of(
     executor: &Executor,
     value: &Value,
     selectors: &[Vec<u8>],
-) -> Result<(InputContent, Vec<Selected>), ExecutorError> {
+) -> Result<(InputContent, Vec<(Selected, ContentHash)>), ExecutorError> {
     let source = Source::open(executor, value)?;
-    let selected = selectors.iter().map(|path| source.select_path(path)).collect::<Result<Vec<_>, _>>()?;
-    let mut all = Vec::new();
-    for one in &selected {
+    let combine =
+        |all: &[(Vec<u8>, ContentHash)]| hash::combine(all.iter().map(|(path, hash)| (path.as_slice(), hash)));
+    let (mut all, mut found) = (Vec::new(), Vec::new());
+    for path in selectors {
+        let one = source.select_path(path)?;
+        let first = all.len();
         let hashes = hash::tree(source.fd.as_fd(), &one.tree, source.index.as_deref())?;
         all.extend(hashes.into_iter().map(|found| (relative(&found.path, &one.tree.path, &one.path), found.hash)));
+        let content = combine(&all[first..]);
+        found.push((one, content));
     }
-    let hash = hash::combine(all.iter().map(|(path, hash)| (path.as_slice(), hash)));
-    Ok((InputContent { hash, parts: record_parts(&all) }, selected))
+    Ok((InputContent { hash: combine(&all), parts: record_parts(&all) }, found))
 }
 
 /// The path of an entry as the Dockerfile would write it, links on the way not resolved.
@@ -271,7 +275,7 @@ fn apply(
         Value::Context(_) => return Err(ExecutorError::Invalid("a build context cannot be changed".into())),
     };
     let active = executor.store.snapshots().prepare(&executor.lease, parent)?;
-    let below = active.below().map(|mounts| rbuild_runtime::mount_detached(&mounts)).transpose()?;
+    let below = active.below().map(rbuild_runtime::mount_detached).transpose()?;
     let mut writer = TreeWriter::new(active.upper(), below)?;
     let mut selections = selections.into_iter().chain(std::iter::repeat_with(|| None));
     for action in &op.actions {

@@ -6,59 +6,17 @@
 use oci_spec::runtime::{Capability, LinuxDeviceBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType, Spec};
 use rbuild_runtime::sandbox::capability_sets;
 
+use rbuild_runtime::sandbox::ALL_CAPABILITIES;
+
 use crate::ExecutorError;
 
-/// Every capability of Linux 5.9 and later.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
 /// What `/dev` of a sandbox has anyway.
 const OWN_DEVICES: [&str; 8] = ["console", "ptmx", "tty", "null", "zero", "full", "random", "urandom"];
 
 /// Takes the confinement off `spec`.
 pub(crate) fn unconfine(spec: &mut Spec) -> Result<(), ExecutorError> {
     let invalid = |error: &dyn std::fmt::Display| ExecutorError::Invalid(error.to_string());
-    let all: Vec<Capability> = CAPABILITIES.iter().filter_map(|name| name.parse().ok()).collect();
+    let all: Vec<Capability> = ALL_CAPABILITIES.iter().filter_map(|name| name.parse().ok()).collect();
     if let Some(process) = spec.process_mut() {
         process.set_capabilities(Some(capability_sets(&all)));
     }

@@ -58,7 +58,7 @@ fn merge(executor: &Executor, inputs: &[Value]) -> Result<Value, ExecutorError> 
 fn put_on(executor: &Executor, base: &Value, tree: &rbuild_store::Snapshot) -> Result<Value, ExecutorError> {
     let snapshots = executor.store.snapshots();
     let active = snapshots.prepare(&executor.lease, base.snapshot().map(rbuild_store::Snapshot::id))?;
-    let below = active.below().map(|mounts| rbuild_runtime::mount_detached(&mounts)).transpose()?;
+    let below = active.below().map(rbuild_runtime::mount_detached).transpose()?;
     let mut writer = TreeWriter::new(active.upper(), below)?;
     let source = rbuild_runtime::mount_detached(&snapshots.view(tree.id())?)?;
     let everything = [Vec::new()];

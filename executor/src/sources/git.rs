@@ -339,16 +339,29 @@ impl<'a> Repository<'a> {
     }
 }
 
+impl GitOptions {
+    /// The same, with this agent and no other: what a Dockerfile names is fetched with what the caller lent to it.
+    #[must_use]
+    pub fn with_agent(mut self, agent: Option<PathBuf>) -> GitOptions {
+        if let Some(ssh) = &mut self.ssh {
+            ssh.agent = agent;
+        }
+        self
+    }
+}
+
 impl GitSsh {
     /// Nothing of the user's ssh configuration is read; it can name programs.
     fn command(&self) -> OsString {
         let quote = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', "'\\''"));
         let mut line = format!("{} -F /dev/null -o BatchMode=yes", quote(&self.program));
-        line.push_str(" -o ConnectTimeout=30 -o ServerAliveInterval=15 -o StrictHostKeyChecking=yes");
-        if !self.known_hosts.is_empty() {
-            let files: Vec<String> = self.known_hosts.iter().map(|path| path.display().to_string()).collect();
-            line.push_str(&format!(" -o {}", quote(Path::new(&format!("UserKnownHostsFile={}", files.join(" "))))));
-        }
+        // Keys of the caller's come from the agent that was lent, never from files.
+        line.push_str(
+            " -o IdentityFile=none -o ConnectTimeout=30 -o ServerAliveInterval=15 -o StrictHostKeyChecking=yes",
+        );
+        let files: Vec<String> = self.known_hosts.iter().map(|path| path.display().to_string()).collect();
+        let files = if files.is_empty() { "none".to_owned() } else { files.join(" ") };
+        line.push_str(&format!(" -o {}", quote(Path::new(&format!("UserKnownHostsFile={files}")))));
         line.into()
     }
 }

@@ -37,8 +37,8 @@ pub use native::{NativeSandbox, SandboxOptions};
 pub use overlay::mount_detached;
 pub use running::{Exit, Running};
 pub use spec::{
-    CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MemoryFile, MountSource, Network, ProcessSpec,
-    Seccomp, Stdio, Upper, capability_sets, default_spec, set_shm_size,
+    ALL_CAPABILITIES, CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MemoryFile, MountSource,
+    Network, ProcessSpec, Seccomp, Stdio, Upper, capability_sets, default_spec, set_shm_size,
 };
 pub use supervise::helper_main;
 

@@ -321,7 +321,7 @@ fn entering() {
             stdio,
         })
     };
-    let script = "readlink /proc/self/cwd; ps -o pid,args | grep -v ps; ls /proc/self/fd | wc -l; \
+    let script = "readlink /proc/self/cwd; all=$(ps -o pid,args); echo \"$all\" | grep -v ps; ls /proc/self/fd | wc -l; \
                   for n in uts net mnt ipc pid cgroup; do [ $(readlink /proc/self/ns/$n) = $(readlink /proc/1/ns/$n) ] || echo $n differs; done; \
                   cmp -s /proc/1/cgroup /proc/self/cgroup; grep -E 'CapEff|Seccomp:' /proc/self/status; exit 5";
     let output = finish(&mut enter(&["sh", "-c", script], Stdio::Output).unwrap());
