@@ -79,7 +79,10 @@ impl Layers {
         if let (Some(diff_id), Some(size)) = (row.diff_id, row.tar_size) {
             return Ok(LayerDigest { diff_id, size, newest: row.newest });
         }
-        let made = self.canonical(id)?;
+        let made = match &row.layer_of {
+            Some(layer) => self.diff(layer)?,
+            None => self.canonical(id)?,
+        };
         self.store.snapshots().set_dated_layer(id, &made.diff_id, made.size, made.newest)?;
         Ok(made)
     }
@@ -349,15 +352,19 @@ impl Layers {
         Ok(staged)
     }
 
-    /// A snapshot's own directory and those below it.
+    /// A snapshot's own directory and those below it; of one that is another's layer on something, that other one's.
     fn tree(&self, id: &SnapshotId) -> Result<Tree> {
         let snapshots = self.store.snapshots();
         let row = snapshots.row(id)?;
+        let (id, row) = match row.layer_of {
+            Some(layer) => (layer.clone(), snapshots.row(&layer)?),
+            None => (id.clone(), row),
+        };
         let lowers = match &row.parent {
             Some(parent) => self.lowers(parent)?,
             None => Lowers::default(),
         };
-        Ok(Tree { root: snapshots.open(id)?, lowers, full: row.driver == Driver::Vfs })
+        Ok(Tree { root: snapshots.open(&id)?, lowers, full: row.driver == Driver::Vfs })
     }
 
     /// The directories that show the snapshot `id`.

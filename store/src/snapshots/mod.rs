@@ -294,6 +294,15 @@ impl Snapshots {
         })
     }
 
+    /// Notes that the layer of `id` is that of `layer`, which stands on nothing and was put onto `id`'s parent as it is:
+    /// whatever lies below, it ships as the same bytes. `layer` stays as long as `id` does.
+    ///
+    /// # Errors
+    /// `layer` is gone or stands on something.
+    pub fn set_layer_of(&self, id: &SnapshotId, layer: &SnapshotId) -> Result<()> {
+        self.core.db.write(Durability::Cache, |tx| rows::set_layer_of(tx, id, layer))
+    }
+
     /// Notes how long a snapshot took to make.
     pub fn set_cost(&self, id: &SnapshotId, cost: Duration) -> Result<()> {
         let nanos = i64::try_from(cost.as_nanos()).unwrap_or(i64::MAX);
