@@ -64,7 +64,7 @@ fn rules(dest: &str) -> CopyRules {
         implied_time: 315_619_200,
         contents_only: true,
         parents: false,
-        link: false,
+        replace: false,
     }
 }
 
@@ -81,7 +81,7 @@ fn put(from: &Path, source: &str, dest: &str, below: &Path) -> Result<(tempfile:
 fn content(root: &Path, source: &str) -> ContentHash {
     let mut all = Vec::new();
     for one in find(root, &[source], None).unwrap() {
-        all.extend(hash::tree(open(root).as_fd(), &one.tree, None).unwrap());
+        all.extend(hash::tree(open(root).as_fd(), &one.tree, hash::Reading::default()).unwrap());
     }
     hash::combine(all.iter().map(|found| (found.path.as_slice(), &found.hash)))
 }

@@ -27,7 +27,9 @@ use time::format_description::well_known::Rfc3339;
 use crate::instructions::Command;
 use crate::lint::{self, Once};
 use crate::syntax::words::{Budget, Variables};
-use crate::{BaseImage, Diagnostic, Dockerfile, FactRequest, Facts, HistoryStep, LowerOptions, Lowered, Outcome};
+use crate::{
+    BaseImage, Diagnostic, Dockerfile, FactRequest, Facts, HistoryStep, LowerOptions, Lowered, Outcome, Purpose,
+};
 pub(crate) use arguments::globals;
 use arguments::{invalid_defaults, unused_args};
 use check::Check;
@@ -48,11 +50,8 @@ pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outco
     if let Some(problem) = foreign_frontend(file, options) {
         return (Outcome::Failed, vec![problem]);
     }
-    if file.stages.is_empty() {
-        return (Outcome::Failed, Vec::new());
-    }
-    if file.has_mistakes {
-        return (Outcome::Failed, further::mistakes(file, options));
+    if file.has_mistakes || file.stages.is_empty() {
+        return (Outcome::Failed, of_a_broken_file(file, options));
     }
     let check = match Check::of(file, options) {
         Ok(check) => check,
@@ -63,7 +62,10 @@ pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outco
     problems.extend(invalid_defaults(file, options));
     problems.append(&mut round.problems);
     problems.extend(unused_args(file, options));
-    check.apply(&mut problems, options.purpose);
+    if options.purpose == Purpose::Check {
+        problems.extend(check.unknown_rules());
+    }
+    check.apply(&mut problems, &file.local_checks, options.purpose);
     if round.stopped && problems.iter().any(Diagnostic::is_error) {
         problems.extend(further::mistakes(file, options));
     }
@@ -119,6 +121,17 @@ impl Round {
         });
         round
     }
+}
+
+/// What else is wrong; and what the rules say of it, for whoever checks a file wants to know that also when it has
+/// mistakes.
+fn of_a_broken_file(file: &Dockerfile, options: &LowerOptions) -> Vec<Diagnostic> {
+    let mut found = further::mistakes(file, options);
+    if let (Purpose::Check, Ok(check)) = (options.purpose, Check::of(file, options)) {
+        found.extend(file.warnings.iter().cloned());
+        check.apply(&mut found, &file.local_checks, options.purpose);
+    }
+    found
 }
 
 /// A `# syntax=` that names another frontend than this one. A tag of the language's own frontend is this one.
