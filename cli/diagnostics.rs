@@ -42,7 +42,7 @@ pub fn build_failure(error: &Error) -> CliError {
             preamble.push_str(&diagnostic(mistake, source, mistakes.len() > 1));
         }
         if let Some(span) = error.span.filter(|_| mistakes.is_empty()) {
-            preamble.push_str(&excerpt(&source.name, &source.text, span));
+            preamble.push_str(&marked(&source.name, &source.text, span));
         }
     }
     let message = format!("failed to build: failed to solve: {}", clean(&error.message));
@@ -66,7 +66,7 @@ pub fn warnings(found: &[Diagnostic]) -> String {
 /// One mistake: its excerpt, what was expected, what to try. The message itself when it is one of several;
 /// a single one is told by the last line.
 fn diagnostic(mistake: &Diagnostic, source: &SourceText, with_message: bool) -> String {
-    let mut text = mistake.span.map(|span| excerpt(&source.name, &source.text, span)).unwrap_or_default();
+    let mut text = mistake.span.map(|span| marked(&source.name, &source.text, span)).unwrap_or_default();
     if with_message {
         text.push_str(&format!("error: {}\n", clean_line(&mistake.message)));
     }
@@ -86,8 +86,8 @@ fn step_log(step: &FailedStep, cleaned: bool) -> String {
     format!("------\n > {}:\n{log}{newline}------\n", clean_line(&step.name))
 }
 
-/// The excerpt of `text` around what is meant, with a final newline.
-fn excerpt(name: &str, text: &str, span: Span) -> String {
+/// The excerpt of `text` around what is meant, with marks below a part of a line.
+fn marked(name: &str, text: &str, span: Span) -> String {
     lines_around(name, text, span.line as usize..=span.end_line as usize, underline(text, span).as_deref())
 }
 
@@ -103,7 +103,12 @@ fn underline(text: &str, span: Span) -> Option<String> {
     Some(format!("{}{}", " ".repeat(shown(&text[start..span.start])), "^".repeat(shown(written))))
 }
 
-/// The excerpt of `text` around the lines `marked` (from 1), with marks below the first.
+/// The excerpt of `text` around the lines `marked` (from 1), with a final newline.
+pub fn excerpt(name: &str, text: &str, marked: RangeInclusive<usize>) -> String {
+    lines_around(name, text, marked, None)
+}
+
+/// As [`excerpt`], with a line below the first of those marked.
 fn lines_around(name: &str, text: &str, marked: RangeInclusive<usize>, below: Option<&str>) -> String {
     const RULE: &str = "--------------------\n";
     let lines: Vec<&str> = text.lines().collect();
@@ -143,7 +148,7 @@ mod tests {
     fn the_line_is_marked_between_its_neighbours() {
         let text = "FROM busybox\nRUN echo fine\n# comment\nRUN exit 42\nRUN echo never\n\nRUN more\n";
         let want = "Dockerfile:4\n--------------------\n   2 |     RUN echo fine\n   3 |     # comment\n   4 | >>> RUN exit 42\n   5 |     RUN echo never\n   6 |\n--------------------\n";
-        assert_eq!(lines_around("Dockerfile", text, 4..=4, None), want);
+        assert_eq!(excerpt("Dockerfile", text, 4..=4), want);
     }
 
     #[test]
@@ -154,7 +159,7 @@ mod tests {
             Span { start, end: start + part.len(), line, end_line: line }
         };
         let want = "D:2\n--------------------\n   1 |     FROM x\n   2 | >>>     COPY é --form=a b\n     |                ^^^^^^^^\n--------------------\n";
-        assert_eq!(excerpt("D", text, span("--form=a", 2)), want);
+        assert_eq!(marked("D", text, span("--form=a", 2)), want);
         for whole in ["FROM x", "FROM x\n\tCOPY", ""] {
             assert_eq!(underline(text, span(whole, 1)), None, "{whole:?}");
         }
@@ -165,11 +170,11 @@ mod tests {
     #[test]
     fn edges_of_the_file() {
         let want = "D:1\n--------------------\n   1 | >>> FROM \\\n   2 | >>>   x\n--------------------\n";
-        assert_eq!(lines_around("D", "FROM \\\n  x", 1..=2, None), want);
-        assert_eq!(lines_around("D", "", 9..=9, None), "D:1\n--------------------\n--------------------\n");
+        assert_eq!(excerpt("D", "FROM \\\n  x", 1..=2), want);
+        assert_eq!(excerpt("D", "", 9..=9), "D:1\n--------------------\n--------------------\n");
         let long: String = (1..=100).map(|n| format!("line {n}\n")).collect();
-        let shown = lines_around("D", &long, 10..=90, None);
+        let shown = excerpt("D", &long, 10..=90);
         assert!(shown.contains("…") && shown.contains("line 90") && shown.lines().count() < 35, "{shown}");
-        assert!(!lines_around("D", "RUN \u{1b}[2Jx", 1..=1, None).contains('\u{1b}'));
+        assert!(!excerpt("D", "RUN \u{1b}[2Jx", 1..=1).contains('\u{1b}'));
     }
 }
