@@ -14,6 +14,7 @@ mod app;
 mod args;
 mod attach;
 mod batch;
+mod caches;
 mod call;
 mod commands;
 mod confirm;

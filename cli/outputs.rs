@@ -250,7 +250,7 @@ fn fields(text: &str) -> Vec<String> {
     fields
 }
 
-fn boolean(key: &str, value: &str) -> Result<bool, CliError> {
+pub(crate) fn boolean(key: &str, value: &str) -> Result<bool, CliError> {
     match value {
         "1" | "t" | "T" | "true" | "TRUE" | "True" | "" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -258,7 +258,7 @@ fn boolean(key: &str, value: &str) -> Result<bool, CliError> {
     }
 }
 
-fn compression(word: &str) -> Result<Compression, CliError> {
+pub(crate) fn compression(word: &str) -> Result<Compression, CliError> {
     match word {
         "uncompressed" => Ok(Compression::None),
         "gzip" => Ok(Compression::Gzip),

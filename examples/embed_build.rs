@@ -71,6 +71,8 @@ async fn build(root: &str, context: &str, names: &[String]) -> Result<String, Bo
         allow_insecure: false,
         no_cache_filter: Vec::new(),
         lent: Lent::default(),
+        cache_from: Vec::new(),
+        cache_to: Vec::new(),
     };
     // Events are a stream that ends with the build. Here: a line for each step that is done.
     let (events, mut stream) = Events::channel();

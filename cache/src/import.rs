@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use rbuild_registry::PackedLayer;
 use rbuild_store::{Snapshot, Store};
 
@@ -72,8 +72,8 @@ pub async fn contents(backend: &dyn Backend) -> Result<Contents, Error> {
     };
     let prefix = record_prefix(base);
     let loose = names.iter().filter_map(|name| name.strip_prefix(&prefix));
-    let loose: Vec<&str> = loose.filter(|identity| !found.covered.contains(*identity)).take(LOOSE).collect();
-    let read = loose.into_iter().map(|identity| one(backend, base, identity));
+    let loose = loose.filter(|identity| !found.covered.contains(*identity)).take(LOOSE);
+    let read: Vec<_> = loose.map(|identity| one(backend, base, identity).boxed()).collect();
     let mut read = futures::stream::iter(read).buffer_unordered(AT_ONCE);
     while let Some(outcome) = read.next().await {
         found.exists = true;

@@ -8,11 +8,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use rbuild_oci::{Descriptor, DiffId, Digest, MediaType};
 use rbuild_registry::{LayerPacking, PackedLayer};
 use rbuild_solver::{CacheKey, RunRecord};
-use rbuild_store::{Lease, SnapshotId, Store};
+use rbuild_store::{LayerDigest, Lease, SnapshotId, Store};
 use tokio::sync::OnceCell;
 
 use crate::backend::Backend;
@@ -133,10 +133,8 @@ impl Publisher {
     pub async fn finish(&self, keys: &[CacheKey]) -> Result<Published, Error> {
         let sent: HashSet<CacheKey> = self.sent().into_iter().map(|record| record.key).collect();
         let missing = keys.iter().filter(|key| !sent.contains(key));
-        futures::stream::iter(missing.map(|key| self.record(*key)))
-            .buffer_unordered(AT_ONCE)
-            .try_collect::<()>()
-            .await?;
+        let records: Vec<_> = missing.map(|key| self.record(*key).boxed()).collect();
+        futures::stream::iter(records).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         let base = self.backend.base().ok_or_else(|| Error::refused(self.place(), "a digest cannot be written"))?;
         let there = contents(self.backend.as_ref()).await?;
         let mine = self.sent();
@@ -164,7 +162,8 @@ impl Publisher {
     /// The layers of a snapshot, there.
     async fn stack(&self, id: &SnapshotId) -> Result<Vec<PackedLayer>, Error> {
         let chain = self.store.snapshots().chain(id)?;
-        futures::stream::iter(chain.into_iter().map(|id| self.layer(id))).buffered(AT_ONCE).try_collect().await
+        let layers: Vec<_> = chain.into_iter().map(|id| self.layer(id).boxed()).collect();
+        futures::stream::iter(layers).buffered(AT_ONCE).try_collect().await
     }
 
     async fn layer(&self, id: SnapshotId) -> Result<PackedLayer, Error> {
@@ -208,6 +207,40 @@ impl Publisher {
             None => Ok(layers),
         }
     }
+}
+
+/// A record as it would travel, with its layers as they are here: plain.
+///
+/// # Errors
+/// The database cannot be read; a layer cannot be computed.
+pub async fn local_record(store: &Store, trees: &dyn Trees, key: CacheKey) -> Result<Option<PortableRecord>, Error> {
+    let Some(stored) = stored_record(store, key)? else { return Ok(None) };
+    let mut outputs = Vec::new();
+    for output in &stored.outputs {
+        outputs.push(match trees.tree(output) {
+            None => return Ok(None),
+            Some(Tree::Empty) => None,
+            Some(Tree::Elsewhere { layers, .. }) => Some(layers),
+            Some(Tree::Here(id)) => Some(plain_stack(store.clone(), id).await?),
+        });
+    }
+    let (name, mut aliases, run) = (stored.run.name.clone(), stored.aliases, Some(stored.run));
+    aliases.truncate(ALIASES);
+    Ok(Some(PortableRecord { key, aliases, name, outputs, run, detail: None, covers: Vec::new() }))
+}
+
+async fn plain_stack(store: Store, id: SnapshotId) -> Result<Vec<PackedLayer>, Error> {
+    let work = move || {
+        let chain = store.snapshots().chain(&id)?;
+        let layers = chain.iter().map(|id| {
+            let LayerDigest { diff_id, size, newest } = store.layers().diff(id)?;
+            let blob = Descriptor::new(MediaType::OciLayer, diff_id.0.clone(), size);
+            Ok(PackedLayer { blob, diff_id, size, newest })
+        });
+        layers.collect::<Result<Vec<_>, Error>>()
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::refused("a layer", error.to_string()))?
 }
 
 /// The keys of all records that lead to those of `keys`, themselves included: what a build read to get there.

@@ -175,7 +175,7 @@ where
             self.local.save(entry).await?;
             if let Some(saved) = &self.saved {
                 // Nobody listens any more when the build is over.
-                drop(saved.send(key));
+                let _ = saved.send(key);
             }
             Ok(())
         }

@@ -8,6 +8,7 @@ use rbuild_oci::{Platform, Reference};
 
 use crate::app::App;
 use crate::args::key_value;
+use crate::caches::CacheArgs;
 use crate::call::Call;
 use crate::commands::DONE;
 use crate::diagnostics;
@@ -97,6 +98,8 @@ pub struct Args {
     #[command(flatten)]
     lent: LentArgs,
     #[command(flatten)]
+    caches: CacheArgs,
+    #[command(flatten)]
     outputs: OutputArgs,
     #[command(flatten)]
     legacy: Legacy,
@@ -131,8 +134,6 @@ impl refused::Table for NotYet {
     const OPTIONS: &'static [Missing] = &[
         Missing::maybe_valued("attest"),
         Missing::maybe_valued("builder"),
-        Missing::maybe_valued("cache-from"),
-        Missing::maybe_valued("cache-to"),
         Missing::maybe_valued("cap-add"),
         Missing::maybe_valued("cap-drop"),
         Missing::maybe_valued("cpu-period"),
@@ -254,6 +255,8 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         ulimits: args.ulimits.clone(),
         cgroup_parent: args.cgroup_parent.as_deref().map(cgroup_parent),
         source_date_epoch: None,
+        cache_from: args.caches.from()?,
+        cache_to: args.caches.to()?,
     };
     Ok((request, mode))
 }

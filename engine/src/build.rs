@@ -6,18 +6,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rbuild_executor::{ContextCopies, ExecSettings, Executor, ExecutorError, Value};
+use rbuild_executor::{ContextCopies, ExecSettings, Executor, ExecutorError, Value, brought};
 use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_frontend::{Diagnostic, Lowered};
 use rbuild_graph::ops::Network;
+use rbuild_graph::{BuildGraph, VertexId};
 use rbuild_oci::limits;
-use rbuild_solver::{Build, Events, LogStream, Outcome, SolveError, StepKind};
+use rbuild_solver::{Build, CacheKey, Events, LogStream, Outcome, SolveError, StepKind};
 use rbuild_store::Lease;
 
 use crate::context::{self, Directory, LocalSession};
 use crate::emulation;
-use crate::engine::Engine;
+use crate::engine::{Engine, JOBS};
 use crate::error::{Error, FailedStep, Kind, SourceText};
+use crate::exchange::Exchange;
 use crate::export::image::Finished;
 use crate::export::results::{self, Built, Exported, Exporter};
 use crate::frontends::dockerfile::{lower_options, understand};
@@ -59,7 +61,8 @@ impl Engine {
                 url: warning.url.map(str::to_owned),
             });
         }
-        let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone() };
+        let exchange = Exchange::open(self, &request, &lease, &events)?;
+        let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone(), exchange };
         job.run(inputs, understood.lowered, understood.warnings, images, &outputs).await
     }
 }
@@ -168,6 +171,8 @@ struct Job<'a> {
     lease: Lease,
     events: Events,
     source: SourceText,
+    /// The caches elsewhere, when the request names any.
+    exchange: Option<Exchange>,
 }
 
 impl Job<'_> {
@@ -180,13 +185,43 @@ impl Job<'_> {
         outputs: &[Output],
     ) -> Result<BuildResult, Error> {
         let executor = Arc::new(self.executor(inputs, images.clone())?);
-        let build =
-            self.engine.solver(self.request.jobs)?.build(self.events.clone()).named(self.lease.id().to_string());
-        let platforms = lowered.iter().map(|lowered| self.platform(lowered, &executor, &build, &images));
+        loop {
+            let done = self.attempt(&executor, &lowered, &images, outputs).await;
+            match (done, &self.exchange) {
+                (Err(_), Some(exchange)) if exchange.leaves_out_lost() => {}
+                (done, _) => {
+                    let Exported { image_id, target, names, pushed } = done?;
+                    let source_text = self.source.clone();
+                    return Ok(BuildResult { image_id, target, names, pushed, warnings, source_text });
+                }
+            }
+        }
+    }
+
+    /// One try. There is another only when a cache elsewhere did not keep its word.
+    async fn attempt(
+        &self,
+        executor: &Arc<Executor>,
+        lowered: &[Lowered],
+        images: &BaseImages,
+        outputs: &[Output],
+    ) -> Result<Exported, Error> {
+        let solver = match &self.exchange {
+            Some(exchange) => exchange.solver(self.request.jobs.unwrap_or(JOBS))?,
+            None => self.engine.solver(self.request.jobs)?,
+        };
+        let build = solver.build(self.events.clone()).named(self.lease.id().to_string());
+        // Where the result is only cached, its files are not needed.
+        let needs_files = outputs.iter().any(|output| !matches!(output, Output::CacheOnly));
+        let platforms = lowered.iter().map(|lowered| self.platform(lowered, executor, &build, images, needs_files));
         let results = Arc::new(futures::future::try_join_all(platforms).await?);
+        let cached: (Vec<_>, Vec<_>) = results.iter().map(|result| result.cached.clone()).unzip();
         let exporter = Exporter { engine: self.engine, lease: &self.lease, events: &self.events, results };
-        let Exported { image_id, target, names, pushed } = exporter.all(outputs).await?;
-        Ok(BuildResult { image_id, target, names, pushed, warnings, source_text: self.source.clone() })
+        let exported = exporter.all(outputs).await?;
+        if let Some(exchange) = &self.exchange {
+            exchange.export(&cached.0.concat(), &cached.1.concat()).await?;
+        }
+        Ok(exported)
     }
 
     /// Solves what one platform needs and describes its image.
@@ -196,6 +231,7 @@ impl Job<'_> {
         executor: &Arc<Executor>,
         build: &Build<Value>,
         images: &BaseImages,
+        needs_files: bool,
     ) -> Result<Built, Error> {
         let hasher = LayerHasher::new(self.engine.store().clone());
         let graph = Arc::new(lowered.graph.clone());
@@ -206,6 +242,9 @@ impl Job<'_> {
             .filter_map(|step| step.edge)
             .map(|edge| graph.vertex(edge.vertex).meta.name.clone())
             .collect();
+        if let Some(exchange) = &self.exchange {
+            exchange.want(&steps);
+        }
         let ops = hasher.wrap(executor.factory(), steps);
         let edges: Vec<_> = lowered.result.into_iter().collect();
         let solved = build.solve(graph.clone(), &edges, ops.clone()).await;
@@ -213,15 +252,29 @@ impl Job<'_> {
             Ok(solved) => solved.into_iter().next().map_or(Value::Scratch, |solved| solved.value),
             Err(error) => return Err(failure(error, Some(&self.source))),
         };
+        let result = match needs_files {
+            true => brought(result).await.map_err(|error| Error::new(Kind::Unavailable, error.to_string()))?,
+            false => result,
+        };
         hasher.settle().await;
         let base_layers = match &lowered.base {
             Some(base) => images.layers(&base.reference, &base.platform).await?,
             None => Vec::new(),
         };
         let (files, below, epoch) = (result.snapshot().cloned(), base_layers.len(), lowered.source_date_epoch);
-        let finished = Finished { store: self.engine.store(), build, graph, ops, lowered, base_layers, result, epoch };
-        let image = finished.describe().await?;
-        Ok(Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch })
+        let store = self.engine.store();
+        let finished = Finished { store, build, graph: graph.clone(), ops, lowered, base_layers, result, epoch };
+        let mut image = finished.describe(self.exchange.is_some()).await?;
+        let cached = match &self.exchange {
+            Some(exchange) => {
+                let keys = cached_keys(build, &graph, lowered);
+                let layers = finished.packed(&image);
+                image.carry(exchange.inline(&keys.1, &layers).await?);
+                keys
+            }
+            None => Default::default(),
+        };
+        Ok(Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch, cached })
     }
 
     fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
@@ -254,6 +307,15 @@ impl Job<'_> {
             },
         })
     }
+}
+
+/// The keys of all steps of a graph, and those of the final image's steps.
+fn cached_keys(build: &Build<Value>, graph: &Arc<BuildGraph>, lowered: &Lowered) -> (Vec<CacheKey>, Vec<CacheKey>) {
+    let keys = build.keys(graph);
+    let last = lowered.history.iter().filter_map(|step| step.edge).chain(lowered.result);
+    let last: HashSet<VertexId> = last.map(|edge| edge.vertex).collect();
+    let of_last = keys.iter().filter(|(vertex, _)| last.contains(vertex)).map(|(_, key)| *key).collect();
+    (keys.iter().map(|(_, key)| *key).collect(), of_last)
 }
 
 /// Unique among the builds of all processes: a lease's id, and a count for several builds under one lease.

@@ -16,7 +16,7 @@ use crate::stored::ValueCodec;
 
 /// Operations that run at the same time unless the caller says otherwise. Steps mostly wait (for a network, a disk, a
 /// `sleep`), and a step that computes is the scheduler's business; so this only bounds memory and descriptors.
-const JOBS: usize = 64;
+pub(crate) const JOBS: usize = 64;
 /// Network namespaces made ahead while a build runs.
 const READY_NAMESPACES: usize = 2;
 

@@ -13,6 +13,7 @@ mod describe;
 mod emulation;
 mod engine;
 pub mod error;
+mod exchange;
 mod export;
 mod frontends;
 pub mod images;
@@ -31,12 +32,14 @@ pub use containers::helper_main;
 pub use describe::{Answer, Checked, Question};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
+pub use exchange::{CacheMode, CachePlace, CacheSource, CacheTarget};
 pub use lending::LONGEST_SECRET;
 pub use output::{Annotated, Annotation, Destination, Output, OutputStream, Packing};
 pub use request::{
     BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream, Lent, NamedContext, Secret, SecretSource,
 };
 
+pub use rbuild_cache::{PublishOptions, portable::MediaFamily};
 pub use rbuild_executor::sources::git::{GitOptions, GitSsh};
 pub use rbuild_frontend::{Diagnostic, Severity, describe as described, lint};
 pub use rbuild_graph::Span;

@@ -11,6 +11,7 @@ use rbuild_graph::ops::{ExtraHost, Network, Ulimit};
 use rbuild_oci::{Descriptor, Digest, ImageId, Platform, Reference};
 
 use crate::error::{Diagnostic, SourceText};
+use crate::exchange::{CacheSource, CacheTarget};
 use crate::output::Output;
 
 /// Build an image from a Dockerfile.
@@ -50,6 +51,10 @@ pub struct BuildRequest {
     /// Stages (by name or number) whose steps all run, even if their results are known.
     pub no_cache_filter: Vec<String>,
     pub lent: Lent,
+    /// Caches of other machines; those named first go before the others.
+    pub cache_from: Vec<CacheSource>,
+    /// Where the cache of this build goes besides the store.
+    pub cache_to: Vec<CacheTarget>,
 }
 
 impl BuildRequest {
@@ -77,6 +82,8 @@ impl BuildRequest {
             allow_insecure: false,
             no_cache_filter: Vec::new(),
             lent: Lent::default(),
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
         }
     }
 }

@@ -414,6 +414,7 @@ impl Lowering<'_> {
             architecture: platform.architecture,
             author: state.author,
             config,
+            cache: None,
             created: None,
             history: old.chain(history.iter().map(|step| step.entry.clone())).collect(),
             os: platform.os,

@@ -102,14 +102,18 @@ impl<T: Clone> Asked<T> {
         !matches!(self, Asked::Not)
     }
 
-    /// Forgets everything but a good answer.
-    fn retain_success(&mut self) {
-        let good = match self {
+    /// A good answer that is there already.
+    fn good(&self) -> Option<T> {
+        match self {
             Asked::Not => None,
             Asked::Waiting(shared) => shared.peek().and_then(|told| told.clone().ok()).and_then(Result::ok),
             Asked::Told(answer) => answer.clone().ok(),
-        };
-        *self = good.map_or(Asked::Not, |good| Asked::Told(Ok(good)));
+        }
+    }
+
+    /// Forgets everything but a good answer.
+    fn retain_success(&mut self) {
+        *self = self.good().map_or(Asked::Not, |good| Asked::Told(Ok(good)));
     }
 }
 
@@ -141,6 +145,18 @@ impl<R: Clone + Send + Sync + 'static> Ladder<R> {
         };
         let rungs = Mutex::new(graph.ids().map(|_| nothing()).collect());
         Arc::new(Ladder { site, graph, ops, rungs, hold: Mutex::new(Weak::new()) })
+    }
+
+    /// The best key of each vertex that was asked about, if it may be written down.
+    pub(crate) fn keys(&self) -> Vec<(VertexId, CacheKey)> {
+        let rungs = self.rungs();
+        let best = |rungs: &Rungs<R>| {
+            let solved = rungs.solved.good().map(|outputs| (outputs.key, outputs.durable));
+            let settled = || rungs.settled.good().map(|settled| (settled.key, settled.durable));
+            let known = || rungs.known.good().map(|known| (known.key, known.durable));
+            solved.or_else(settled).or_else(known).and_then(|(key, durable)| durable.then_some(key))
+        };
+        self.graph.ids().zip(rungs.iter()).filter_map(|(id, rungs)| Some((id, best(rungs)?))).collect()
     }
 
     pub(crate) fn is_of(&self, graph: &Arc<BuildGraph>) -> bool {

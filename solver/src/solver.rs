@@ -127,6 +127,13 @@ impl<R: Clone + Send + Sync + 'static> Build<R> {
         self.ladder(graph, ops).solve(edges).await
     }
 
+    /// The key by which each vertex of `graph` is known so far: the one its result is saved under, as far as that was found
+    /// out. Vertices that nobody asked about, and keys that are never written down, are left out.
+    pub fn keys(&self, graph: &Arc<BuildGraph>) -> Vec<(VertexId, CacheKey)> {
+        let ladders = self.ladders.lock().unwrap_or_else(PoisonError::into_inner);
+        ladders.iter().find(|ladder| ladder.is_of(graph)).map(|ladder| ladder.keys()).unwrap_or_default()
+    }
+
     fn ladder(&self, graph: Arc<BuildGraph>, ops: OpFactory<R>) -> Arc<Ladder<R>> {
         let mut ladders = self.ladders.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(ladder) = ladders.iter().find(|ladder| ladder.is_of(&graph)) {

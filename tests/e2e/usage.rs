@@ -27,7 +27,7 @@ fn wrong_use_is_named() {
         (&["build", "-X", "."], &["unknown shorthand flag: 'X' in -X"]),
         (&["build"], &["\"rbuild build\" requires exactly 1 argument."]),
         (&["build", "a", "b"], &["\"rbuild build\" requires exactly 1 argument."]),
-        (&["build", "--cache-to", "x", "."], &["--cache-to is not supported yet"]),
+        (&["build", "--cache-to", "type=s3,bucket=x", "."], &["cache type s3 is not supported yet"]),
         (&["build", "--policy", "x", "."], &["--policy is not supported yet"]),
         (&["build", "--progress", "fancy", "."], &["invalid progress mode fancy"]),
         (&["build", "-t", "UPPER", "."], &["invalid tag \"UPPER\""]),

@@ -9,9 +9,10 @@ use rbuild_executor::Value;
 use rbuild_frontend::Lowered;
 use rbuild_graph::{BuildGraph, Edge};
 use rbuild_oci::{Descriptor, DiffId, Digest, HistoryEntry, ImageConfig, ImageId, Manifest, MediaType, Reference};
+use rbuild_registry::PackedLayer;
 use rbuild_solver::{Build, OpFactory};
 use rbuild_store::layers::LayerDigest;
-use rbuild_store::{Lease, NewImage, SnapshotId, Store};
+use rbuild_store::{Lease, NewImage, Snapshot, Store};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -49,36 +50,40 @@ impl Described {
     }
 }
 
+impl Described {
+    /// Makes the image carry its own cache, or none.
+    pub(crate) fn carry(&mut self, cache: Option<serde_json::Value>) {
+        self.config.cache = cache;
+        self.manifest.config = self.config.descriptor();
+    }
+}
+
 impl Finished<'_> {
-    /// Config and manifest of the image.
+    /// Config and manifest of the image. With `exchanged`, layers of the base may have come from somewhere else than the
+    /// base's own registry.
     ///
     /// # Errors
     /// A layer that cannot be computed.
-    pub(crate) async fn describe(&self) -> Result<Described, Error> {
+    pub(crate) async fn describe(&self, exchanged: bool) -> Result<Described, Error> {
         let base = self.lowered.base.as_ref();
         let base_ids: &[DiffId] = base.map_or(&[], |base| &base.config.rootfs.diff_ids);
-        let chain = match self.result.snapshot() {
-            Some(snapshot) => self.store.snapshots().chain(snapshot.id())?,
-            None => Vec::new(),
-        };
-        if chain.len() < base_ids.len() || self.base_layers.len() != base_ids.len() {
+        let depth = self.depth(&self.result)?;
+        if depth < base_ids.len() || self.base_layers.len() != base_ids.len() {
             return Err(Error::internal("the result does not stand on its base image"));
         }
-        let own = chain[base_ids.len()..].to_vec();
-        let gives_layer = self.steps_with_layer(&own).await?;
-        let (store, ids) = (self.store.clone(), own);
-        let layers: Vec<LayerDigest> = tokio::task::spawn_blocking(move || {
-            ids.iter().map(|id| store.layers().diff(id)).collect::<Result<Vec<_>, _>>()
-        })
-        .await
-        .map_err(Error::internal)??;
+        let gives_layer = self.steps_with_layer(depth - base_ids.len(), base_ids.len()).await?;
+        let layers = self.own_layers(base_ids.len()).await?;
         let created = self.created(base.and_then(|base| base.config.created.as_deref()), &layers);
         let mut config = self.lowered.config.clone();
         config.rootfs.diff_ids =
             base_ids.iter().cloned().chain(layers.iter().map(|layer| layer.diff_id.clone())).collect();
         config.history = self.history(base.map_or(&[], |base| &base.config.history), &gives_layer, &created);
         config.created = Some(created);
+        config.cache = None;
         let mut descriptors: Vec<Descriptor> = self.base_layers.iter().map(as_oci).collect();
+        if exchanged && let Some(snapshot) = self.result.snapshot() {
+            self.name_by_content(snapshot, &mut descriptors)?;
+        }
         descriptors.extend(
             layers.iter().map(|layer| Descriptor::new(MediaType::OciLayer, layer.diff_id.0.clone(), layer.size)),
         );
@@ -86,10 +91,60 @@ impl Finished<'_> {
         Ok(Described { config, manifest })
     }
 
-    /// For each history step that stands for a file tree, whether it added a layer.
-    async fn steps_with_layer(&self, own: &[SnapshotId]) -> Result<Vec<bool>, Error> {
+    /// The layers of the image as its cache names them.
+    pub(crate) fn packed(&self, image: &Described) -> Vec<PackedLayer> {
+        let parts = image.manifest.layers.iter().zip(&image.config.rootfs.diff_ids);
+        let known = |n: usize| match &self.result {
+            Value::Lazy(lazy) => lazy.layers().get(n).map(|layer| (layer.size, layer.newest)),
+            Value::Snapshot(snapshot) => {
+                let chain = self.store.snapshots().chain(snapshot.id()).ok()?;
+                let digest = self.store.layers().diff(chain.get(n)?).ok()?;
+                Some((digest.size, digest.newest))
+            }
+            _ => None,
+        };
+        let packed = parts.enumerate().map(|(n, (blob, diff_id))| {
+            let (size, newest) = known(n).unwrap_or((blob.size, None));
+            PackedLayer { blob: blob.clone(), diff_id: diff_id.clone(), size, newest }
+        });
+        packed.collect()
+    }
+
+    /// Layers of the base whose blob is not here, since they came in another form, are named by their content.
+    fn name_by_content(&self, top: &Snapshot, base: &mut [Descriptor]) -> Result<(), Error> {
+        let chain = self.store.snapshots().chain(top.id())?;
+        for (layer, id) in base.iter_mut().zip(&chain) {
+            if !layer.media_type.is_foreign_layer() && !self.store.layers().has(&layer.digest)? {
+                let LayerDigest { diff_id, size, .. } = self.store.layers().diff(id)?;
+                *layer = Descriptor::new(MediaType::OciLayer, diff_id.0, size);
+            }
+        }
+        Ok(())
+    }
+
+    /// The layers above the first `base` ones.
+    async fn own_layers(&self, base: usize) -> Result<Vec<LayerDigest>, Error> {
+        let snapshot = match &self.result {
+            Value::Snapshot(snapshot) => snapshot,
+            Value::Lazy(lazy) => {
+                let digest = |layer: &PackedLayer| LayerDigest {
+                    diff_id: layer.diff_id.clone(),
+                    size: layer.size,
+                    newest: layer.newest,
+                };
+                return Ok(lazy.layers()[base..].iter().map(digest).collect());
+            }
+            _ => return Ok(Vec::new()),
+        };
+        let (store, own) = (self.store.clone(), self.store.snapshots().chain(snapshot.id())?.split_off(base));
+        let work = move || own.iter().map(|id| store.layers().diff(id)).collect::<Result<Vec<_>, _>>();
+        Ok(tokio::task::spawn_blocking(work).await.map_err(Error::internal)??)
+    }
+
+    /// For each history step that stands for a file tree, whether it added a layer to the `own` ones above the base.
+    async fn steps_with_layer(&self, own: usize, base: usize) -> Result<Vec<bool>, Error> {
         let edges: Vec<Edge> = self.lowered.history.iter().filter_map(|step| step.edge).collect();
-        if edges.len() == own.len() {
+        if edges.len() == own {
             return Ok(vec![true; edges.len()]);
         }
         let values = self
@@ -97,35 +152,27 @@ impl Finished<'_> {
             .solve(self.graph.clone(), &edges, self.ops.clone())
             .await
             .map_err(|error| crate::build::failure(error, None))?;
-        let base = self.lowered.base.as_ref().and_then(|base| base.edge);
-        let mut before = match base {
-            Some(_) if own.len() < self.chain_len()? => self.base_snapshot()?,
-            _ => None,
-        };
+        // Each step adds one layer at most.
+        let mut before = base;
         let mut found = Vec::with_capacity(values.len());
         for solved in values {
-            let now = solved.value.snapshot().map(|snapshot| snapshot.id().clone());
-            found.push(now.is_some() && now != before);
-            before = now.or(before);
+            let now = self.depth(&solved.value)?;
+            found.push(now > before);
+            before = before.max(now);
         }
-        if found.iter().filter(|layer| **layer).count() != own.len() {
+        if found.iter().filter(|layer| **layer).count() != own {
             return Err(Error::internal("the steps of the build do not add up to its layers"));
         }
         Ok(found)
     }
 
-    fn chain_len(&self) -> Result<usize, Error> {
-        match self.result.snapshot() {
-            Some(snapshot) => Ok(self.store.snapshots().chain(snapshot.id())?.len()),
-            None => Ok(0),
-        }
-    }
-
-    /// The snapshot the base image ends with.
-    fn base_snapshot(&self) -> Result<Option<SnapshotId>, Error> {
-        let Some(snapshot) = self.result.snapshot() else { return Ok(None) };
-        let chain = self.store.snapshots().chain(snapshot.id())?;
-        Ok(self.base_layers.len().checked_sub(1).and_then(|top| chain.get(top).cloned()))
+    /// How many layers a file tree has.
+    fn depth(&self, value: &Value) -> Result<usize, Error> {
+        Ok(match value {
+            Value::Snapshot(snapshot) => self.store.snapshots().chain(snapshot.id())?.len(),
+            Value::Lazy(lazy) => lazy.layers().len(),
+            _ => 0,
+        })
     }
 
     /// The newest of the base's own date and of the times in the layers made here; never the clock's, so that the same

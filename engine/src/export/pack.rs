@@ -35,7 +35,11 @@ impl Packer<'_> {
             let diff_id = &mut packed.config.rootfs.diff_ids[at];
             let now = layer.media_type.layer_compression();
             match epoch.filter(|_| self.packing.rewrite_timestamps && at >= own) {
-                Some(epoch) => (*diff_id, *layer) = self.rewrite(diff_id, epoch, wanted)?,
+                Some(epoch) => {
+                    (*diff_id, *layer) = self.rewrite(diff_id, epoch, wanted)?;
+                    // The steps gave other layers than these.
+                    packed.config.cache = None;
+                }
                 None if now == Some(wanted) || layer.media_type.is_foreign_layer() => {}
                 None if now == Some(Compression::None) || self.packing.force => {
                     let annotations = std::mem::take(&mut layer.annotations);

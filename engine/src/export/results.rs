@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use rbuild_oci::{Compression, Descriptor, Digest, ImageId, Index, MediaType, Platform, Reference};
-use rbuild_solver::{Event, Events, LogStream, StepId, Unit};
+use rbuild_solver::{CacheKey, Event, Events, LogStream, StepId, Unit};
 use rbuild_store::archive::{DirectorySink, TarSink};
 use rbuild_store::transfer::{StoreSource, copy};
 use rbuild_store::{Lease, NewImage, Root, Snapshot, Store};
@@ -32,6 +32,8 @@ pub(crate) struct Built {
     /// `None` is an empty file tree.
     pub(crate) files: Option<Snapshot>,
     pub(crate) epoch: Option<i64>,
+    /// Keys of all steps, and of the final image's, for caches elsewhere.
+    pub(crate) cached: (Vec<CacheKey>, Vec<CacheKey>),
 }
 
 /// What the outputs gave.
