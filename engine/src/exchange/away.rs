@@ -76,7 +76,7 @@ impl AwayTree {
                 events.send(Event::Progress { id: step, item, current, total, unit: Unit::Bytes, done });
             };
             let brought = backend.bring(layers, &self.store, &self.lease, &report).await;
-            brought.map_err(|error| Error::internal(error))
+            brought.map_err(Error::internal)
         });
         match brought.await {
             Ok(Some(snapshot)) => {
