@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use rbuild_engine::containers::{CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, NetworkMode};
+use rbuild_engine::containers::{
+    CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, NetworkMode, RestartPolicy,
+};
 use rbuild_engine::{ExtraHost, Ulimit};
 
 use crate::error::{CliError, exit};
 use crate::mounts;
 use crate::settings::Settings;
+use crate::supervision::Supervision;
 use crate::values;
 
 /// What kind of container is wanted.
@@ -158,6 +161,8 @@ pub struct ContainerOptions {
     /// Limit of its processes
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", value_parser = values::ulimit)]
     ulimits: Vec<Ulimit>,
+    #[command(flatten)]
+    pub supervision: Supervision,
     /// User, and group, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
@@ -209,6 +214,7 @@ impl ContainerOptions {
             stdin_once: self.interactive && attached,
             stop_signal: self.stop_signal.clone(),
             stop_timeout: self.stop_timeout,
+            healthcheck: self.supervision.healthcheck()?,
             mounts,
             volumes_from: self.volumes_from.clone(),
             host: self.host()?,
@@ -216,6 +222,9 @@ impl ContainerOptions {
     }
 
     fn host(&self) -> Result<HostSettings, CliError> {
+        if self.rm && self.supervision.restart != RestartPolicy::Never {
+            return Err(CliError::new("conflicting options: cannot specify both --restart and --rm"));
+        }
         let signed = |bytes: Option<u64>| bytes.map(|b| i64::try_from(b).unwrap_or(i64::MAX));
         let mut host = HostSettings {
             auto_remove: self.rm,
@@ -247,6 +256,7 @@ impl ContainerOptions {
             cgroup_parent: self.cgroup_parent.clone(),
             oom_score_adj: self.oom_score_adj,
             devices: self.devices.clone(),
+            restart: self.supervision.restart,
             ..HostSettings::default()
         };
         for option in &self.security_opt {
@@ -433,12 +443,6 @@ const REFUSED: &[(&str, Option<char>, bool)] = &[
     ("device-write-iops", None, true),
     ("expose", None, true),
     ("gpus", None, true),
-    ("health-cmd", None, true),
-    ("health-interval", None, true),
-    ("health-retries", None, true),
-    ("health-start-interval", None, true),
-    ("health-start-period", None, true),
-    ("health-timeout", None, true),
     ("init", None, false),
     ("ip", None, true),
     ("ip6", None, true),
@@ -451,11 +455,9 @@ const REFUSED: &[(&str, Option<char>, bool)] = &[
     ("memory-swappiness", None, true),
     ("network-alias", None, true),
     ("net-alias", None, true),
-    ("no-healthcheck", None, false),
     ("oom-kill-disable", None, false),
     ("publish", Some('p'), true),
     ("publish-all", Some('P'), false),
-    ("restart", None, true),
     ("runtime", None, true),
     ("storage-opt", None, true),
     ("use-api-socket", None, false),
@@ -495,9 +497,7 @@ impl clap::FromArgMatches for Refused {
     fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
         let given = |name: &str, takes_value: bool| {
             let typed = matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
-            // What asks for the default asks for nothing.
-            let default = name == "restart" && matches.get_one::<String>(name).is_some_and(|v| v == "no");
-            typed && !default && (takes_value || matches.get_flag(name))
+            typed && (takes_value || matches.get_flag(name))
         };
         Ok(Self(REFUSED.iter().filter(|(name, _, value)| given(name, *value)).map(|(name, _, _)| *name).collect()))
     }

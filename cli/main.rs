@@ -28,6 +28,7 @@ mod outputs;
 mod progress;
 mod settings;
 mod signals;
+mod supervision;
 mod terminal;
 mod units;
 mod values;
