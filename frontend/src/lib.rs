@@ -15,6 +15,7 @@ mod change;
 pub mod describe;
 mod diagnostic;
 mod facts;
+pub mod fix;
 pub mod ignore;
 mod instructions;
 pub mod lint;
