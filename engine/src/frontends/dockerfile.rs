@@ -120,7 +120,8 @@ async fn resolve(
     }
 }
 
-pub(crate) fn mistakes(diagnostics: Vec<Diagnostic>, source: &SourceText) -> Error {
+pub(crate) fn mistakes(mut diagnostics: Vec<Diagnostic>, source: &SourceText) -> Error {
+    diagnostics.sort_by_key(|diagnostic| diagnostic.span.map_or(usize::MAX, |span| span.start));
     let errors: Vec<&Diagnostic> = diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).collect();
     let message = match errors.as_slice() {
         [one] => one.message.clone(),
