@@ -35,8 +35,9 @@ pub use overlay::{Overlay, probe};
 pub use rows::SnapshotRow;
 pub use tree::copy_tree;
 
-/// The most snapshots in one stack: the kernel takes 500 lower directories, of which a sandbox may need two itself.
-pub const DEEPEST: usize = 498;
+/// The most snapshots in one stack. The kernel stacks 500 directories in an overlay and one overlay on another, so
+/// whoever mounts so many folds the lowest into one; a sandbox needs some places itself.
+pub const DEEPEST: usize = rbuild_oci::limits::LAYERS;
 
 /// The id of a snapshot: a number in base 36.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
