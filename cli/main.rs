@@ -25,6 +25,7 @@ mod image_for_run;
 mod lent;
 mod mounts;
 mod outputs;
+mod ports;
 mod progress;
 mod settings;
 mod signals;

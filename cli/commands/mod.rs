@@ -31,6 +31,7 @@ mod login;
 mod logout;
 mod logs;
 mod pause;
+mod port;
 mod ps;
 mod pull;
 mod push;
@@ -112,6 +113,7 @@ commands! {
         Logout(logout),
         Logs(logs),
         Pause(pause),
+        Port(port),
         Ps(ps),
         Pull(pull),
         Push(push),

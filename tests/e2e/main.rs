@@ -16,6 +16,7 @@ mod founding;
 mod images;
 mod interrupt;
 mod mounts;
+mod network;
 mod oracle;
 mod outputs;
 mod peers;
