@@ -15,6 +15,7 @@ mod args;
 mod attach;
 mod batch;
 mod call;
+mod changes;
 mod commands;
 mod confirm;
 mod container_options;
