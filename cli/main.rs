@@ -27,6 +27,7 @@ mod image_for_run;
 mod lent;
 mod mounts;
 mod outputs;
+mod ports;
 mod progress;
 mod refused;
 mod settings;

@@ -32,6 +32,7 @@ mod login;
 mod logout;
 mod logs;
 mod pause;
+mod port;
 mod ps;
 mod pull;
 mod push;
@@ -114,6 +115,7 @@ commands! {
         Logout(logout),
         Logs(logs),
         Pause(pause),
+        Port(port),
         Ps(ps),
         Pull(pull),
         Push(push),

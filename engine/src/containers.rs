@@ -14,6 +14,7 @@ mod health;
 mod inspect;
 mod lifecycle;
 mod names;
+mod ports;
 mod process;
 mod record;
 mod request;

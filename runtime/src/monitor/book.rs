@@ -23,9 +23,10 @@ impl Book {
         }
     }
 
-    /// Its program runs.
-    pub(super) fn started(&self, pid: i32, probed: bool) {
+    /// Its program runs; `change` says what else is new.
+    pub(super) fn started(&self, pid: i32, probed: bool, change: impl FnOnce(&mut State)) {
         self.change(|state| {
+            change(state);
             state.started = Some(super::now());
             state.finished = None;
             state.restarting = false;

@@ -27,12 +27,12 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::container::{
-    Attached, Attachment, ContainerLock, ContainerNetwork, ContainerSpec, Ended, ExecSpec, Input, RestartPolicy,
-    StartFailure, State, connect, socket_address,
+    Attached, Attachment, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, RestartPolicy, StartFailure, State,
+    connect, socket_address,
 };
 use crate::error::{Error, Result};
 use crate::logs::{LogWriter, rfc3339};
-use crate::network::Namespace;
+use crate::network::{Namespace, Published};
 use crate::passing;
 use crate::sandbox::{NativeSandbox, Sandbox, SandboxOptions, Stdio};
 use book::Book;
@@ -138,11 +138,8 @@ fn serve(at_end: AtEnd) -> io::Result<()> {
 /// A container from its first start to its last end.
 fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     let Start { spec, namespace, lock, stdin, output, note } = start;
-    let endpoint = match &spec.network {
-        ContainerNetwork::Attached(endpoint) => endpoint.clone(),
-        _ => None,
-    };
-    let book = Arc::new(Book::new(&spec.directory, State { endpoint, ..State::default() }));
+    let book =
+        Arc::new(Book::new(&spec.directory, State { connections: spec.connections.clone(), ..State::default() }));
     let namespace = namespace.map(Namespace::into_fd);
     // Who is started once gives its network away: it is gone with the sandbox, without waiting for the monitor.
     let kept = match spec.restart {
@@ -151,7 +148,7 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     };
     let begun = kept.map_err(|e| Error::system("keep the network", e));
     let begun = begun.and_then(|kept| begin(&spec, namespace).map(|begun| (begun, kept)));
-    let ((session, outputs, listener), kept) = match begun {
+    let (Begun { session, outputs, listener, published }, kept) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             let failure = StartFailure::from(&error);
@@ -165,11 +162,14 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
             return;
         }
     };
-    book.started(session.pid(), spec.health.is_some());
+    let ports = published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default();
+    book.started(session.pid(), spec.health.is_some(), |state| state.ports = ports);
     let _ = Frame::Started { pid: session.pid() }.send(&mut starter);
     session.attach(starter, stdin, output);
     listen(listener, &session, &spec);
     let ended = lives(&spec, kept, &session, outputs, &book);
+    // Before anybody is told of the end: who starts it again at once finds its ports free.
+    drop(published);
     let _ = fs::remove_file(spec.directory.join("socket"));
     at_end(&spec, &note);
     drop(lock);
@@ -208,8 +208,7 @@ fn lives(
                 return ended;
             }
         }
-        book.change(|state| state.restarts += 1);
-        book.started(session.pid(), spec.health.is_some());
+        book.started(session.pid(), spec.health.is_some(), |state| state.restarts += 1);
     }
 }
 
@@ -232,15 +231,34 @@ fn live_again(spec: &ContainerSpec, namespace: Option<&OwnedFd>, session: &Sessi
     session.renew(running)
 }
 
-type Begun = (Arc<Session>, Outputs, UnixListener);
+struct Begun {
+    session: Arc<Session>,
+    outputs: Outputs,
+    listener: UnixListener,
+    published: Option<Published>,
+}
 
 fn begin(spec: &ContainerSpec, namespace: Option<OwnedFd>) -> Result<Begun> {
     let listener = bind(spec)?;
     let log = LogWriter::open(&spec.directory.join("log")).map_err(|e| Error::system("open the container's log", e))?;
+    let published = publish(spec)?;
     let sandbox = NativeSandbox::new(spec.sandbox_options())?;
     let running = sandbox.start(spec.process_spec(namespace)?)?;
     let (session, outputs) = Session::new(running, Some(log), spec.stdin, spec.stop_signal)?;
-    Ok((session, outputs, listener))
+    Ok(Begun { session, outputs, listener, published })
+}
+
+/// Publishes the ports, in docker's words when one is taken.
+fn publish(spec: &ContainerSpec) -> Result<Option<Published>> {
+    let way_out = spec.connections.iter().find(|connection| !connection.endpoint.internal);
+    let Some(connection) = way_out.filter(|_| !spec.publish.is_empty()) else { return Ok(None) };
+    let table = spec.id.get(..12).unwrap_or(&spec.id);
+    Published::open(table, &spec.publish, &connection.endpoint).map(Some).map_err(|error| {
+        Error::Refused(format!(
+            "driver failed programming external connectivity on endpoint {} ({}): {error}",
+            spec.name, connection.endpoint_id
+        ))
+    })
 }
 
 fn bind(spec: &ContainerSpec) -> Result<UnixListener> {
