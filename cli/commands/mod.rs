@@ -34,6 +34,8 @@ mod pause;
 mod ps;
 mod pull;
 mod push;
+mod registry;
+mod registry_serve;
 mod rename;
 mod restart;
 mod rm;
@@ -115,6 +117,7 @@ commands! {
         Ps(ps),
         Pull(pull),
         Push(push),
+        Registry(registry),
         Rename(rename),
         Restart(restart),
         Rm(rm),

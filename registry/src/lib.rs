@@ -22,12 +22,14 @@ mod ledger;
 pub mod memory;
 pub mod mirrors;
 mod sink;
+pub mod serve;
 mod source;
 mod text;
 mod tls;
 mod transport;
 mod upload;
 mod web;
+mod wire;
 
 pub use auth::{CredentialSource, Credentials, anonymous};
 pub use client::{Client, ClientOptions, Fetched, Resolved};

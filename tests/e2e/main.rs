@@ -22,4 +22,5 @@ mod peers;
 mod registry;
 mod run;
 mod scene;
+mod serve;
 mod usage;
