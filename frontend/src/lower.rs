@@ -26,7 +26,9 @@ use time::format_description::well_known::Rfc3339;
 use crate::instructions::Command;
 use crate::lint::{self, Once};
 use crate::syntax::words::{Budget, Variables};
-use crate::{BaseImage, Diagnostic, Dockerfile, FactRequest, Facts, HistoryStep, LowerOptions, Lowered, Outcome};
+use crate::{
+    BaseImage, Diagnostic, Dockerfile, FactRequest, Facts, HistoryStep, LowerOptions, Lowered, Outcome, Purpose,
+};
 pub(crate) use arguments::globals;
 use arguments::{invalid_defaults, unused_args};
 use check::Check;
@@ -45,7 +47,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// was parsed fails at once and without saying them again.
 pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outcome, Vec<Diagnostic>) {
     if file.has_mistakes || file.stages.is_empty() {
-        return (Outcome::Failed, Vec::new());
+        return (Outcome::Failed, of_a_broken_file(file, options));
     }
     let mut problems = Vec::new();
     problems.extend(foreign_frontend(file, options));
@@ -70,7 +72,10 @@ pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outco
         lowered.extend(one.lower(&mut problems, &mut missing));
     }
     problems.extend(unused_args(file, options));
-    check.apply(&mut problems, options.purpose);
+    if options.purpose == Purpose::Check {
+        problems.extend(check.unknown_rules());
+    }
+    check.apply(&mut problems, &file.local_checks, options.purpose);
     problems.sort_by_key(|problem| problem.span.map_or(usize::MAX, |span| span.start));
     // Each platform says the same again.
     let mut said = HashSet::new();
@@ -86,6 +91,16 @@ pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outco
         (false, true) => Outcome::Lowered(lowered),
     };
     (outcome, problems)
+}
+
+/// Whoever checks a file wants to know what the rules say of it also when it has mistakes.
+fn of_a_broken_file(file: &Dockerfile, options: &LowerOptions) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    if let (Purpose::Check, Ok(check)) = (options.purpose, Check::of(file, options)) {
+        found.extend(file.warnings.iter().cloned());
+        check.apply(&mut found, &file.local_checks, options.purpose);
+    }
+    found
 }
 
 /// A `# syntax=` that names another frontend than this one. A tag of the language's own frontend is this one.
