@@ -7,6 +7,7 @@ mod attach;
 pub mod build;
 mod builder;
 mod builder_prune;
+mod buildx;
 mod check;
 mod commit;
 mod completion;
@@ -23,6 +24,9 @@ mod image;
 mod image_inspect;
 mod image_prune;
 mod images;
+mod imagetools;
+mod imagetools_create;
+mod imagetools_inspect;
 mod import;
 mod info;
 mod inspect;
@@ -31,6 +35,12 @@ mod load;
 mod login;
 mod logout;
 mod logs;
+mod manifest;
+mod manifest_annotate;
+mod manifest_create;
+mod manifest_inspect;
+mod manifest_push;
+mod manifest_rm;
 mod pause;
 mod ps;
 mod pull;
@@ -43,6 +53,7 @@ mod rm;
 mod rmi;
 mod run;
 mod save;
+mod search;
 mod start;
 mod stop;
 mod system;
@@ -95,6 +106,7 @@ commands! {
         Attach(attach),
         Build(build),
         Builder(builder),
+        Buildx(buildx),
         Check(check),
         Commit(commit),
         Completion(completion),
@@ -107,6 +119,7 @@ commands! {
         History(history),
         Image(image),
         Images(images),
+        Imagetools(imagetools),
         Import(import),
         Info(info),
         Inspect(inspect),
@@ -115,6 +128,7 @@ commands! {
         Login(login),
         Logout(logout),
         Logs(logs),
+        Manifest(manifest),
         Pause(pause),
         Ps(ps),
         Pull(pull),
@@ -126,6 +140,7 @@ commands! {
         Rmi(rmi),
         Run(run),
         Save(save),
+        Search(search),
         Start(start),
         Stop(stop),
         System(system),

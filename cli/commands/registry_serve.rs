@@ -49,7 +49,8 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let mut signals = Signals::new()?;
     let scheme = if options.tls.is_some() { "https" } else { "http" };
     app.print(&format!("Serving images on {scheme}://{address}\n"))?;
-    if !address.ip().is_loopback() && options.passwords.is_none() && !options.read_only && args.tls_client_ca.is_none() {
+    if !address.ip().is_loopback() && options.passwords.is_none() && !options.read_only && args.tls_client_ca.is_none()
+    {
         app.tell("WARNING: whoever reaches this address may push and delete images; see --htpasswd and --read-only");
     }
     let stop = async {

@@ -16,8 +16,8 @@
 mod blobs;
 mod contents;
 mod entry;
-mod lists;
 mod listen;
+mod lists;
 mod manifests;
 mod names;
 mod passwords;

@@ -41,10 +41,11 @@ impl<'a> What<'a> {
         }
         // The part that stands last decides: `a/blobs/b` may be a repository.
         let markers = ["/blobs/uploads/", "/blobs/", "/manifests/", "/referrers/"];
-        let (at, marker) = markers.into_iter().filter_map(|m| rest.rfind(m).map(|at| (at, m))).max_by_key(|(at, m)| {
-            // `/blobs/` is the beginning of `/blobs/uploads/`.
-            (*at, m.len())
-        })?;
+        let (at, marker) =
+            markers.into_iter().filter_map(|m| rest.rfind(m).map(|at| (at, m))).max_by_key(|(at, m)| {
+                // `/blobs/` is the beginning of `/blobs/uploads/`.
+                (*at, m.len())
+            })?;
         let (name, last) = (&rest[..at], &rest[at + marker.len()..]);
         if last.contains('/') {
             return None;
@@ -88,11 +89,8 @@ pub(crate) fn with_header(mut answer: Response, name: &'static str, value: &str)
 
 /// Where an upload goes on, and how far it has come.
 pub(crate) fn accepted(name: &str, id: &str, size: u64) -> Response {
-    let answer = with_header(
-        StatusCode::ACCEPTED.into_response(),
-        "location",
-        &format!("/v2/{name}/blobs/uploads/{id}"),
-    );
+    let answer =
+        with_header(StatusCode::ACCEPTED.into_response(), "location", &format!("/v2/{name}/blobs/uploads/{id}"));
     let answer = with_header(answer, "docker-upload-uuid", id);
     with_header(answer, "range", &format!("0-{}", size.saturating_sub(1)))
 }

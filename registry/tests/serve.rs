@@ -110,7 +110,7 @@ async fn an_image_built_here_is_pulled_without_a_push() {
     let tar = tar_of("hello", b"from the store");
     let staged = served.store.layers().stage(tar.as_slice(), &served.lease).unwrap();
     let applied = served.store.layers().stack_anew(staged, None).unwrap();
-    let config = config_of(&[applied.diff_id.0.clone()]);
+    let config = config_of(std::slice::from_ref(&applied.diff_id.0));
     let config_digest = served.store.blobs().put_bytes(config.as_bytes(), &served.lease).unwrap();
     let size = served.store.layers().diff(applied.snapshot.id()).unwrap().size;
     let layer = Descriptor::new(MediaType::OciLayer, applied.diff_id.0.clone(), size);
@@ -371,7 +371,10 @@ async fn referrers_are_found() {
     let (some, filtered) = referrers("?artifactType=application/x.sbom").await;
     assert!(filtered);
     assert_eq!(some.manifests.len(), 1);
-    assert_eq!((&some.manifests[0].digest, some.manifests[0].annotations["who"].as_str()), (&pushed[1], "application/x.sbom"));
+    assert_eq!(
+        (&some.manifests[0].digest, some.manifests[0].annotations["who"].as_str()),
+        (&pushed[1], "application/x.sbom")
+    );
     assert_eq!(served.ask(Method::DELETE, &format!("a/manifests/{}", pushed[1])).await.status(), StatusCode::ACCEPTED);
     assert_eq!(referrers("").await.0.manifests.len(), 1);
     assert_eq!(served.ask(Method::GET, "a/referrers/nonsense").await.status(), StatusCode::BAD_REQUEST);
@@ -472,7 +475,7 @@ async fn our_client_pushes_to_it_and_pulls_from_it() {
     let second = Served::start().await;
     let to = Reference::parse(&format!("{}/copy:v1", second.host())).unwrap();
     let platform = Platform::host();
-    let pushed = client().push(&image, &platform, &to, &first.store, &first.lease, &|_| {}).await.unwrap();
+    let pushed = client().push(&image, None, &to, &first.store, &first.lease, &|_| {}).await.unwrap();
     assert_eq!(pushed.digest, image.target.digest);
     let copy = second.store.images().get(&Reference::parse("copy:v1").unwrap()).unwrap().unwrap();
     assert_eq!((copy.id.clone(), copy.target.digest.clone()), (image.id.clone(), image.target.digest.clone()));

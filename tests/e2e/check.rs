@@ -4,8 +4,7 @@ use serde_json::{Value, json};
 
 use crate::scene::{Said, Scene};
 
-const UNWISE: &str =
-    "from busybox as Base\nMAINTAINER me\nENV one two\nWORKDIR rel\nCMD echo shell\nCOPY $nothing .\n";
+const UNWISE: &str = "from busybox as Base\nMAINTAINER me\nENV one two\nWORKDIR rel\nCMD echo shell\nCOPY $nothing .\n";
 const RULES: [&str; 7] = [
     "ConsistentInstructionCasing",
     "StageNameCasing",

@@ -21,6 +21,7 @@ mod oracle;
 mod outputs;
 mod peers;
 mod registry;
+mod remote;
 mod run;
 mod scene;
 mod serve;

@@ -52,7 +52,7 @@ fn a_store_serves_its_images_and_takes_others() {
     scene.rb(&["pull", "-q", &name]).ok();
     assert_eq!(scene.inspect(&name)["Id"], team.inspect("busybox")["Id"]);
 
-    scene.write("Dockerfile", &format!("FROM {name}\nRUN echo built > /file\nCMD [\"cat\", \"/file\"]\n"));
+    scene.write("Dockerfile", format!("FROM {name}\nRUN echo built > /file\nCMD [\"cat\", \"/file\"]\n"));
     let app = registry.name("team/app:v1");
     scene.rb(&["build", "-q", "-t", &app, "."]).ok();
     let said = scene.rb(&["push", &app]).ok();

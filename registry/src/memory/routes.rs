@@ -101,6 +101,9 @@ fn dispatch(state: &mut State, call: &Call) -> Response {
     if call.path == "/token" {
         return token(state, call);
     }
+    if let Some(found) = state.behaviour.search.as_ref().filter(|_| call.path == "/v1/search") {
+        return with_header(Response::new(Body::from(found.clone())), "content-type", "application/json");
+    }
     let Some(what) = What::parse(&call.path) else {
         return error(StatusCode::NOT_FOUND, "NOT_FOUND", "no such page");
     };
@@ -261,7 +264,15 @@ fn put_manifest(state: &mut State, call: &Call, name: &str, which: &str) -> Resp
         Err(_) => drop(repository.tags.insert(which.to_owned(), digest.clone())),
     }
     repository.manifests.insert(digest.clone(), (kind, call.body.clone()));
-    with_header(StatusCode::CREATED.into_response(), "docker-content-digest", &digest.to_string())
+    let answer = with_header(StatusCode::CREATED.into_response(), "docker-content-digest", &digest.to_string());
+    let subject = match document {
+        Document::Manifest(m) => m.subject,
+        Document::Index(i) => i.subject,
+    };
+    match subject.filter(|_| state.behaviour.referrers) {
+        Some(subject) => with_header(answer, "oci-subject", &subject.digest.to_string()),
+        None => answer,
+    }
 }
 
 fn get_blob(state: &State, call: &Call, name: &str, digest: &str) -> Response {

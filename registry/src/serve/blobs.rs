@@ -131,7 +131,7 @@ fn pump(mut reader: io::Take<Box<dyn Read + Send>>, sender: &mpsc::Sender<io::Re
         }
         // The check of the digest comes with the read that finds the end, before the last piece is handed over.
         if reader.limit() == 0 {
-            reader.get_mut().read(&mut [0])?;
+            io::copy(&mut reader.get_mut().take(1), &mut io::sink())?;
         }
         if !piece.is_empty() {
             sender.blocking_send(Ok(piece.into())).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;

@@ -63,9 +63,7 @@ fn page(call: &Call, mut all: Vec<String>) -> Result<(Vec<String>, bool), Refusa
 /// With the address of the next page (RFC 5988), when there is one.
 fn linked(call: &Call, answer: Response, last: Option<&String>) -> Response {
     let (Some(last), Some(n)) = (last, call.query("n")) else { return answer };
-    let query = url::form_urlencoded::Serializer::new(String::new())
-        .append_pair("n", n)
-        .append_pair("last", last)
-        .finish();
+    let query =
+        url::form_urlencoded::Serializer::new(String::new()).append_pair("n", n).append_pair("last", last).finish();
     with_header(answer, "link", &format!("<{}?{query}>; rel=\"next\"", call.parts.uri.path()))
 }

@@ -77,9 +77,8 @@ pub(super) async fn put(call: Call, repository: Repository, text: String, body: 
     let kind = call.header(header::CONTENT_TYPE).map(MediaType::from);
     let bytes = whole(body).await?;
     let place = format!("/v2/{}/manifests/", repository.name);
-    let (digest, subject) = call
-        .blocking(move |registry| Pushing::check(registry, &repository, which, kind, bytes)?.keep())
-        .await?;
+    let (digest, subject) =
+        call.blocking(move |registry| Pushing::check(registry, &repository, which, kind, bytes)?.keep()).await?;
     let answer = created(&format!("{place}{digest}"), &digest);
     Ok(match subject {
         Some(subject) => with_header(answer, "oci-subject", &subject.to_string()),
@@ -201,7 +200,10 @@ impl<'a> Pushing<'a> {
                 blobs.push(child);
             }
             let tag = tag.filter(|_| becomes_image.is_none()).and_then(|name| name.tag());
-            shelf.keep(local, &Kept { descriptor: &self.descriptor, subject: self.subject.as_ref(), blobs: &blobs, tag })?;
+            shelf.keep(
+                local,
+                &Kept { descriptor: &self.descriptor, subject: self.subject.as_ref(), blobs: &blobs, tag },
+            )?;
             if let (Some(_), Which::Tag(name)) = (tag, &self.which) {
                 shelf.store.images().untag(name)?;
             }

@@ -40,7 +40,9 @@ impl Passwords {
             let bad = |why: String| Error::Options(format!("password file, line {}: {why}", at + 1));
             let (user, hash) = line.split_once(':').ok_or_else(|| bad("it is not user:hash".into()))?;
             if !["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|kind| hash.starts_with(kind)) {
-                return Err(bad(format!("the password of {user:?} is not hashed with bcrypt (htpasswd -B makes these)")));
+                return Err(bad(format!(
+                    "the password of {user:?} is not hashed with bcrypt (htpasswd -B makes these)"
+                )));
             }
             users.insert(user.to_owned(), hash.to_owned());
         }

@@ -214,7 +214,8 @@ impl Shelf {
             let sql = "SELECT digest, descriptor FROM served_manifests WHERE repository = ? AND subject = ? ORDER BY 1";
             pairs(tx, sql, params![repository.canonical(), subject.to_string()])
         })?;
-        let read = |text: &str| serde_json::from_str(text).map_err(|e| StoreError::invalid("descriptor", e.to_string()));
+        let read =
+            |text: &str| serde_json::from_str(text).map_err(|e| StoreError::invalid("descriptor", e.to_string()));
         rows.iter().map(|(_, text)| read(text)).collect()
     }
 }

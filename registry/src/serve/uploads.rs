@@ -276,10 +276,9 @@ fn write(
             let partial = &mut *partial;
             let writer = match &mut partial.writer {
                 Some(writer) => writer,
-                none => none.insert(partial.store.blobs().writer_by(
-                    partial.algorithm.unwrap_or(Algorithm::Sha256),
-                    &partial.lease,
-                )?),
+                none => none.insert(
+                    partial.store.blobs().writer_by(partial.algorithm.unwrap_or(Algorithm::Sha256), &partial.lease)?,
+                ),
             };
             writer.write_all(&piece).map_err(|e| StoreError::io("writing an upload", e))?;
             partial.size += piece.len() as u64;

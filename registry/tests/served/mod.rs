@@ -5,9 +5,9 @@ use std::io::Write as _;
 use rbuild_oci::{Descriptor, Digest, MediaType};
 use rbuild_registry::serve::{ServeOptions, serve};
 use rbuild_store::{Lease, Store, StoreOptions};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
 pub(crate) struct Served {
     pub(crate) store: Store,
