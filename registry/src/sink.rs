@@ -172,7 +172,8 @@ impl Push {
         let forms: Vec<(Descriptor, bool)> = self
             .blocking(move |p| {
                 let mut forms = Vec::new();
-                if compressed {
+                // A plain tar goes as it is only where it came from so: others are given less to carry.
+                if compressed || ledger::is_seen(&p.store, &known.digest, &p.registry)? {
                     forms.push((known.clone(), p.store.blobs().hold(&known.digest, &p.lease)?));
                 }
                 for blob in ledger::compressed_blobs(&p.store, &mine)? {
