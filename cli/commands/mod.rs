@@ -42,6 +42,7 @@ mod manifest_inspect;
 mod manifest_push;
 mod manifest_rm;
 mod pause;
+mod port;
 mod ps;
 mod pull;
 mod push;
@@ -130,6 +131,7 @@ commands! {
         Logs(logs),
         Manifest(manifest),
         Pause(pause),
+        Port(port),
         Ps(ps),
         Pull(pull),
         Push(push),

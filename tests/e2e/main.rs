@@ -17,6 +17,7 @@ mod founding;
 mod images;
 mod interrupt;
 mod mounts;
+mod network;
 mod oracle;
 mod outputs;
 mod peers;

@@ -130,9 +130,9 @@ impl Containers {
         self.remove_locked(&container.id, removal.volumes || container.host.auto_remove, durability)
     }
 
-    /// Removes rows, then files, of a container whose lock the caller holds.
+    /// Removes rows, then files, of a container whose lock the caller holds. On a full disk too.
     pub(super) fn remove_locked(&self, id: &str, anonymous_volumes: bool, durability: Durability) -> Result<(), Error> {
-        let volumes = self.store.db().write(durability, |tx| {
+        let rows = |tx: &rbuild_store::rusqlite::Transaction<'_>| {
             let Some(container) = record::by_id(tx, id)? else { return Ok(Vec::new()) };
             record::delete(tx, id)?;
             let mut gone = Vec::new();
@@ -148,7 +148,11 @@ impl Containers {
                 }
             }
             Ok(gone)
-        })?;
+        };
+        let volumes = match self.store.db().write(durability, rows) {
+            Err(error) if error.is_full() => self.store.remove_durably(rows),
+            removed => removed,
+        }?;
         self.remove_directory(&self.directory(id));
         for volume in volumes {
             self.volumes().remove_files(&volume);

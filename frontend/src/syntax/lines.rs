@@ -63,6 +63,16 @@ impl Line {
         }
     }
 
+    /// The number of the last line before the heredocs.
+    pub(crate) fn last_joined(&self) -> u32 {
+        match &self.origin {
+            Origin::Pieces { pieces, .. } if !self.heredocs.is_empty() => {
+                pieces.last().map_or(self.span.line, |piece| piece.line)
+            }
+            _ => self.span.end_line,
+        }
+    }
+
     /// The instruction as written.
     pub(crate) fn name(&self) -> &str {
         &self.text[self.head.name.clone()]
@@ -305,6 +315,10 @@ impl<'a> Reader<'a> {
             span: Span { start: first.start, end, line: first.line, end_line: self.line },
             origin: Origin::Pieces { pieces, offset: 0 },
         };
+        if let Some(at) = line.text.find('\0') {
+            let problem = Diagnostic::error("an instruction cannot hold a NUL byte").at(line.span_of(at..at + 1));
+            problems.push(problem.expected("text").hint("only the content of a heredoc for COPY or ADD can hold one"));
+        }
         self.heredocs(&mut line, problems);
         if let Some(span) = self.fixed {
             line.span = span;

@@ -1,17 +1,29 @@
--- What the registry that serves this store keeps besides images: manifests without a tag, or that are no images, and the
--- tags of the latter. `repository` is a canonical name without tag. Owners of references gain served:<repository>@<digest>.
-CREATE TABLE served_manifests (
-    repository TEXT NOT NULL,
-    digest     TEXT NOT NULL,
-    descriptor TEXT NOT NULL,              -- JSON, as a list of referrers shows it
-    subject    TEXT,                       -- digest of the manifest that it refers to
-    PRIMARY KEY (repository, digest)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX served_manifests_subject ON served_manifests (repository, subject) WHERE subject IS NOT NULL;
+-- The snapshot whose layer this one's is, byte for byte: it was made by stacking that one, which stands on nothing.
+ALTER TABLE snapshots ADD COLUMN layer_of TEXT;
+CREATE INDEX snapshots_layer_of ON snapshots (layer_of) WHERE layer_of IS NOT NULL;
 
-CREATE TABLE served_tags (
-    repository TEXT NOT NULL,
-    tag        TEXT NOT NULL,
-    digest     TEXT NOT NULL,
-    PRIMARY KEY (repository, tag)
-) STRICT, WITHOUT ROWID;
+-- What a step's key was made of, to be compared with later ones. It outlives the step's result.
+CREATE TABLE traces (
+    key   TEXT    PRIMARY KEY,   -- as in records
+    label TEXT    NOT NULL,      -- the step as people wrote it, without its number
+    size  INTEGER NOT NULL,      -- of `trace`
+    made  INTEGER NOT NULL,      -- when the step first ran
+    trace BLOB    NOT NULL
+) STRICT;
+CREATE INDEX traces_label ON traces (label, made);
+CREATE INDEX traces_made  ON traces (made);
+CREATE INDEX traces_large ON traces (made) WHERE size > 65536;
+
+DROP TABLE build_steps;
+DROP TABLE builds;
+CREATE TABLE builds (
+    id      TEXT    PRIMARY KEY,   -- that of the lease its process holds: it runs as long as that lease lives
+    project TEXT    NOT NULL,      -- hash of context, Dockerfile and target: builds of one project are compared
+    request TEXT    NOT NULL,      -- JSON: what was asked for
+    started INTEGER NOT NULL,
+    ended   INTEGER,               -- NULL while it runs, and of a build that was killed
+    outcome TEXT,                  -- JSON: how it ended
+    journal BLOB                   -- what happened, unless that is in a file of builds/<id>/
+) STRICT;
+CREATE INDEX builds_started ON builds (started);
+CREATE INDEX builds_project ON builds (project, started);
