@@ -19,6 +19,7 @@ pub mod publish;
 mod registry;
 mod rows;
 mod tiers;
+pub mod trace;
 
 pub use backend::{Backend, Report};
 pub use dir::DirectoryBackend;

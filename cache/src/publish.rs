@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use rbuild_oci::{Descriptor, DiffId, Digest, MediaType};
 use rbuild_registry::{LayerPacking, PackedLayer};
-use rbuild_solver::{CacheKey, RunRecord};
+use rbuild_solver::{CacheKey, KeyPart, RunRecord};
 use rbuild_store::{LayerDigest, Lease, SnapshotId, Store};
 use tokio::sync::OnceCell;
 
@@ -92,6 +92,10 @@ impl Publisher {
     /// The place cannot be reached or written; a layer is not here any more.
     pub async fn record(&self, key: CacheKey) -> Result<(), Error> {
         let Some(mut stored) = stored_record(&self.store, key)? else { return Ok(()) };
+        // Base images are had where they come from.
+        if stored.run.parts.contains(&KeyPart::text("op", "image")) {
+            return Ok(());
+        }
         stored.aliases.truncate(ALIASES);
         let before = self.before().await?;
         let known = before.records.iter().find(|known| known.key == key);

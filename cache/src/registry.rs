@@ -162,7 +162,7 @@ impl Backend for RegistryBackend {
         async move {
             let sending = self.sending(store, lease).await?;
             sending.bytes(&image.config).await?;
-            sending.manifest(&self.named(name)?, &image.media_type, image.manifest.clone()).await?;
+            sending.manifest(name, &image.media_type, image.manifest.clone()).await?;
             Ok(())
         }
         .boxed()

@@ -311,7 +311,9 @@ impl Job<'_> {
 
 /// The keys of all steps of a graph, and those of the final image's steps.
 fn cached_keys(build: &Build<Value>, graph: &Arc<BuildGraph>, lowered: &Lowered) -> (Vec<CacheKey>, Vec<CacheKey>) {
-    let keys = build.keys(graph);
+    let reports = build.reports(graph);
+    let keys: Vec<(VertexId, CacheKey)> =
+        reports.into_iter().filter_map(|report| Some((report.vertex, report.key?))).collect();
     let last = lowered.history.iter().filter_map(|step| step.edge).chain(lowered.result);
     let last: HashSet<VertexId> = last.map(|edge| edge.vertex).collect();
     let of_last = keys.iter().filter(|(vertex, _)| last.contains(vertex)).map(|(_, key)| *key).collect();

@@ -42,6 +42,7 @@ use crate::event::StepId;
 use crate::key::CacheKey;
 use crate::launch::launch;
 use crate::op::{OpError, OpFactory};
+use crate::record::MadeOf;
 use crate::settle::{Known, Settled};
 use crate::solver::{Panicked, Site, SolveError, Solved};
 
@@ -58,11 +59,13 @@ pub(crate) struct Ladder<R> {
 
 /// What has been asked about one vertex, and shown.
 pub(crate) struct Rungs<R> {
-    known: Asked<Arc<Known<R>>>,
+    pub(crate) known: Asked<Arc<Known<R>>>,
     pub(crate) settled: Asked<Arc<Settled>>,
     hopeless: Asked<bool>,
-    solved: Asked<Outputs<R>>,
+    pub(crate) solved: Asked<Outputs<R>>,
     pub(crate) step: Option<StepId>,
+    /// Set when it could not be avoided to run it: under which key, and what that is made of.
+    pub(crate) tried: Option<(CacheKey, Arc<MadeOf>)>,
     /// Something was said about its start or end.
     pub(crate) shown: bool,
 }
@@ -102,8 +105,8 @@ impl<T: Clone> Asked<T> {
         !matches!(self, Asked::Not)
     }
 
-    /// A good answer that is there already.
-    fn good(&self) -> Option<T> {
+    /// The good answer, if there is one by now.
+    pub(crate) fn answer(&self) -> Option<T> {
         match self {
             Asked::Not => None,
             Asked::Waiting(shared) => shared.peek().and_then(|told| told.clone().ok()).and_then(Result::ok),
@@ -113,7 +116,7 @@ impl<T: Clone> Asked<T> {
 
     /// Forgets everything but a good answer.
     fn retain_success(&mut self) {
-        *self = self.good().map_or(Asked::Not, |good| Asked::Told(Ok(good)));
+        *self = self.answer().map_or(Asked::Not, |good| Asked::Told(Ok(good)));
     }
 }
 
@@ -141,22 +144,11 @@ impl<R: Clone + Send + Sync + 'static> Ladder<R> {
             hopeless: Asked::Not,
             solved: Asked::Not,
             step: None,
+            tried: None,
             shown: false,
         };
         let rungs = Mutex::new(graph.ids().map(|_| nothing()).collect());
         Arc::new(Ladder { site, graph, ops, rungs, hold: Mutex::new(Weak::new()) })
-    }
-
-    /// The best key of each vertex that was asked about, if it may be written down.
-    pub(crate) fn keys(&self) -> Vec<(VertexId, CacheKey)> {
-        let rungs = self.rungs();
-        let best = |rungs: &Rungs<R>| {
-            let solved = rungs.solved.good().map(|outputs| (outputs.key, outputs.durable));
-            let settled = || rungs.settled.good().map(|settled| (settled.key, settled.durable));
-            let known = || rungs.known.good().map(|known| (known.key, known.durable));
-            solved.or_else(settled).or_else(known).and_then(|(key, durable)| durable.then_some(key))
-        };
-        self.graph.ids().zip(rungs.iter()).filter_map(|(id, rungs)| Some((id, best(rungs)?))).collect()
     }
 
     pub(crate) fn is_of(&self, graph: &Arc<BuildGraph>) -> bool {
