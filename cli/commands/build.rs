@@ -172,6 +172,11 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     if let Some(path) = &args.outputs.metadata_file {
         write_whole(path, &outputs::metadata(&result))?;
     }
+    if !matches!(mode, Mode::Json) {
+        for note in &result.notes {
+            app.tell(&format!("WARNING: {}", crate::terminal::clean_line(note)));
+        }
+    }
     match mode {
         // Where the result itself went to standard output, its id has no place there.
         Mode::Quiet if args.quiet && args.outputs.uses_stdout() => {}

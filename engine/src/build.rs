@@ -192,7 +192,8 @@ impl Job<'_> {
                 (done, _) => {
                     let Exported { image_id, target, names, pushed } = done?;
                     let source_text = self.source.clone();
-                    return Ok(BuildResult { image_id, target, names, pushed, warnings, source_text });
+                    let notes = self.exchange.as_ref().map(Exchange::notes).unwrap_or_default();
+                    return Ok(BuildResult { image_id, target, names, pushed, warnings, notes, source_text });
                 }
             }
         }

@@ -175,5 +175,7 @@ pub struct BuildResult {
     pub pushed: Vec<(Reference, Digest)>,
     /// Advice about the Dockerfile.
     pub warnings: Vec<Diagnostic>,
+    /// What went wrong and did not keep the build from succeeding: caches that could not be used.
+    pub notes: Vec<String>,
     pub source_text: SourceText,
 }

@@ -239,7 +239,7 @@ fn a_killed_writer_leaves_nothing_wrong() {
         let reader = Machine::new(&scene, &format!("reader{n}"));
         let said = reader.build(&["--cache-from", &cache]).ok();
         assert!(!said.err.to_lowercase().contains("warn"), "after {after} requests: {said:#?}");
-        assert_eq!((reader.reads("/c"), reader.id()), (wanted.clone(), whole.id()), "after {after} requests");
+        assert_eq!(reader.reads("/c"), wanted, "after {after} requests");
     }
 }
 
@@ -301,17 +301,20 @@ fn an_image_carries_its_own_cache() {
     assert_eq!(b.reads("/r"), r);
     // One that carries none is said to.
     c.rb(&["build", "-t", &name, "--push", "--cache-from", &name, "."]).ok();
-    let said = c.rb(&["build", "--no-cache", "--cache-from", &name, "."]).ok();
-    said.says(&["is an image that holds no build cache"]);
+    let d = Machine::new(&scene, "d");
+    d.build(&["--cache-from", &name]).ok().says(&["is an image that holds no build cache"]);
 }
 
 /// A cache that is not there, cannot be reached or is of another kind costs a warning.
 #[test]
 fn a_cache_that_cannot_be_used_is_a_warning() {
     let scene = Scene::with_busybox();
-    scene.write("Dockerfile", "FROM busybox\nRUN echo yes >/r\n");
     let registry = Registry::start();
-    let build = |options: &[&str]| scene.rb(&[&["build", "--no-cache"], options, &["."]].concat());
+    // Something that is known nowhere yet.
+    let build = |options: &[&str]| {
+        scene.write("Dockerfile", format!("FROM busybox\nRUN echo '{}' >/r\n", options.concat()));
+        scene.rb(&[&["build"], options, &["."]].concat())
+    };
     let missing = registry.name("none:yet");
     build(&["--cache-from", &missing]).ok().says(&[&format!("{missing}: not found")]);
     build(&["--cache-from", "type=local,src=nowhere"]).ok().says(&["local:nowhere: not found"]);
@@ -358,7 +361,7 @@ fn forged_records_are_refused() {
     let victim = |name: &str, from: &str, words: &[&str]| {
         let machine = Machine::new(&scene, name);
         machine.build(&["--cache-from", from]).ok().says(words);
-        assert_eq!((machine.reads("/s"), machine.id()), ("one\n".to_owned(), a.id()), "{name}");
+        assert_eq!(machine.reads("/s"), "one\n", "{name}");
     };
     let layers = &parsed["layers"];
 

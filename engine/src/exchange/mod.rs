@@ -18,7 +18,7 @@ use rbuild_cache::{Backend, DirectoryBackend, Imported, LocalCache, Publisher, R
 use rbuild_executor::Value;
 use rbuild_oci::Reference;
 use rbuild_registry::{Client, PackedLayer};
-use rbuild_solver::{CacheKey, Event, Events, LogStream, Solver};
+use rbuild_solver::{CacheKey, Event, Events, LogStream, Solver, StepId};
 use rbuild_store::{Lease, Store};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -51,6 +51,21 @@ pub(crate) struct Exchange {
     places: Mutex<Arc<Places>>,
     lost: Mutex<Lost>,
     sending: Mutex<JoinSet<()>>,
+    notes: Notes,
+}
+
+/// What people are told although the build goes on.
+#[derive(Clone)]
+struct Notes {
+    events: Events,
+    told: Arc<Mutex<Vec<String>>>,
+}
+
+impl Notes {
+    fn tell(&self, step: Option<StepId>, message: String) {
+        self.events.send(Event::Warning { id: step, message: message.clone(), span: None, url: None });
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+    }
 }
 
 #[derive(Clone)]
@@ -95,6 +110,7 @@ impl Exchange {
             places: Mutex::new(places),
             lost: Mutex::default(),
             sending: Mutex::default(),
+            notes: Notes { events: events.clone(), told: Arc::default() },
         };
         for target in &request.cache_to {
             exchange.targets.extend(exchange.target(target)?);
@@ -139,12 +155,11 @@ impl Exchange {
         let lease = store.lease("cache")?;
         let codec = ValueCodec::new(store.clone(), lease.clone()).with_places(places);
         let local = LocalCache::new(store.clone(), lease, codec);
-        let events = self.events.clone();
+        let notes = self.notes.clone();
         let open = move || {
-            let (sources, events) = (sources.clone(), events.clone());
+            let (sources, notes) = (sources.clone(), notes.clone());
             async move {
-                let imports: Vec<_> =
-                    sources.into_iter().map(|source| import(source, events.clone()).boxed()).collect();
+                let imports: Vec<_> = sources.into_iter().map(|source| import(source, notes.clone()).boxed()).collect();
                 futures::future::join_all(imports).await.into_iter().flatten().collect()
             }
             .boxed()
@@ -195,9 +210,14 @@ impl Exchange {
         for (place, why) in &lost {
             self.lost.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone());
             let message = format!("the cache {place} is not used any more: {why}");
-            self.events.send(Event::Warning { id: None, message, span: None, url: None });
+            self.notes.tell(None, message);
         }
         !lost.is_empty()
+    }
+
+    /// What people were told so far.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        self.notes.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The member for the config of an image with these layers, if the image is to carry its own cache.
@@ -245,7 +265,7 @@ impl Exchange {
                 if !target.ignore_error {
                     return Err(Error { message, ..error });
                 }
-                self.events.send(Event::Warning { id: None, message, span: None, url: None });
+                self.notes.tell(None, message);
             }
         }
         Ok(())
@@ -277,18 +297,18 @@ fn registry(engine: &Engine, reference: &Reference, insecure: bool) -> Result<Ar
 }
 
 /// Reads what a cache holds. One that cannot be reached is said so and does without.
-async fn import(source: Arc<dyn Backend>, events: Events) -> Option<Imported> {
+async fn import(source: Arc<dyn Backend>, notes: Notes) -> Option<Imported> {
     let shown = source.place().strip_prefix("registry:").unwrap_or(source.place()).to_owned();
     let title = format!("importing cache manifest from {shown}");
-    let read = as_step(&events, &title, |step| {
-        let (source, events) = (&source, &events);
+    let read = as_step(&notes.events, &title, |step| {
+        let (source, notes) = (&source, &notes);
         async move {
             let contents = contents(source.as_ref()).await?;
             if !contents.exists {
                 return Err(Error::new(Kind::NotFound, format!("{shown}: not found")));
             }
             for complaint in contents.complaints {
-                events.send(Event::Warning { id: Some(step), message: complaint, span: None, url: None });
+                notes.tell(Some(step), complaint);
             }
             Ok(contents.records)
         }
@@ -299,7 +319,7 @@ async fn import(source: Arc<dyn Backend>, events: Events) -> Option<Imported> {
             // That there is none yet is how every cache begins; the step says it.
             if error.kind != Kind::NotFound {
                 let message = format!("the cache {} cannot be used: {}", source.place(), error.message);
-                events.send(Event::Warning { id: None, message, span: None, url: None });
+                notes.tell(None, message);
             }
             None
         }
