@@ -6,7 +6,9 @@
 mod attach;
 pub mod build;
 mod builder;
+mod builder_du;
 mod builder_prune;
+mod buildx;
 mod check;
 mod commit;
 mod completion;
@@ -94,6 +96,7 @@ commands! {
         Attach(attach),
         Build(build),
         Builder(builder),
+        Buildx(buildx),
         Check(check),
         Commit(commit),
         Completion(completion),

@@ -42,7 +42,7 @@ pub use request::{
 };
 pub use start::{StartRequest, helper_main};
 
-pub use rbuild_runtime::container::{Attached, AttachedInput, Attachment, Ended, StartFailure, State};
+pub use rbuild_runtime::container::{Attached, AttachedInput, Attachment, ContainerLock, Ended, StartFailure, State};
 pub use rbuild_runtime::logs::{Entry, LogReader, Stream};
 
 use crate::error::{Error, Kind};
