@@ -16,6 +16,7 @@ commands! {
     BuildxCommand {
         Build(build),
         Du(builder_du),
+        Imagetools(imagetools),
         Prune(builder_prune),
     }
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use rbuild_oci::ChainId;
 use rbuild_store::Root;
 
-use crate::containers::{MountKind, MountPoint, Status, content_size};
+use crate::containers::{MountKind, MountPoint, content_size};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::images::{Image, ImageFilter};
@@ -130,7 +130,7 @@ impl Engine {
         let mut usage = Usage::default();
         for seen in containers.list()? {
             let size = containers.layer_size(&seen.container);
-            let runs = matches!(seen.status, Status::Running | Status::Paused);
+            let runs = seen.status.is_alive();
             usage.total += 1;
             usage.active += usize::from(runs);
             usage.size += size;

@@ -65,7 +65,7 @@ impl Engine {
     /// The store cannot be read.
     pub fn shares(&self) -> Result<BTreeMap<Owner, Share>, Error> {
         let store = self.store();
-        let known = store.db().read(|tx| Known::read(tx))?;
+        let known = store.db().read(Known::read)?;
         let mut ledger = Ledger { store, known, shares: BTreeMap::new() };
         ledger.all().map_err(|e| Error::internal(format!("measuring {}: {e}", store.root().display())))?;
         Ok(ledger.shares)
