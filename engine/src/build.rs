@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rbuild_executor::{ContextCopies, ExecSettings, Executor, ExecutorError, Value, brought};
 use rbuild_frontend::ignore::IgnoreFile;
-use rbuild_frontend::{Diagnostic, Lowered};
+use rbuild_frontend::{Diagnostic, Lowered, lint};
 use rbuild_graph::ops::Network;
 use rbuild_graph::{BuildGraph, VertexId};
 use rbuild_oci::limits;
@@ -53,17 +53,26 @@ impl Engine {
         let patterns = inputs.ignore.patterns().map(str::to_owned).collect();
         let options = lower_options(&request, patterns);
         let understood = understand(&file, &options, &inputs.source, parsed, &images, &events).await?;
-        for warning in understood.warnings.iter().filter(|diagnostic| !diagnostic.is_error()) {
-            events.send(rbuild_solver::Event::Warning {
-                id: None,
-                message: warning.message.clone(),
-                span: warning.span,
-                url: warning.url.map(str::to_owned),
-            });
-        }
+        warn(&events, &understood.warnings);
         let exchange = Exchange::open(self, &request, &lease, &events)?;
         let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone(), exchange };
-        job.run(inputs, understood.lowered, understood.warnings, images, &outputs).await
+        let (mut result, advice) = job.run(inputs, understood.lowered, images, &outputs).await?;
+        let advice = lint::wanted(&file, &options, advice);
+        warn(&job.events, &advice);
+        result.warnings = understood.warnings;
+        result.warnings.extend(advice);
+        Ok(result)
+    }
+}
+
+fn warn(events: &Events, warnings: &[Diagnostic]) {
+    for warning in warnings.iter().filter(|diagnostic| !diagnostic.is_error()) {
+        events.send(rbuild_solver::Event::Warning {
+            id: None,
+            message: warning.message.clone(),
+            span: warning.span,
+            url: warning.url.map(str::to_owned),
+        });
     }
 }
 
@@ -176,24 +185,25 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// The result, still without warnings, and what there is to advise about its layers.
     async fn run(
         &self,
         inputs: Inputs,
         lowered: Vec<Lowered>,
-        warnings: Vec<Diagnostic>,
         images: Arc<BaseImages>,
         outputs: &[Output],
-    ) -> Result<BuildResult, Error> {
+    ) -> Result<(BuildResult, Vec<Diagnostic>), Error> {
         let executor = Arc::new(self.executor(inputs, images.clone())?);
         loop {
             let done = self.attempt(&executor, &lowered, &images, outputs).await;
             match (done, &self.exchange) {
                 (Err(_), Some(exchange)) if exchange.leaves_out_lost() => {}
                 (done, _) => {
-                    let Exported { image_id, target, names, pushed } = done?;
+                    let (Exported { image_id, target, names, pushed }, advice) = done?;
                     let source_text = self.source.clone();
                     let notes = self.exchange.as_ref().map(Exchange::notes).unwrap_or_default();
-                    return Ok(BuildResult { image_id, target, names, pushed, warnings, notes, source_text });
+                    let warnings = Vec::new();
+                    return Ok((BuildResult { image_id, target, names, pushed, warnings, notes, source_text }, advice));
                 }
             }
         }
@@ -206,7 +216,7 @@ impl Job<'_> {
         lowered: &[Lowered],
         images: &BaseImages,
         outputs: &[Output],
-    ) -> Result<Exported, Error> {
+    ) -> Result<(Exported, Vec<Diagnostic>), Error> {
         let solver = match &self.exchange {
             Some(exchange) => exchange.solver(self.request.jobs.unwrap_or(JOBS))?,
             None => self.engine.solver(self.request.jobs)?,
@@ -217,12 +227,13 @@ impl Job<'_> {
         let platforms = lowered.iter().map(|lowered| self.platform(lowered, executor, &build, images, needs_files));
         let results = Arc::new(futures::future::try_join_all(platforms).await?);
         let cached: (Vec<_>, Vec<_>) = results.iter().map(|result| result.cached.clone()).unzip();
+        let advice = advice_of(&results);
         let exporter = Exporter { engine: self.engine, lease: &self.lease, events: &self.events, results };
         let exported = exporter.all(outputs).await?;
         if let Some(exchange) = &self.exchange {
             exchange.export(&cached.0.concat(), &cached.1.concat()).await?;
         }
-        Ok(exported)
+        Ok((exported, advice))
     }
 
     /// Solves what one platform needs and describes its image.
@@ -234,7 +245,11 @@ impl Job<'_> {
         images: &BaseImages,
         needs_files: bool,
     ) -> Result<Built, Error> {
-        let hasher = LayerHasher::new(self.engine.store().clone());
+        let base_layers = match &lowered.base {
+            Some(base) => images.layers(&base.reference, &base.platform).await?,
+            None => Vec::new(),
+        };
+        let hasher = LayerHasher::new(self.engine.store().clone(), base_layers.len());
         let graph = Arc::new(lowered.graph.clone());
         emulation::check(&graph)?;
         let steps: HashSet<String> = lowered
@@ -257,11 +272,7 @@ impl Job<'_> {
             true => brought(result).await.map_err(|error| Error::new(Kind::Unavailable, error.to_string()))?,
             false => result,
         };
-        hasher.settle().await;
-        let base_layers = match &lowered.base {
-            Some(base) => images.layers(&base.reference, &base.platform).await?,
-            None => Vec::new(),
-        };
+        let advice = hasher.settle().await;
         let (files, below, epoch) = (result.snapshot().cloned(), base_layers.len(), lowered.source_date_epoch);
         let store = self.engine.store();
         let finished = Finished { store, build, graph: graph.clone(), ops, lowered, base_layers, result, epoch };
@@ -275,7 +286,7 @@ impl Job<'_> {
             }
             None => Default::default(),
         };
-        Ok(Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch, cached })
+        Ok(Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch, cached, advice })
     }
 
     fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
@@ -319,6 +330,20 @@ fn cached_keys(build: &Build<Value>, graph: &Arc<BuildGraph>, lowered: &Lowered)
     let last: HashSet<VertexId> = last.map(|edge| edge.vertex).collect();
     let of_last = keys.iter().filter(|(vertex, _)| last.contains(vertex)).map(|(_, key)| *key).collect();
     (keys.iter().map(|(_, key)| *key).collect(), of_last)
+}
+
+/// What there is to say about all layers, in the order of the file. Platforms differ in bytes and hardly in what is to
+/// be done, so the first that has something to say of a step by a rule speaks for all.
+fn advice_of(results: &[Built]) -> Vec<Diagnostic> {
+    let mut advice: Vec<Diagnostic> = Vec::new();
+    for built in results {
+        let is_new =
+            |found: &&Diagnostic| !advice.iter().any(|said| (said.span, said.rule) == (found.span, found.rule));
+        let new: Vec<Diagnostic> = built.advice.iter().filter(is_new).cloned().collect();
+        advice.extend(new);
+    }
+    advice.sort_by_key(|found| found.span.map_or(usize::MAX, |span| span.start));
+    advice
 }
 
 /// Unique among the builds of all processes: a lease's id, and a count for several builds under one lease.

@@ -32,7 +32,7 @@ pub use ops::unpack::{starts_tar, unpack_into};
 
 pub use error::{ExecutorError, ProcessStatus};
 pub use lazy::{Lazy, RemoteTree, brought};
-pub use mounts::ContextCopies;
+pub use mounts::{ContextCopies, cache_objects};
 pub use session::{AgentStream, Images, PinnedImage, Secret, Session};
 pub use value::{Context, Value};
 

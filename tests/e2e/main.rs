@@ -12,6 +12,7 @@ mod containers;
 mod contexts;
 mod crash;
 mod determinism;
+mod disk;
 mod exchange;
 mod faults;
 mod founding;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::sync::Arc;
 
+use rbuild_frontend::Diagnostic;
 use rbuild_oci::{Compression, Descriptor, Digest, ImageId, Index, MediaType, Platform, Reference};
 use rbuild_solver::{CacheKey, Event, Events, LogStream, StepId, Unit};
 use rbuild_store::archive::{DirectorySink, TarSink};
@@ -34,6 +35,8 @@ pub(crate) struct Built {
     pub(crate) epoch: Option<i64>,
     /// Keys of all steps, and of the final image's, for caches elsewhere.
     pub(crate) cached: (Vec<CacheKey>, Vec<CacheKey>),
+    /// What there is to say about the layers that were made just now.
+    pub(crate) advice: Vec<Diagnostic>,
 }
 
 /// What the outputs gave.
