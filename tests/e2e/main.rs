@@ -23,4 +23,5 @@ mod peers;
 mod registry;
 mod run;
 mod scene;
+mod side_by_side;
 mod usage;
