@@ -28,7 +28,7 @@ pub mod usage;
 pub mod volumes;
 
 pub use containers::helper_main;
-pub use describe::{Answer, Checked, Question};
+pub use describe::{Answer, Checked, Fixes, Question};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
 pub use lending::LONGEST_SECRET;
@@ -38,6 +38,7 @@ pub use request::{
 };
 
 pub use rbuild_executor::sources::git::{GitOptions, GitSsh};
+pub use rbuild_frontend::fix::Fixed;
 pub use rbuild_frontend::{Diagnostic, Severity, describe as described, lint};
 pub use rbuild_graph::Span;
 pub use rbuild_graph::ops::{ExtraHost, Network, Ulimit};

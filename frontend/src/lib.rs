@@ -12,11 +12,10 @@
 #![allow(clippy::result_large_err, reason = "a diagnostic is made once per mistake, never on a hot path")]
 
 mod change;
-#[cfg(test)]
-mod conformance;
 pub mod describe;
 mod diagnostic;
 mod facts;
+pub mod fix;
 pub mod ignore;
 mod instructions;
 pub mod lint;
@@ -24,6 +23,8 @@ mod lower;
 mod options;
 mod stages;
 mod syntax;
+#[cfg(test)]
+mod tests;
 
 pub use rbuild_graph::pattern as glob;
 
