@@ -46,7 +46,7 @@ pub use start::{StartRequest, helper_main};
 
 pub use rbuild_oci::Healthcheck;
 pub use rbuild_runtime::container::{
-    Attached, AttachedInput, Attachment, Ended, Health, HealthStatus, RestartPolicy, StartFailure, State,
+    Attached, AttachedInput, Attachment, ContainerLock, Ended, Health, HealthStatus, RestartPolicy, StartFailure, State,
 };
 pub use rbuild_runtime::logs::{Entry, LogLimits, LogReader, Stream};
 
