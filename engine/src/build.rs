@@ -21,9 +21,9 @@ use crate::error::{Error, FailedStep, Kind, SourceText};
 use crate::export::image::Finished;
 use crate::export::results::{self, Built, Exported, Exporter};
 use crate::frontends::dockerfile::{lower_options, understand};
+use crate::history::recording::Recording;
 use crate::layers::LayerHasher;
 use crate::lending::Lending;
-use crate::logs::BuildLogs;
 use crate::output::Output;
 use crate::remote;
 use crate::request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
@@ -42,6 +42,20 @@ impl Engine {
     /// what images, registries and the store say.
     pub async fn build(&self, request: BuildRequest, events: Events) -> Result<BuildResult, Error> {
         let lease = self.store().lease("build")?;
+        let recording = Recording::start(self.store(), &lease, &request);
+        let events = recording.observe(events);
+        let built = self.build_recorded(request, lease, events, &recording).await;
+        recording.end(built.as_ref().err());
+        built
+    }
+
+    async fn build_recorded(
+        &self,
+        request: BuildRequest,
+        lease: Lease,
+        events: Events,
+        recording: &Recording,
+    ) -> Result<BuildResult, Error> {
         let outputs = results::outputs(&request);
         results::check(&outputs, request.platforms.len())?;
         let request = remote::bring(self, request, &lease, &events).await?;
@@ -59,7 +73,8 @@ impl Engine {
                 url: warning.url.map(str::to_owned),
             });
         }
-        let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone() };
+        recording.arguments(&inputs.source.text);
+        let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone(), recording };
         job.run(inputs, understood.lowered, understood.warnings, images, &outputs).await
     }
 }
@@ -168,6 +183,7 @@ struct Job<'a> {
     lease: Lease,
     events: Events,
     source: SourceText,
+    recording: &'a Recording,
 }
 
 impl Job<'_> {
@@ -209,6 +225,7 @@ impl Job<'_> {
         let ops = hasher.wrap(executor.factory(), steps);
         let edges: Vec<_> = lowered.result.into_iter().collect();
         let solved = build.solve(graph.clone(), &edges, ops.clone()).await;
+        self.recording.keys(&graph, &build.reports(&graph), solved.is_err());
         let result = match solved {
             Ok(solved) => solved.into_iter().next().map_or(Value::Scratch, |solved| solved.value),
             Err(error) => return Err(failure(error, Some(&self.source))),
@@ -232,7 +249,6 @@ impl Job<'_> {
         let stays = matches!(self.request.context, BuildContext::Directory(_));
         let main = Directory::new(inputs.root, inputs.ignore, stays.then_some(indexes.as_path()));
         let lending = Lending::open(self.request, &indexes)?;
-        let logs = BuildLogs::new(self.engine.store().root().join("builds").join(self.lease.id().to_string()));
         Ok(Executor {
             store: self.engine.store().clone(),
             lease: self.lease.clone(),
@@ -243,7 +259,6 @@ impl Job<'_> {
             images,
             web: self.engine.registry()?.clone(),
             git: self.engine.options().git.clone().map(|git| git.with_agent(agent)),
-            logs: Arc::new(logs),
             settings: ExecSettings {
                 default_network: self.request.network,
                 allow_host_network: self.request.allow_host_network || self.request.network == Network::Host,
