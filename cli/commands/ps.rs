@@ -296,7 +296,7 @@ fn row(seen: &Seen, args: &Args, images: &mut ImageNames<'_>) -> Row {
         .set("Command", quoted(&command(&container.args(), args.no_trunc)))
         .set("CreatedAt", units::timestamp(container.created_at()))
         .set("RunningFor", units::ago(container.created_at(), now))
-        .set("Ports", "")
+        .set("Ports", seen.ports_column())
         .set("State", seen.status.as_str())
         .set("Status", status(seen, now))
         .set("Names", container.name.as_str())

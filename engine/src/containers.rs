@@ -13,6 +13,7 @@ mod exec;
 mod inspect;
 mod lifecycle;
 mod names;
+mod ports;
 mod process;
 mod record;
 mod request;

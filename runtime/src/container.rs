@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::logs::Stream;
 use crate::monitor::wire::{Frame, Hello};
-use crate::network::Endpoint;
+use crate::network::{Endpoint, PortBinding, PortRequest};
 use crate::sandbox::{
     CgroupSpec, EnterSpec, EtcFiles, ExtraMount, MountSource, Network, ProcessSpec, SandboxOptions, Seccomp, Stdio,
     Upper,
@@ -33,6 +33,8 @@ use crate::sandbox::{
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerSpec {
     pub id: String,
+    /// As others call it.
+    pub name: String,
     /// The container's own directory.
     pub directory: PathBuf,
     pub spec: Spec,
@@ -42,6 +44,11 @@ pub struct ContainerSpec {
     /// See [`ProcessSpec::stub_dir`].
     pub stub_dir: PathBuf,
     pub network: ContainerNetwork,
+    /// What the namespace handed over is attached to, in the order of its interfaces; nothing for one that is another
+    /// container's.
+    pub connections: Vec<Connection>,
+    /// Ports of the first connection that has a way out.
+    pub publish: Vec<PortRequest>,
     pub hosts: Option<PathBuf>,
     pub hostname: Option<PathBuf>,
     pub resolv_conf: Option<PathBuf>,
@@ -61,7 +68,20 @@ pub enum ContainerNetwork {
     Host,
     None,
     /// A namespace handed over beside this value.
-    Attached(Option<Endpoint>),
+    Attached,
+}
+
+/// A container's place in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// The network's id and name.
+    pub network: String,
+    pub network_name: String,
+    /// Names one connection of one container.
+    pub endpoint_id: String,
+    /// The names by which others in the network find the container; none where names are not resolved.
+    pub names: Vec<String>,
+    pub endpoint: Endpoint,
 }
 
 /// Something at a place inside.
@@ -115,8 +135,8 @@ impl ContainerSpec {
         let network = match (&self.network, namespace) {
             (ContainerNetwork::Host, _) => Network::Host,
             (ContainerNetwork::None, _) => Network::None,
-            (ContainerNetwork::Attached(_), Some(fd)) => Network::Namespace(Arc::new(fd)),
-            (ContainerNetwork::Attached(_), None) => {
+            (ContainerNetwork::Attached, Some(fd)) => Network::Namespace(Arc::new(fd)),
+            (ContainerNetwork::Attached, None) => {
                 return Err(Error::Refused("a container with a network was given none".to_owned()));
             }
         };
@@ -232,7 +252,12 @@ pub struct State {
     pub oom: bool,
     /// Why it could not be started.
     pub error: String,
-    pub endpoint: Option<Endpoint>,
+    /// Where it is attached while it runs.
+    #[serde(default)]
+    pub connections: Vec<Connection>,
+    /// What is published while it runs.
+    #[serde(default)]
+    pub ports: Vec<PortBinding>,
 }
 
 impl State {

@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
-use rbuild_oci::{ContainerConfig, ImageConfig, Platform};
+use rbuild_oci::{ContainerConfig, EmptyObject, ImageConfig, Platform};
 use rbuild_runtime::container::ContainerLock;
 use rbuild_store::{Durability, ImageRecord, Lease, Root, Snapshot, StoreError, db};
 
@@ -279,6 +279,12 @@ fn check(request: &CreateRequest) -> Result<(), Error> {
         }
     }
     let host = &request.host;
+    if matches!(host.network, NetworkMode::Container(_)) && !host.ports.is_empty() {
+        return Err(Error::invalid("conflicting options: port publishing and the container type network mode"));
+    }
+    if matches!(host.network, NetworkMode::Container(_)) && !request.expose.is_empty() {
+        return Err(Error::invalid("conflicting options: port exposing and the container type network mode"));
+    }
     if let Some(memory) = host.memory {
         if memory < LEAST_MEMORY {
             return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
@@ -311,6 +317,8 @@ fn merge(request: &CreateRequest, image: &ContainerConfig) -> ContainerConfig {
     if request.stop_timeout.is_some() {
         config.stop_timeout = request.stop_timeout;
     }
+    let published = request.host.ports.iter().map(|port| format!("{}/{}", port.container_port, port.protocol));
+    config.exposed_ports.extend(request.expose.iter().cloned().chain(published).map(|port| (port, EmptyObject {})));
     process::replace_or_append(&mut config.env, request.env.iter());
     config.labels.extend(request.labels.clone());
     let command = Some(request.command.clone()).filter(|words| !words.is_empty());

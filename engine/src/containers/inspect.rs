@@ -2,9 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Containers;
 use super::record::{Container, MountKind, MountPoint, Seen, Status};
 use super::request::{HostSettings, NamespaceMode, NetworkMode};
+use super::{Containers, ports};
 use crate::volumes;
 
 /// What docker prints for a time that has not come.
@@ -153,7 +153,8 @@ fn host_config(container: &Container) -> Value {
         "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
         "AutoRemove": host.auto_remove,
         "LogConfig": { "Type": "json-file", "Config": {} },
-        "PortBindings": {},
+        "PortBindings": ports::bindings(container),
+        "PublishAllPorts": host.publish_all,
         "CapAdd": list(&host.cap_add),
         "CapDrop": list(&host.cap_drop),
         "Dns": host.dns,
@@ -224,7 +225,7 @@ fn namespace_mode(mode: &NamespaceMode, private: &str) -> String {
 
 fn network_settings(seen: &Seen) -> Value {
     let running = matches!(seen.status, Status::Running | Status::Paused);
-    let endpoint = seen.state.endpoint.as_ref().filter(|_| running);
+    let endpoint = seen.state.connections.first().map(|c| &c.endpoint).filter(|_| running);
     let text = |value: Option<String>| value.unwrap_or_default();
     let address = text(endpoint.map(|e| e.address.to_string()));
     let gateway = text(endpoint.map(|e| e.gateway.to_string()));
@@ -255,7 +256,7 @@ fn network_settings(seen: &Seen) -> Value {
     json!({
         "Bridge": "",
         "SandboxKey": if running { format!("/proc/{}/ns/net", seen.state.pid) } else { String::new() },
-        "Ports": {},
+        "Ports": ports::settings(seen),
         "Gateway": gateway,
         "IPAddress": address,
         "IPPrefixLen": prefix,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use rbuild_graph::ops::Ulimit;
+use rbuild_runtime::network::PortRequest;
 use serde::{Deserialize, Serialize};
 
 /// A container to be made.
@@ -34,6 +35,8 @@ pub struct CreateRequest {
     pub mounts: Vec<MountRequest>,
     /// Containers whose mounts this one gets too, `NAME[:ro|rw]`.
     pub volumes_from: Vec<String>,
+    /// Ports it listens on beside those the image names, `80/tcp`.
+    pub expose: Vec<String>,
     pub host: HostSettings,
 }
 
@@ -61,6 +64,12 @@ pub enum MountWish {
 pub struct HostSettings {
     pub auto_remove: bool,
     pub network: NetworkMode,
+    /// Ports to be published.
+    #[serde(default)]
+    pub ports: Vec<PortRequest>,
+    /// Publish every port that is exposed, on ports by chance.
+    #[serde(default)]
+    pub publish_all: bool,
     pub read_only: bool,
     pub privileged: bool,
     pub cap_add: Vec<String>,

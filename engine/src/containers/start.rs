@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDeviceBuilder, LinuxDeviceType, LinuxNamespaceType, Spec};
 use rbuild_runtime::container::{
-    Attached, Attachment, ContainerLock, ContainerNetwork, ContainerSpec, Input, InsideMount, SeccompChoice,
-    StartFailure,
+    Attached as Event, Attachment, Connection, ContainerLock, ContainerNetwork, ContainerSpec, Input, InsideMount,
+    SeccompChoice, StartFailure,
 };
 use rbuild_runtime::monitor::{self, Start};
 use rbuild_runtime::network::{Bridge, Namespace};
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Container, MountKind, Status};
 use super::request::{NamespaceMode, NetworkMode};
-use super::{ContainerParts, Containers, etc, process};
+use super::{ContainerParts, Containers, etc, ports, process};
 use crate::error::{Error, Kind};
 use crate::volumes;
 
@@ -41,6 +41,13 @@ pub struct StartRequest {
 struct Note {
     root: PathBuf,
     id: String,
+}
+
+/// The network of a container that is being started.
+struct Attached {
+    network: ContainerNetwork,
+    namespace: Option<Namespace>,
+    connections: Vec<Connection>,
 }
 
 impl Containers {
@@ -79,8 +86,8 @@ impl Containers {
         };
         let mut attachment = begun.inspect_err(|_| self.give_up(container))?;
         match attachment.next_event().map_err(Error::internal)? {
-            Some(Attached::Started { .. }) => Ok(Some(attachment)),
-            Some(Attached::Failed(failure)) => Err(start_error(failure)),
+            Some(Event::Started { .. }) => Ok(Some(attachment)),
+            Some(Event::Failed(failure)) => Err(start_error(failure)),
             _ => Err(Error::internal("the container's monitor ended early")),
         }
     }
@@ -112,10 +119,10 @@ impl Containers {
         directory: &Path,
     ) -> Result<(ContainerSpec, Option<Namespace>), Error> {
         let host = &container.host;
-        let (network, namespace) = self.network(container)?;
-        let endpoint = namespace.as_ref().and_then(Namespace::endpoint).cloned();
-        let address = endpoint.as_ref().map(|e| IpAddr::V4(e.address));
-        let gateway = endpoint.as_ref().map(|e| IpAddr::V4(e.gateway));
+        let Attached { network, namespace, connections } = self.network(container)?;
+        let endpoint = connections.first().map(|connection| &connection.endpoint);
+        let address = endpoint.map(|e| IpAddr::V4(e.address));
+        let gateway = endpoint.map(|e| IpAddr::V4(e.gateway));
         let files = etc::write(container, directory, &self.parts.names, address, gateway).map_err(Error::internal)?;
         // The mark of an earlier life that ended while paused.
         let _ = fs::remove_file(directory.join("paused"));
@@ -131,15 +138,15 @@ impl Containers {
         let own = |place: &str, path: PathBuf| (!theirs.contains(Path::new(place))).then_some(path);
         let spec = ContainerSpec {
             id: container.id.clone(),
+            name: container.name.clone(),
             directory: directory.to_owned(),
             spec,
             rootfs: self.mounts(container)?,
             volatile: host.auto_remove,
             stub_dir,
-            network: match (&network, endpoint) {
-                (ContainerNetwork::Attached(_), endpoint) => ContainerNetwork::Attached(endpoint),
-                (other, _) => other.clone(),
-            },
+            network,
+            publish: ports::wanted(container),
+            connections,
             hosts: own("/etc/hosts", files.hosts),
             hostname: own("/etc/hostname", files.hostname),
             resolv_conf: own("/etc/resolv.conf", files.resolv_conf),
@@ -162,21 +169,34 @@ impl Containers {
         Ok((spec, namespace))
     }
 
-    fn network(&self, container: &Container) -> Result<(ContainerNetwork, Option<Namespace>), Error> {
+    fn network(&self, container: &Container) -> Result<Attached, Error> {
         let failed = |e: rbuild_runtime::network::Error| Error::internal(format!("cannot set up the network: {e}"));
+        let alone = |network| Attached { network, namespace: None, connections: Vec::new() };
         Ok(match &container.host.network {
-            NetworkMode::Host => (ContainerNetwork::Host, None),
-            NetworkMode::None => (ContainerNetwork::None, None),
+            NetworkMode::Host => alone(ContainerNetwork::Host),
+            NetworkMode::None => alone(ContainerNetwork::None),
             NetworkMode::Bridge => {
                 let bridge = Bridge::ensure(&self.parts.bridge).map_err(failed)?;
                 let namespace = Namespace::attached(&bridge, None).map_err(failed)?;
-                (ContainerNetwork::Attached(None), Some(namespace))
+                let connections = namespace
+                    .endpoints()
+                    .iter()
+                    .map(|endpoint| Connection {
+                        network: String::new(),
+                        network_name: "bridge".to_owned(),
+                        endpoint_id: String::new(),
+                        names: Vec::new(),
+                        endpoint: endpoint.clone(),
+                    })
+                    .collect();
+                Attached { network: ContainerNetwork::Attached, namespace: Some(namespace), connections }
             }
             NetworkMode::Container(other) => {
                 let path = self.namespace_of(other, "net")?;
                 let fd = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                     .map_err(|e| Error::internal(format!("cannot join the network of container {other}: {e}")))?;
-                (ContainerNetwork::Attached(None), Some(Namespace::from_fd(fd)))
+                let namespace = Some(Namespace::from_fd(fd));
+                Attached { network: ContainerNetwork::Attached, namespace, connections: Vec::new() }
             }
         })
     }

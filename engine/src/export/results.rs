@@ -141,7 +141,6 @@ impl Exporter<'_> {
         let store = self.engine.store();
         let image = store.images().by_target(&target.digest)?;
         let image = image.ok_or_else(|| Error::internal("the image is not in the store"))?;
-        let platform = &self.results[0].platform;
         let report = |progress: rbuild_registry::Progress| {
             let (current, total, done) = (progress.current, progress.total, progress.done);
             let item = progress.blob.to_string();
@@ -150,7 +149,7 @@ impl Exporter<'_> {
         let mut pushed = Vec::new();
         for name in names {
             let registry = self.engine.registry()?;
-            let sent = registry.push(&image, platform, name, store, self.lease, &report).await.map_err(|error| {
+            let sent = registry.push(&image, None, name, store, self.lease, &report).await.map_err(|error| {
                 let mut error = Error::from(error);
                 error.message = format!("failed to push {}: {}", name.canonical(), error.message);
                 error

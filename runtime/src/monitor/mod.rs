@@ -24,12 +24,12 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::container::{
-    Attached, Attachment, ContainerLock, ContainerNetwork, ContainerSpec, Ended, ExecSpec, Input, StartFailure, State,
-    connect, socket_address,
+    Attached, Attachment, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, StartFailure, State, connect,
+    socket_address,
 };
 use crate::error::{Error, Result};
 use crate::logs::{LogWriter, rfc3339};
-use crate::network::Namespace;
+use crate::network::{Namespace, Published};
 use crate::passing;
 use crate::sandbox::{NativeSandbox, Sandbox, SandboxOptions, Stdio};
 use session::Session;
@@ -134,15 +134,9 @@ fn serve(at_end: AtEnd) -> io::Result<()> {
 fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     let Start { spec, namespace, lock, stdin, output, note } = start;
     let directory = spec.directory.clone();
-    let mut state = State {
-        endpoint: match &spec.network {
-            ContainerNetwork::Attached(endpoint) => endpoint.clone(),
-            _ => None,
-        },
-        ..State::default()
-    };
+    let mut state = State { connections: spec.connections.clone(), ..State::default() };
     let begun = begin(&spec, namespace);
-    let (session, outputs, listener) = match begun {
+    let Begun { session, outputs, listener, published } = match begun {
         Ok(begun) => begun,
         Err(error) => {
             let failure = StartFailure::from(&error);
@@ -157,6 +151,7 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     };
     state.started = Some(now());
     state.pid = session.pid();
+    state.ports = published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default();
     let _ = state.write(&directory);
     let _ = Frame::Started { pid: session.pid() }.send(&mut starter);
     session.attach(starter, stdin, output);
@@ -169,6 +164,8 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
         state.error = error.to_string();
         Ended { status: 255, oom: false }
     });
+    // Before anybody is told of the end: who starts it again at once finds its ports free.
+    drop(published);
     state.pid = 0;
     state.finished = Some(now());
     state.exit_code = ended.status;
@@ -180,15 +177,34 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     session.tell_end(&ended);
 }
 
-type Begun = (Arc<Session>, session::Outputs, UnixListener);
+struct Begun {
+    session: Arc<Session>,
+    outputs: session::Outputs,
+    listener: UnixListener,
+    published: Option<Published>,
+}
 
 fn begin(spec: &ContainerSpec, namespace: Option<Namespace>) -> Result<Begun> {
     let listener = bind(spec)?;
     let log = LogWriter::open(&spec.directory.join("log")).map_err(|e| Error::system("open the container's log", e))?;
+    let published = publish(spec)?;
     let sandbox = NativeSandbox::new(spec.sandbox_options())?;
     let running = sandbox.start(spec.process_spec(namespace.map(Namespace::into_fd))?)?;
     let (session, outputs) = Session::new(running, Some(log), spec.stdin)?;
-    Ok((session, outputs, listener))
+    Ok(Begun { session, outputs, listener, published })
+}
+
+/// Publishes the ports, in docker's words when one is taken.
+fn publish(spec: &ContainerSpec) -> Result<Option<Published>> {
+    let way_out = spec.connections.iter().find(|connection| !connection.endpoint.internal);
+    let Some(connection) = way_out.filter(|_| !spec.publish.is_empty()) else { return Ok(None) };
+    let table = spec.id.get(..12).unwrap_or(&spec.id);
+    Published::open(table, &spec.publish, &connection.endpoint).map(Some).map_err(|error| {
+        Error::Refused(format!(
+            "driver failed programming external connectivity on endpoint {} ({}): {error}",
+            spec.name, connection.endpoint_id
+        ))
+    })
 }
 
 fn bind(spec: &ContainerSpec) -> Result<UnixListener> {
