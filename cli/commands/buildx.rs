@@ -15,6 +15,7 @@ commands! {
     /// What stands after `rbuild buildx`.
     BuildxCommand {
         Build(build),
+        History(buildx_history),
         Imagetools(imagetools),
     }
 }

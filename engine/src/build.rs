@@ -45,8 +45,9 @@ impl Engine {
         let recording = Recording::start(self.store(), &lease, &request);
         let events = recording.observe(events);
         let built = self.build_recorded(request, lease, events, &recording).await;
+        let build = recording.id().to_owned();
         recording.end(built.as_ref().err());
-        built
+        built.map_err(|error| Error { build: Some(build), ..error })
     }
 
     async fn build_recorded(
@@ -202,7 +203,15 @@ impl Job<'_> {
         let results = Arc::new(futures::future::try_join_all(platforms).await?);
         let exporter = Exporter { engine: self.engine, lease: &self.lease, events: &self.events, results };
         let Exported { image_id, target, names, pushed } = exporter.all(outputs).await?;
-        Ok(BuildResult { image_id, target, names, pushed, warnings, source_text: self.source.clone() })
+        Ok(BuildResult {
+            build: self.recording.id().to_owned(),
+            image_id,
+            target,
+            names,
+            pushed,
+            warnings,
+            source_text: self.source.clone(),
+        })
     }
 
     /// Solves what one platform needs and describes its image.

@@ -14,6 +14,7 @@ mod crash;
 mod determinism;
 mod faults;
 mod founding;
+mod history;
 mod images;
 mod interrupt;
 mod mounts;

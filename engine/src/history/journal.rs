@@ -221,7 +221,7 @@ impl Journal {
     }
 
     fn note(&mut self, entry: Entry, places: &mut std::collections::HashMap<u64, usize>) {
-        let mut step = |steps: &mut Vec<Step>, id: u64, change: &mut dyn FnMut(&mut Step)| {
+        let step = |steps: &mut Vec<Step>, id: u64, change: &mut dyn FnMut(&mut Step)| {
             if let Some(place) = places.get(&id) {
                 change(&mut steps[*place]);
             }
