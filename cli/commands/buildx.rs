@@ -15,8 +15,10 @@ commands! {
     /// What stands after `rbuild buildx`.
     BuildxCommand {
         Build(build),
+        Du(builder_du),
         History(buildx_history),
         Imagetools(imagetools),
+        Prune(builder_prune),
     }
 }
 
