@@ -23,9 +23,9 @@ use crate::exchange::Exchange;
 use crate::export::image::Finished;
 use crate::export::results::{self, Built, Exported, Exporter};
 use crate::frontends::dockerfile::{lower_options, understand};
+use crate::history::recording::Recording;
 use crate::layers::LayerHasher;
 use crate::lending::Lending;
-use crate::logs::BuildLogs;
 use crate::output::Output;
 use crate::remote;
 use crate::request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
@@ -44,6 +44,21 @@ impl Engine {
     /// what images, registries and the store say.
     pub async fn build(&self, request: BuildRequest, events: Events) -> Result<BuildResult, Error> {
         let lease = self.store().lease("build")?;
+        let recording = Recording::start(self.store(), &lease, &request);
+        let events = recording.observe(events);
+        let built = self.build_recorded(request, lease, events, &recording).await;
+        let build = recording.id().to_owned();
+        recording.end(built.as_ref().err());
+        built.map_err(|error| Error { build: Some(build), ..error })
+    }
+
+    async fn build_recorded(
+        &self,
+        request: BuildRequest,
+        lease: Lease,
+        events: Events,
+        recording: &Recording,
+    ) -> Result<BuildResult, Error> {
         let outputs = results::outputs(&request);
         results::check(&outputs, request.platforms.len())?;
         let request = remote::bring(self, request, &lease, &events).await?;
@@ -53,9 +68,11 @@ impl Engine {
         let patterns = inputs.ignore.patterns().map(str::to_owned).collect();
         let options = lower_options(&request, patterns);
         let understood = understand(&file, &options, &inputs.source, parsed, &images, &events).await?;
+        recording.arguments(&inputs.source.text);
         warn(&events, &understood.warnings);
         let exchange = Exchange::open(self, &request, &lease, &events)?;
-        let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone(), exchange };
+        let job =
+            Job { engine: self, request: &request, lease, events, source: inputs.source.clone(), exchange, recording };
         let (mut result, advice) = job.run(inputs, understood.lowered, images, &outputs).await?;
         let advice = lint::wanted(&file, &options, advice);
         warn(&job.events, &advice);
@@ -182,6 +199,7 @@ struct Job<'a> {
     source: SourceText,
     /// The caches elsewhere, when the request names any.
     exchange: Option<Exchange>,
+    recording: &'a Recording,
 }
 
 impl Job<'_> {
@@ -202,8 +220,9 @@ impl Job<'_> {
                     let (Exported { image_id, target, names, pushed }, advice) = done?;
                     let source_text = self.source.clone();
                     let notes = self.exchange.as_ref().map(Exchange::notes).unwrap_or_default();
-                    let warnings = Vec::new();
-                    return Ok((BuildResult { image_id, target, names, pushed, warnings, notes, source_text }, advice));
+                    let (build, warnings) = (self.recording.id().to_owned(), Vec::new());
+                    let result = BuildResult { build, image_id, target, names, pushed, warnings, notes, source_text };
+                    return Ok((result, advice));
                 }
             }
         }
@@ -264,6 +283,7 @@ impl Job<'_> {
         let ops = hasher.wrap(executor.factory(), steps);
         let edges: Vec<_> = lowered.result.into_iter().collect();
         let solved = build.solve(graph.clone(), &edges, ops.clone()).await;
+        self.recording.keys(&graph, &build.reports(&graph), solved.is_err());
         let result = match solved {
             Ok(solved) => solved.into_iter().next().map_or(Value::Scratch, |solved| solved.value),
             Err(error) => return Err(failure(error, Some(&self.source))),
@@ -297,7 +317,6 @@ impl Job<'_> {
         let stays = matches!(self.request.context, BuildContext::Directory(_));
         let main = Directory::new(inputs.root, inputs.ignore, stays.then_some(indexes.as_path()));
         let lending = Lending::open(self.request, &indexes)?;
-        let logs = BuildLogs::new(self.engine.store().root().join("builds").join(self.lease.id().to_string()));
         Ok(Executor {
             store: self.engine.store().clone(),
             lease: self.lease.clone(),
@@ -308,7 +327,6 @@ impl Job<'_> {
             images,
             web: self.engine.registry()?.clone(),
             git: self.engine.options().git.clone().map(|git| git.with_agent(agent)),
-            logs: Arc::new(logs),
             settings: ExecSettings {
                 default_network: self.request.network,
                 allow_host_network: self.request.allow_host_network || self.request.network == Network::Host,

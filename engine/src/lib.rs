@@ -8,6 +8,7 @@
 
 mod advice;
 mod build;
+mod causes;
 pub mod containers;
 mod context;
 mod describe;
@@ -15,12 +16,13 @@ mod emulation;
 mod engine;
 pub mod error;
 mod exchange;
+pub mod explain;
 mod export;
 mod frontends;
+pub mod history;
 pub mod images;
 mod layers;
 mod lending;
-mod logs;
 mod output;
 mod remote;
 mod request;
