@@ -5,15 +5,21 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
+use rbuild_executor::sources::git::GitOptions;
 use rbuild_executor::{ContextCopies, ExecSettings, Executor, ExecutorError, Value};
 use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_frontend::{Diagnostic, Lowered};
+use rbuild_graph::Edge;
 use rbuild_graph::ops::Network;
-use rbuild_oci::limits;
-use rbuild_solver::{Build, Events, LogStream, Outcome, SolveError, StepKind};
-use rbuild_store::Lease;
+use rbuild_oci::{Platform, limits};
+use rbuild_solver::{Build, Events, LogStream, Outcome, SolveError, StepId, StepKind};
+use rbuild_store::{Lease, Root};
 
+use crate::attest::materials::{Material, Witness};
+use crate::attest::provenance::{Asked, Evidence, Graph, ProvenanceOptions};
+use crate::attest::{Testimony, sbom};
 use crate::context::{self, Directory, LocalSession};
 use crate::emulation;
 use crate::engine::Engine;
@@ -22,10 +28,10 @@ use crate::export::image::Finished;
 use crate::export::results::{self, Built, Exported, Exporter};
 use crate::frontends::dockerfile::{lower_options, understand};
 use crate::layers::LayerHasher;
-use crate::lending::Lending;
+use crate::lending::{self, GitAgent, Lending};
 use crate::logs::BuildLogs;
 use crate::output::Output;
-use crate::remote;
+use crate::remote::{self, as_step};
 use crate::request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
 use crate::resolve::BaseImages;
 
@@ -43,11 +49,21 @@ impl Engine {
     pub async fn build(&self, request: BuildRequest, events: Events) -> Result<BuildResult, Error> {
         let lease = self.store().lease("build")?;
         let outputs = results::outputs(&request);
-        results::check(&outputs, request.platforms.len())?;
-        let request = remote::bring(self, request, &lease, &events).await?;
+        results::check(&outputs, &request)?;
+        let mut record = Record::of(&request, &lease);
+        let secrets = lending::git_secrets(&request).await?;
+        let git = self.options().git.clone().map(|git| git.with_secrets(secrets));
+        let git_agent = GitAgent::open(&request, &lease)?;
+        // A context that the caller names may also be fetched with the agent of the caller's own shell.
+        let git_of_caller = match git_agent.path() {
+            Some(path) => git.clone().map(|git| git.with_agent(Some(path))),
+            None => git.clone(),
+        };
+        let (request, brought) = remote::bring(self, git_of_caller.as_ref(), request, &lease, &events).await?;
+        record.brought(brought.context, brought.materials);
         let inputs = Inputs::load(&request, &lease, &events)?;
         let (file, parsed) = rbuild_frontend::parse(inputs.source.text.as_bytes(), &inputs.source.name);
-        let images = Arc::new(BaseImages::new(self.clone(), lease.clone(), request.pull));
+        let images = Arc::new(BaseImages::new(self.clone(), lease.clone(), request.pull, brought.images));
         let patterns = inputs.ignore.patterns().map(str::to_owned).collect();
         let options = lower_options(&request, patterns);
         let understood = understand(&file, &options, &inputs.source, parsed, &images, &events).await?;
@@ -59,7 +75,9 @@ impl Engine {
                 url: warning.url.map(str::to_owned),
             });
         }
-        let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone() };
+        let git = git.map(|git| git.with_agent(git_agent.path()));
+        let source = inputs.source.clone();
+        let job = Job { engine: self, request: &request, lease, events, source, git, record };
         job.run(inputs, understood.lowered, understood.warnings, images, &outputs).await
     }
 }
@@ -161,6 +179,59 @@ impl Loaded {
     }
 }
 
+/// What is written down for provenance, if anybody wants some.
+struct Record(Option<Recorded>);
+
+struct Recorded {
+    asked: Asked,
+    context: Option<Material>,
+    materials: Vec<Material>,
+    started: SystemTime,
+    build: String,
+}
+
+impl Record {
+    fn of(request: &BuildRequest, lease: &Lease) -> Record {
+        let wanted = request.attestations.provenance.is_some() || request.report.is_some();
+        Record(wanted.then(|| Recorded {
+            asked: Asked::of(request),
+            context: None,
+            materials: Vec::new(),
+            started: SystemTime::now(),
+            build: lease.id().to_string(),
+        }))
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn brought(&mut self, context: Option<Material>, materials: Vec<Material>) {
+        if let Some(recorded) = &mut self.0 {
+            (recorded.context, recorded.materials) = (context, materials);
+        }
+    }
+
+    fn evidence(&self, lowered: &Lowered, witness: &Witness, source: &SourceText) -> Evidence {
+        let roots: Vec<Edge> = lowered.result.into_iter().collect();
+        let vertices = lowered.graph.reachable(&roots);
+        let recorded = self.0.as_ref();
+        let mut materials = witness.materials(&lowered.graph, &vertices);
+        materials.extend(lowered.base.iter().map(|base| Material::image(&base.reference, &base.platform, &base.digest)));
+        materials.extend(recorded.iter().flat_map(|recorded| recorded.materials.clone()));
+        // A date that the caller fixed stands for a result that does not depend on when it was made.
+        let run = recorded.filter(|_| lowered.source_date_epoch.is_none());
+        Evidence {
+            asked: recorded.map(|recorded| recorded.asked.clone()).unwrap_or_default(),
+            context: recorded.and_then(|recorded| recorded.context.clone()),
+            materials,
+            dockerfile: source.clone(),
+            graph: Graph::of(&lowered.graph, lowered.result, &vertices),
+            run: run.map(|recorded| (recorded.build.clone(), recorded.started)),
+        }
+    }
+}
+
 /// A build in progress.
 struct Job<'a> {
     engine: &'a Engine,
@@ -168,6 +239,8 @@ struct Job<'a> {
     lease: Lease,
     events: Events,
     source: SourceText,
+    git: Option<GitOptions>,
+    record: Record,
 }
 
 impl Job<'_> {
@@ -184,9 +257,24 @@ impl Job<'_> {
             self.engine.solver(self.request.jobs)?.build(self.events.clone()).named(self.lease.id().to_string());
         let platforms = lowered.iter().map(|lowered| self.platform(lowered, &executor, &build, &images));
         let results = Arc::new(futures::future::try_join_all(platforms).await?);
+        let provenance = self.reports(&results);
         let exporter = Exporter { engine: self.engine, lease: &self.lease, events: &self.events, results };
         let Exported { image_id, target, names, pushed } = exporter.all(outputs).await?;
-        Ok(BuildResult { image_id, target, names, pushed, warnings, source_text: self.source.clone() })
+        let (source_text, build) = (self.source.clone(), self.lease.id().to_string());
+        Ok(BuildResult { image_id, target, names, pushed, warnings, source_text, build, provenance })
+    }
+
+    /// The provenance that the caller alone wants to see.
+    fn reports(&self, results: &[Built]) -> Vec<(Platform, serde_json::Value)> {
+        let Some(mode) = self.request.report else { return Vec::new() };
+        let usual = ProvenanceOptions { mode, ..ProvenanceOptions::default() };
+        let options = self.request.attestations.provenance.as_ref().unwrap_or(&usual);
+        let options = ProvenanceOptions { mode, ..options.clone() };
+        let of = |built: &Built| {
+            let evidence = built.testimony.evidence.as_ref()?;
+            Some((built.platform.clone(), evidence.predicate(&options, &built.image.manifest.layers)))
+        };
+        results.iter().filter_map(of).collect()
     }
 
     /// Solves what one platform needs and describes its image.
@@ -206,7 +294,10 @@ impl Job<'_> {
             .filter_map(|step| step.edge)
             .map(|edge| graph.vertex(edge.vertex).meta.name.clone())
             .collect();
-        let ops = hasher.wrap(executor.factory(), steps);
+        let witness = self.record.is_wanted().then(Witness::default);
+        let factory = executor.factory();
+        let factory = witness.as_ref().map_or(factory.clone(), |witness| witness.wrap(factory));
+        let ops = hasher.wrap(factory, steps);
         let edges: Vec<_> = lowered.result.into_iter().collect();
         let solved = build.solve(graph.clone(), &edges, ops.clone()).await;
         let result = match solved {
@@ -219,15 +310,39 @@ impl Job<'_> {
             None => Vec::new(),
         };
         let (files, below, epoch) = (result.snapshot().cloned(), base_layers.len(), lowered.source_date_epoch);
+        let evidence = witness.map(|witness| self.record.evidence(lowered, &witness, &self.source));
         let finished = Finished { store: self.engine.store(), build, graph, ops, lowered, base_layers, result, epoch };
         let image = finished.describe().await?;
-        Ok(Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch })
+        let provenance = self.request.attestations.provenance.clone();
+        let testimony = Testimony { evidence, provenance, packages: None };
+        let mut built =
+            Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch, testimony };
+        if self.request.attestations.sbom {
+            built = as_step(&self.events, "[internal] list packages for the SBOM", |step| self.scanned(built, step)).await?;
+        }
+        Ok(built)
+    }
+
+    /// The result with the list of its packages.
+    async fn scanned(&self, mut built: Built, step: StepId) -> Result<Built, Error> {
+        let (store, lease) = (self.engine.store().clone(), self.lease.clone());
+        let work = move || {
+            let root = Root::from_fd(built.open(&store, &lease)?).map_err(Error::internal)?;
+            let created = built.image.config.created.clone().unwrap_or_default();
+            let scanned = sbom::scan(&root, &created)?;
+            built.testimony.packages = Some(scanned.document);
+            Ok::<_, Error>((built, scanned.warning))
+        };
+        let (built, warning) = tokio::task::spawn_blocking(work).await.map_err(Error::internal)??;
+        if let Some(warning) = warning {
+            let (message, id) = (warning.to_owned(), Some(step));
+            self.events.send(rbuild_solver::Event::Warning { id, message, span: None, url: None });
+        }
+        Ok(built)
     }
 
     fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
         let id = session_id(&self.lease);
-        // `--ssh default`; the agent of the caller's own shell is for the context the caller names.
-        let agent = self.request.lent.agents.get("default").cloned();
         let indexes = self.engine.store().root().join("contexts");
         let stays = matches!(self.request.context, BuildContext::Directory(_));
         let main = Directory::new(inputs.root, inputs.ignore, stays.then_some(indexes.as_path()));
@@ -242,13 +357,14 @@ impl Job<'_> {
             copies: ContextCopies::default(),
             images,
             web: self.engine.registry()?.clone(),
-            git: self.engine.options().git.clone().map(|git| git.with_agent(agent)),
+            git: self.git.clone(),
             logs: Arc::new(logs),
             settings: ExecSettings {
                 default_network: self.request.network,
                 allow_host_network: self.request.allow_host_network || self.request.network == Network::Host,
                 allow_insecure: self.request.allow_insecure,
                 pids_limit: Some(PIDS_LIMIT),
+                limits: self.request.limits.clone(),
                 resolv_conf: self.engine.options().resolv_conf.clone(),
                 host_gateway: self.engine.host_gateway(),
             },

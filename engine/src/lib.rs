@@ -6,6 +6,8 @@
 //! The engine is made of explicit parts: it reads no environment, prints nothing and starts no async runtime. Dropping
 //! a future cancels what it does.
 
+mod agent;
+mod attest;
 mod build;
 pub mod containers;
 mod context;
@@ -16,6 +18,7 @@ mod export;
 mod frontends;
 pub mod images;
 mod layers;
+mod layout;
 mod lending;
 mod logs;
 mod output;
@@ -26,13 +29,19 @@ mod stored;
 pub mod usage;
 pub mod volumes;
 
+pub use agent::check_key_file;
+pub use attest::Attestations;
+pub use attest::provenance::{ProvenanceMode, ProvenanceOptions, SlsaVersion};
 pub use containers::helper_main;
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
 pub use lending::LONGEST_SECRET;
-pub use output::{Annotated, Annotation, Destination, Output, OutputStream, Packing};
+pub use output::{
+    Annotated, Annotation, Destination, FilesMode, ImageOutput, Output, OutputStream, Packing, Push,
+};
 pub use request::{
-    BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream, Lent, NamedContext, Secret, SecretSource,
+    AgentSource, BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream, LayoutImage, Lent,
+    NamedContext, ResourceLimits, Secret, SecretSource,
 };
 
 pub use rbuild_executor::sources::git::{GitOptions, GitSsh};

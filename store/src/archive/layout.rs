@@ -236,13 +236,11 @@ struct Documents {
 
 impl Documents {
     fn name(&mut self, image: &Descriptor, names: &[Reference]) -> Result<()> {
-        let mut bare = image.clone();
-        bare.annotations.clear();
         if names.is_empty() {
-            self.index.push(bare.clone());
+            self.index.push(image.clone());
         }
         for name in names {
-            let mut named = bare.clone();
+            let mut named = image.clone();
             named.annotations.insert(IMAGE_NAME.into(), name.canonical());
             if let Some(tag) = name.tag() {
                 named.annotations.insert(REF_NAME.into(), tag.into());
