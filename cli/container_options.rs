@@ -8,6 +8,7 @@ use rbuild_engine::{ExtraHost, Ulimit};
 
 use crate::error::{CliError, exit};
 use crate::mounts;
+use crate::refused::{self, Missing};
 use crate::settings::Settings;
 use crate::values;
 
@@ -413,97 +414,53 @@ fn label(text: &str) -> (String, String) {
     (name.to_owned(), value.to_owned())
 }
 
-/// Options of docker's that rbuild knows and does not have yet. They are refused by name.
-#[derive(Debug, Default)]
-pub struct Refused(Vec<&'static str>);
+/// Options of `docker run` that are not there yet.
+#[derive(Debug)]
+pub struct NotYet;
 
-/// Name, short name, whether a value follows.
-const REFUSED: &[(&str, Option<char>, bool)] = &[
-    ("annotation", None, true),
-    ("attach", Some('a'), true),
-    ("blkio-weight", None, true),
-    ("blkio-weight-device", None, true),
-    ("cgroupns", None, true),
-    ("cpu-rt-period", None, true),
-    ("cpu-rt-runtime", None, true),
-    ("device-cgroup-rule", None, true),
-    ("device-read-bps", None, true),
-    ("device-read-iops", None, true),
-    ("device-write-bps", None, true),
-    ("device-write-iops", None, true),
-    ("expose", None, true),
-    ("gpus", None, true),
-    ("health-cmd", None, true),
-    ("health-interval", None, true),
-    ("health-retries", None, true),
-    ("health-start-interval", None, true),
-    ("health-start-period", None, true),
-    ("health-timeout", None, true),
-    ("init", None, false),
-    ("ip", None, true),
-    ("ip6", None, true),
-    ("isolation", None, true),
-    ("link", None, true),
-    ("link-local-ip", None, true),
-    ("log-driver", None, true),
-    ("log-opt", None, true),
-    ("mac-address", None, true),
-    ("memory-swappiness", None, true),
-    ("network-alias", None, true),
-    ("net-alias", None, true),
-    ("no-healthcheck", None, false),
-    ("oom-kill-disable", None, false),
-    ("publish", Some('p'), true),
-    ("publish-all", Some('P'), false),
-    ("restart", None, true),
-    ("runtime", None, true),
-    ("storage-opt", None, true),
-    ("use-api-socket", None, false),
-    ("userns", None, true),
-    ("volume-driver", None, true),
-];
-
-impl Refused {
-    /// # Errors
-    /// One of them was given.
-    pub fn check(&self) -> Result<(), CliError> {
-        match self.0.first() {
-            Some(name) => Err(CliError::new(format!("--{name} is not supported yet"))),
-            None => Ok(()),
-        }
-    }
-}
-
-impl clap::Args for Refused {
-    fn augment_args(mut command: clap::Command) -> clap::Command {
-        for &(name, short, takes_value) in REFUSED {
-            let arg = clap::Arg::new(name).long(name).short(short).hide(true);
-            command = command.arg(match takes_value {
-                true => arg.action(clap::ArgAction::Append),
-                false => arg.action(clap::ArgAction::SetTrue),
-            });
-        }
-        command
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
-impl clap::FromArgMatches for Refused {
-    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
-        let given = |name: &str, takes_value: bool| {
-            let typed = matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
-            // What asks for the default asks for nothing.
-            let default = name == "restart" && matches.get_one::<String>(name).is_some_and(|v| v == "no");
-            typed && !default && (takes_value || matches.get_flag(name))
-        };
-        Ok(Self(REFUSED.iter().filter(|(name, _, value)| given(name, *value)).map(|(name, _, _)| *name).collect()))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
+impl refused::Table for NotYet {
+    const OPTIONS: &'static [Missing] = &[
+        Missing::valued("annotation"),
+        Missing::valued("attach").short('a'),
+        Missing::valued("blkio-weight"),
+        Missing::valued("blkio-weight-device"),
+        Missing::valued("cgroupns"),
+        Missing::valued("cpu-rt-period"),
+        Missing::valued("cpu-rt-runtime"),
+        Missing::valued("device-cgroup-rule"),
+        Missing::valued("device-read-bps"),
+        Missing::valued("device-read-iops"),
+        Missing::valued("device-write-bps"),
+        Missing::valued("device-write-iops"),
+        Missing::valued("expose"),
+        Missing::valued("gpus"),
+        Missing::valued("health-cmd"),
+        Missing::valued("health-interval"),
+        Missing::valued("health-retries"),
+        Missing::valued("health-start-interval"),
+        Missing::valued("health-start-period"),
+        Missing::valued("health-timeout"),
+        Missing::switch("init"),
+        Missing::valued("ip"),
+        Missing::valued("ip6"),
+        Missing::valued("isolation"),
+        Missing::valued("link"),
+        Missing::valued("link-local-ip"),
+        Missing::valued("log-driver"),
+        Missing::valued("log-opt"),
+        Missing::valued("mac-address"),
+        Missing::valued("memory-swappiness"),
+        Missing::valued("network-alias"),
+        Missing::valued("net-alias"),
+        Missing::switch("no-healthcheck"),
+        Missing::switch("oom-kill-disable"),
+        Missing::valued("publish").short('p'),
+        Missing::switch("publish-all").short('P'),
+        Missing::valued("restart").harmless("no"),
+        Missing::valued("runtime"),
+        Missing::valued("storage-opt"),
+        Missing::switch("use-api-socket"),
+        Missing::valued("userns"),
+        Missing::valued("volume-driver"),
+    ];
 }

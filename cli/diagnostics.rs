@@ -5,13 +5,14 @@
 //! --------------------
 //!    2 |     RUN echo fine
 //!    3 |     # comment
-//!    4 | >>> RUN exit 42
+//!    4 | >>> COPY --form=build /a /b
+//!      |          ^^^^^^^^^^^^
 //!    5 |     RUN echo never
 //! --------------------
 //! ```
 //!
-//! People and scripts know this form from docker, so it is kept rather than a compiler's; what was expected and
-//! what to do about it follow in lines of their own.
+//! People and scripts know this form from docker, so it is kept rather than a compiler's; a part of a line that is
+//! meant gets a line of its own below it. What was expected and what to do about it follow behind the excerpt.
 
 use std::io::IsTerminal as _;
 use std::ops::RangeInclusive;
@@ -26,6 +27,9 @@ const AROUND: usize = 2;
 /// A marked block longer than this loses its middle: a heredoc of a thousand lines is no excerpt.
 const MOST_MARKED: usize = 20;
 
+/// What a tab is shown as.
+const TAB: &str = "    ";
+
 /// A failed build as the user sees it: the end of the step's output, where in the Dockerfile it is, what happened.
 pub fn build_failure(error: &Error) -> CliError {
     let mut preamble = String::new();
@@ -38,7 +42,7 @@ pub fn build_failure(error: &Error) -> CliError {
             preamble.push_str(&diagnostic(mistake, source, mistakes.len() > 1));
         }
         if let Some(span) = error.span.filter(|_| mistakes.is_empty()) {
-            preamble.push_str(&excerpt(&source.name, &source.text, lines_of(span)));
+            preamble.push_str(&marked(&source.name, &source.text, span));
         }
     }
     let message = format!("failed to build: failed to solve: {}", clean(&error.message));
@@ -62,12 +66,12 @@ pub fn warnings(found: &[Diagnostic]) -> String {
 /// One mistake: its excerpt, what was expected, what to try. The message itself when it is one of several;
 /// a single one is told by the last line.
 fn diagnostic(mistake: &Diagnostic, source: &SourceText, with_message: bool) -> String {
-    let mut text = mistake.span.map(|span| excerpt(&source.name, &source.text, lines_of(span))).unwrap_or_default();
+    let mut text = mistake.span.map(|span| marked(&source.name, &source.text, span)).unwrap_or_default();
     if with_message {
         text.push_str(&format!("error: {}\n", clean_line(&mistake.message)));
     }
     if let Some(expected) = &mistake.label {
-        text.push_str(&format!("  {}\n", clean_line(expected)));
+        text.push_str(&format!("  expected {}\n", clean_line(expected)));
     }
     for hint in &mistake.hints {
         text.push_str(&format!("  hint: {}\n", clean_line(hint)));
@@ -82,12 +86,30 @@ fn step_log(step: &FailedStep, cleaned: bool) -> String {
     format!("------\n > {}:\n{log}{newline}------\n", clean_line(&step.name))
 }
 
-fn lines_of(span: Span) -> RangeInclusive<usize> {
-    span.line as usize..=span.end_line as usize
+/// The excerpt of `text` around what is meant, with marks below a part of a line.
+fn marked(name: &str, text: &str, span: Span) -> String {
+    lines_around(name, text, span.line as usize..=span.end_line as usize, underline(text, span).as_deref())
+}
+
+/// Spaces and marks to stand below the line that holds the span; `None` when it is more than a part of one line.
+fn underline(text: &str, span: Span) -> Option<String> {
+    let written = text.get(span.start..span.end).filter(|written| !written.is_empty() && !written.contains('\n'))?;
+    let start = text[..span.start].rfind('\n').map_or(0, |end| end + 1);
+    let line = text[start..].lines().next().unwrap_or_default();
+    if written.trim() == line.trim() {
+        return None;
+    }
+    let shown = |text: &str| clean_line(&text.replace('\t', TAB)).chars().count();
+    Some(format!("{}{}", " ".repeat(shown(&text[start..span.start])), "^".repeat(shown(written))))
 }
 
 /// The excerpt of `text` around the lines `marked` (from 1), with a final newline.
 pub fn excerpt(name: &str, text: &str, marked: RangeInclusive<usize>) -> String {
+    lines_around(name, text, marked, None)
+}
+
+/// As [`excerpt`], with a line below the first of those marked.
+fn lines_around(name: &str, text: &str, marked: RangeInclusive<usize>, below: Option<&str>) -> String {
     const RULE: &str = "--------------------\n";
     let lines: Vec<&str> = text.lines().collect();
     let start = (*marked.start()).clamp(1, lines.len().max(1));
@@ -108,9 +130,12 @@ pub fn excerpt(name: &str, text: &str, marked: RangeInclusive<usize>) -> String 
             continue;
         }
         let mark = if is_marked { ">>>" } else { "   " };
-        let line = lines[number - 1].replace('\t', "    ");
+        let line = lines[number - 1].replace('\t', TAB);
         out.push_str(format!(" {number:>3} | {mark} {}", clean_line(&line)).trim_end());
         out.push('\n');
+        if let Some(below) = below.filter(|_| number == start) {
+            out.push_str(&format!("     |     {below}\n"));
+        }
     }
     out + RULE
 }
@@ -124,6 +149,22 @@ mod tests {
         let text = "FROM busybox\nRUN echo fine\n# comment\nRUN exit 42\nRUN echo never\n\nRUN more\n";
         let want = "Dockerfile:4\n--------------------\n   2 |     RUN echo fine\n   3 |     # comment\n   4 | >>> RUN exit 42\n   5 |     RUN echo never\n   6 |\n--------------------\n";
         assert_eq!(excerpt("Dockerfile", text, 4..=4), want);
+    }
+
+    #[test]
+    fn a_part_of_a_line_is_marked_below_it() {
+        let text = "FROM x\n\tCOPY é --form=a b\n";
+        let span = |part: &str, line| {
+            let start = text.find(part).unwrap();
+            Span { start, end: start + part.len(), line, end_line: line }
+        };
+        let want = "D:2\n--------------------\n   1 |     FROM x\n   2 | >>>     COPY é --form=a b\n     |                ^^^^^^^^\n--------------------\n";
+        assert_eq!(marked("D", text, span("--form=a", 2)), want);
+        for whole in ["FROM x", "FROM x\n\tCOPY", ""] {
+            assert_eq!(underline(text, span(whole, 1)), None, "{whole:?}");
+        }
+        let beyond = Span { start: 5, end: 500, line: 1, end_line: 1 };
+        assert_eq!(underline(text, beyond), None, "a place that is not in the text");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! on can be read off its request, and tests need no environment.
 
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use rbuild_engine::{GitOptions, GitSsh};
@@ -137,7 +138,10 @@ impl Settings {
         };
         match std::fs::read(&path) {
             Ok(bytes) => parse_daemon_config(&bytes, &path),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !asked => Ok(DaemonConfig::default()),
+            // A root that is no directory has none either; whoever opens the root says so.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) && !asked => {
+                Ok(DaemonConfig::default())
+            }
             Err(e) => Err(CliError::new(format!("configuration file {}: {e}", path.display()))),
         }
     }

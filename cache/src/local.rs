@@ -63,16 +63,17 @@ impl<C> LocalCache<C> {
         LocalCache { store, codec, claims, used: Mutex::default() }
     }
 
-    /// What is written down about the execution that gave the result of `canonical`.
+    /// What is written down about the execution that gave the result of `canonical`, and where that comes from: `None` when
+    /// it ran here, else the cache it was imported from, such as `registry:host/name:tag`.
     ///
     /// # Errors
     /// The database cannot be read.
-    pub fn record(&self, canonical: CacheKey) -> Result<Option<RunRecord>> {
-        let text: Option<String> = self.store.db().read(|tx| {
-            let mut query = tx.prepare_cached("SELECT record FROM records WHERE key = ?")?;
-            Ok(query.query_row([canonical.to_string()], |row| row.get(0)).optional()?)
+    pub fn record(&self, canonical: CacheKey) -> Result<Option<(RunRecord, Option<String>)>> {
+        let row: Option<(String, Option<String>)> = self.store.db().read(|tx| {
+            let mut query = tx.prepare_cached("SELECT record, origin FROM records WHERE key = ?")?;
+            Ok(query.query_row([canonical.to_string()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
         })?;
-        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+        Ok(row.and_then(|(text, origin)| Some((serde_json::from_str(&text).ok()?, origin))))
     }
 
     fn find(&self, key: CacheKey) -> Result<Option<CacheKey>> {

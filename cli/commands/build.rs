@@ -3,21 +3,21 @@ use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use rbuild_engine::{
-    BuildContext, BuildRequest, BuildResult, DockerfileSource, Events, ExtraHost, InputStream, Kind, Network, Ulimit,
-};
+use rbuild_engine::{BuildContext, BuildRequest, DockerfileSource, ExtraHost, InputStream, Network, Question, Ulimit};
 use rbuild_oci::{Platform, Reference};
 
 use crate::app::App;
 use crate::args::key_value;
+use crate::call::Call;
 use crate::commands::DONE;
 use crate::diagnostics;
 use crate::error::CliError;
 use crate::lent::LentArgs;
 use crate::outputs::{self, OutputArgs};
-use crate::progress::{self, Mode};
-use crate::signals::Signals;
+use crate::progress::Mode;
+use crate::refused::{self, Missing, Refused};
 use crate::values;
+use crate::watched::watched;
 
 /// The time that counts as now for everything a build dates.
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
@@ -88,6 +88,12 @@ pub struct Args {
     /// Stage whose steps all run again; may be repeated
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     no_cache_filter: Vec<String>,
+    /// Ask about the Dockerfile and build nothing: check, outline, targets or subrequests.describe
+    #[arg(long, alias = "print", value_name = "REQUEST[,format=json]")]
+    call: Option<String>,
+    /// Say what is unwise in the Dockerfile and build nothing; the same as --call=check
+    #[arg(long)]
+    check: bool,
     #[command(flatten)]
     lent: LentArgs,
     #[command(flatten)]
@@ -95,7 +101,7 @@ pub struct Args {
     #[command(flatten)]
     legacy: Legacy,
     #[command(flatten)]
-    refused: Refused,
+    refused: Refused<NotYet>,
 }
 
 /// Options that scripts still pass to docker and that change nothing: what they ask for is what rbuild does.
@@ -117,76 +123,39 @@ struct Legacy {
     sbom: Option<String>,
 }
 
-/// Options of docker and buildx that rbuild knows and does not have yet. They are refused by name: a build that
-/// quietly went without its secret or its export would be worse.
-#[derive(Debug, Default)]
-struct Refused(Vec<&'static str>);
+/// Options of `docker buildx build` that are not there yet.
+#[derive(Debug)]
+struct NotYet;
 
-/// Name, short name, whether a value follows.
-const REFUSED: &[(&str, Option<char>, bool)] = &[
-    ("attest", None, true),
-    ("builder", None, true),
-    ("cache-from", None, true),
-    ("cache-to", None, true),
-    ("call", None, true),
-    ("cap-add", None, true),
-    ("cap-drop", None, true),
-    ("check", None, false),
-    ("cpu-period", None, true),
-    ("cpu-quota", None, true),
-    ("cpu-shares", Some('c'), true),
-    ("cpuset-cpus", None, true),
-    ("cpuset-mems", None, true),
-    ("device", None, true),
-    ("memory", Some('m'), true),
-    ("memory-swap", None, true),
-    ("policy", None, true),
-    ("resource", None, true),
-    ("security-opt", None, true),
-    ("squash", None, false),
-];
-
-impl clap::Args for Refused {
-    fn augment_args(mut command: clap::Command) -> clap::Command {
-        for &(name, short, takes_value) in REFUSED {
-            let arg = clap::Arg::new(name).long(name).short(short).hide(true);
-            // A value may also be absent (`--ssh`), and several may be given: none of it is looked at.
-            command = command.arg(match takes_value {
-                true => arg.action(clap::ArgAction::Append).num_args(0..=1),
-                false => arg.action(clap::ArgAction::SetTrue),
-            });
-        }
-        command
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
-impl clap::FromArgMatches for Refused {
-    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
-        let given = |name: &str, takes_value: bool| {
-            let typed = matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
-            typed && (takes_value || matches.get_flag(name))
-        };
-        Ok(Self(
-            REFUSED
-                .iter()
-                .filter(|(name, _, takes_value)| given(name, *takes_value))
-                .map(|(name, _, _)| *name)
-                .collect(),
-        ))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
+impl refused::Table for NotYet {
+    const OPTIONS: &'static [Missing] = &[
+        Missing::maybe_valued("attest"),
+        Missing::maybe_valued("builder"),
+        Missing::maybe_valued("cache-from"),
+        Missing::maybe_valued("cache-to"),
+        Missing::maybe_valued("cap-add"),
+        Missing::maybe_valued("cap-drop"),
+        Missing::maybe_valued("cpu-period"),
+        Missing::maybe_valued("cpu-quota"),
+        Missing::maybe_valued("cpu-shares").short('c'),
+        Missing::maybe_valued("cpuset-cpus"),
+        Missing::maybe_valued("cpuset-mems"),
+        Missing::maybe_valued("device"),
+        Missing::maybe_valued("memory").short('m'),
+        Missing::maybe_valued("memory-swap"),
+        Missing::maybe_valued("policy"),
+        Missing::maybe_valued("resource"),
+        Missing::maybe_valued("security-opt"),
+        Missing::switch("squash"),
+    ];
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
+    let call = call(&args).map_err(|e| e.with_prefix("ERROR"))?;
     let (request, mode) = prepare(&args, app).map_err(|e| e.with_prefix("ERROR"))?;
+    if let Some(call) = call {
+        return ask(call, request, mode, app).await;
+    }
     if let Some(path) = &args.iidfile {
         // A failed build must not leave the id of an older one behind.
         match std::fs::remove_file(path) {
@@ -194,7 +163,8 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
             _ => {}
         }
     }
-    let result = build(request, mode, app).await?;
+    let engine = app.engine()?;
+    let result = watched(mode, app, |events| engine.build(request, events)).await?;
     if let Some(path) = &args.iidfile {
         write_whole(path, &result.image_id.to_string())?;
     }
@@ -213,35 +183,38 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     DONE
 }
 
-/// Builds while progress is shown, until the end or a signal. Dropping the build's future stops all it started.
-async fn build(request: BuildRequest, mode: Mode, app: &App) -> Result<BuildResult, CliError> {
-    let mut signals = Signals::new()?;
-    let engine = app.engine()?;
-    let (events, stream) = Events::channel();
-    let clock = events.clone();
-    let shown = tokio::spawn(progress::follow(stream, mode.renderer(&app.settings)));
-    let result = tokio::select! {
-        result = engine.build(request, events) => result.map_err(|error| match error.kind {
-            Kind::Cancelled => CliError::new("failed to build: canceled").with_prefix("ERROR"),
-            _ => diagnostics::build_failure(&error),
-        }),
-        code = signals.next() => Err(CliError::new("failed to build: canceled").with_prefix("ERROR").with_code(code)),
+/// Answers what `--call` asks, and builds nothing.
+pub(crate) async fn ask(call: Call, request: BuildRequest, mode: Mode, app: &App) -> Result<ExitCode, CliError> {
+    let Some(question) = call.question else { return call.show_requests(app) };
+    let named = match &request.dockerfile {
+        DockerfileSource::File(Some(path)) if matches!(request.context, BuildContext::Directory(_)) => {
+            Some(path.display().to_string())
+        }
+        _ => None,
     };
-    let now = clock.now();
-    drop(clock);
-    // Steps that were stopped still report their end; a second signal does not wait for them.
-    tokio::select! {
-        renderer = shown => if let Ok(mut renderer) = renderer { renderer.finish(result.is_err(), now) },
-        code = signals.next() => return Err(CliError::silent(code)),
+    let engine = app.engine()?;
+    let (answer, mut source) = watched(mode, app, |events| engine.ask(request, question, events)).await?;
+    if let Some(name) = named {
+        // Editors jump to the file that the excerpt names.
+        source.name = name;
     }
-    result
+    call.show(&answer, &source, app)
+}
+
+/// What `--call` and `--check` ask for; `None` is a build.
+fn call(args: &Args) -> Result<Option<Call>, CliError> {
+    let call = args.call.as_deref().map(Call::read).transpose()?.flatten();
+    match (call, args.check) {
+        (call, false) => Ok(call),
+        (None, true) => Ok(Some(Call::CHECK)),
+        (Some(call), true) if call.question == Some(Question::Check) => Ok(Some(call)),
+        (Some(_), true) => Err(CliError::new("--check and --call of something else cannot be used together")),
+    }
 }
 
 /// The request, from validated arguments; nothing is built yet.
 fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
-    if let Some(name) = args.refused.0.first() {
-        return Err(CliError::new(format!("--{name} is not supported yet")));
-    }
+    args.refused.check()?;
     let mode = Mode::choose(args.quiet, args.progress.as_deref(), &app.settings)?;
     let network = network(&args.network)?;
     let tags = args.tags.iter().map(|t| tag(t)).collect::<Result<Vec<_>, _>>()?;
@@ -258,7 +231,7 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
     }
     let allowed = allowed(&args.allow)?;
     let lent = args.lent.lent(&app.settings)?;
-    let (context, dockerfile) = source(args)?;
+    let (context, dockerfile) = source(&args.context, args.file.as_deref())?;
     let request = BuildRequest {
         context,
         dockerfile,
@@ -345,7 +318,10 @@ pub(crate) fn tag(text: &str) -> Result<Reference, CliError> {
 }
 
 /// A bare name takes its value from the environment; when it is not there, the argument stays unset.
-fn build_args(given: &[std::ffi::OsString], environment: impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
+pub(crate) fn build_args(
+    given: &[std::ffi::OsString],
+    environment: impl Fn(&str) -> Option<String>,
+) -> BTreeMap<String, String> {
     given
         .iter()
         .map(|arg| key_value(arg))
@@ -353,7 +329,7 @@ fn build_args(given: &[std::ffi::OsString], environment: impl Fn(&str) -> Option
         .collect()
 }
 
-fn platforms(given: &[String]) -> Result<Vec<Platform>, CliError> {
+pub(crate) fn platforms(given: &[String]) -> Result<Vec<Platform>, CliError> {
     let names = given.iter().flat_map(|list| list.split(',')).map(str::trim).filter(|name| !name.is_empty());
     let mut platforms: Vec<Platform> = Vec::new();
     for name in names {
@@ -369,9 +345,8 @@ fn platforms(given: &[String]) -> Result<Vec<Platform>, CliError> {
 }
 
 /// Where the files and the Dockerfile come from. A Dockerfile's path is relative to the working directory.
-fn source(args: &Args) -> Result<(BuildContext, DockerfileSource), CliError> {
+pub(crate) fn source(context: &str, file: Option<&str>) -> Result<(BuildContext, DockerfileSource), CliError> {
     let unable = |why: String| CliError::new(format!("unable to prepare context: {why}"));
-    let (context, file) = (args.context.as_str(), args.file.as_deref());
     if context == "-" {
         if file == Some("-") {
             return Err(CliError::new("invalid argument: can't use stdin for both build context and dockerfile"));
@@ -460,16 +435,30 @@ mod tests {
         }
     }
 
+    fn of(args: &Args) -> Result<(BuildContext, DockerfileSource), CliError> {
+        source(&args.context, args.file.as_deref())
+    }
+
+    #[test]
+    fn a_question_takes_the_place_of_the_build() {
+        let asked = |line: &str| call(&args(line)).map(|call| call.map(|call| call.question));
+        assert_eq!(asked("build .").unwrap(), None);
+        assert_eq!(asked("build --check=false --call=build .").unwrap(), None);
+        assert_eq!(asked("build --check --call build .").unwrap(), Some(Some(Question::Check)));
+        assert_eq!(asked("build --check --call lint,format=json .").unwrap(), Some(Some(Question::Check)));
+        assert_eq!(asked("build --print outline .").unwrap(), Some(Some(Question::Outline)));
+        assert!(asked("build --check --call outline .").is_err());
+    }
+
     #[test]
     fn options_not_there_yet_are_named() {
         for (line, want) in [
             ("build --squash .", &["squash"][..]),
             ("build --squash --attest x .", &["attest", "squash"]),
-            ("build --check=false .", &[]),
             ("build -m 1g .", &["memory"]),
             ("build --rm --force-rm=false --compress=true --provenance=false --sbom=false --isolation=default .", &[]),
         ] {
-            assert_eq!(args(line).refused.0, want, "{line}");
+            assert_eq!(args(line).refused.names(), want, "{line}");
         }
     }
 
@@ -494,7 +483,7 @@ mod tests {
             ("build /proc/self/exe", "unable to prepare context: context must be a directory: /proc/self/exe"),
             ("build -f - -", "invalid argument: can't use stdin for both build context and dockerfile"),
         ] {
-            assert_eq!(source(&args(line)).unwrap_err().message, want, "{line}");
+            assert_eq!(of(&args(line)).unwrap_err().message, want, "{line}");
         }
     }
 
@@ -524,7 +513,7 @@ mod tests {
         for here in [".", "/dir", "dir/https://x", "github.com"] {
             assert!(!is_remote(here), "{here}");
         }
-        let (context, file) = source(&args("build -f https://h/Dockerfile -")).unwrap();
+        let (context, file) = of(&args("build -f https://h/Dockerfile -")).unwrap();
         assert!(matches!((context, file), (BuildContext::Stream(_), DockerfileSource::Remote(_))));
     }
 }

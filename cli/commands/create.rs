@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use rbuild_engine::containers::{Container, Containers};
 
 use crate::app::App;
-use crate::container_options::{ContainerOptions, Refused, engine_error};
+use crate::container_options::{ContainerOptions, NotYet, engine_error};
 use crate::error::CliError;
 use crate::image_for_run::ensure_image;
+use crate::refused::Refused;
 
 /// Make a container from an image without starting it
 #[derive(Debug, clap::Args)]
@@ -15,7 +16,7 @@ pub struct Args {
     #[command(flatten)]
     options: ContainerOptions,
     #[command(flatten)]
-    refused: Refused,
+    refused: Refused<NotYet>,
     /// The image, and what to run in place of its own command
     #[arg(value_name = "IMAGE [COMMAND] [ARGUMENT]", required = true, num_args = 1.., trailing_var_arg = true)]
     words: Vec<String>,

@@ -7,6 +7,7 @@ mod attach;
 pub mod build;
 mod builder;
 mod builder_prune;
+mod check;
 mod commit;
 mod completion;
 mod container;
@@ -92,6 +93,7 @@ commands! {
         Attach(attach),
         Build(build),
         Builder(builder),
+        Check(check),
         Commit(commit),
         Completion(completion),
         Container(container),

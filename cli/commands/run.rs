@@ -8,8 +8,9 @@ use rbuild_engine::containers::StartRequest;
 use super::create::made;
 use crate::app::App;
 use crate::attach::{Follow, check_tty, detach_keys, follow, terminal_size};
-use crate::container_options::{ContainerOptions, Refused, engine_error};
+use crate::container_options::{ContainerOptions, NotYet, engine_error};
 use crate::error::{CliError, exit};
+use crate::refused::Refused;
 
 /// Make a container from an image and run it
 ///
@@ -30,7 +31,7 @@ pub struct Args {
     #[command(flatten)]
     options: ContainerOptions,
     #[command(flatten)]
-    refused: Refused,
+    refused: Refused<NotYet>,
     /// The image, and what to run in place of its own command
     #[arg(value_name = "IMAGE [COMMAND] [ARGUMENT]", required = true, num_args = 1.., trailing_var_arg = true)]
     words: Vec<String>,

@@ -83,14 +83,14 @@ impl Engine {
 }
 
 /// What the client of a build gave: its files, its Dockerfile, its ignore file.
-struct Inputs {
+pub(crate) struct Inputs {
     root: OwnedFd,
-    source: SourceText,
-    ignore: IgnoreFile,
+    pub(crate) source: SourceText,
+    pub(crate) ignore: IgnoreFile,
 }
 
 impl Inputs {
-    fn load(request: &BuildRequest, lease: &Lease, events: &Events) -> Result<Inputs, Error> {
+    pub(crate) fn load(request: &BuildRequest, lease: &Lease, events: &Events) -> Result<Inputs, Error> {
         let root = match &request.context {
             BuildContext::Directory(path) | BuildContext::Unpacked(path) => context::open_directory(path)?,
             _ => context::empty_directory(lease)?,

@@ -11,6 +11,7 @@ mod attest;
 mod build;
 pub mod containers;
 mod context;
+mod describe;
 mod emulation;
 mod engine;
 pub mod error;
@@ -33,6 +34,7 @@ pub use agent::check_key_file;
 pub use attest::Attestations;
 pub use attest::provenance::{ProvenanceMode, ProvenanceOptions, SlsaVersion};
 pub use containers::helper_main;
+pub use describe::{Answer, Checked, Question};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
 pub use lending::LONGEST_SECRET;
@@ -45,7 +47,7 @@ pub use request::{
 };
 
 pub use rbuild_executor::sources::git::{GitOptions, GitSsh};
-pub use rbuild_frontend::{Diagnostic, Severity};
+pub use rbuild_frontend::{Diagnostic, Severity, describe as described, lint};
 pub use rbuild_graph::Span;
 pub use rbuild_graph::ops::{ExtraHost, Network, Ulimit};
 pub use rbuild_oci as oci;

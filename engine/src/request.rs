@@ -60,6 +60,35 @@ pub struct BuildRequest {
     pub report: Option<ProvenanceMode>,
 }
 
+impl BuildRequest {
+    /// A plain build of the last stage on this machine's platform, without a name.
+    pub fn new(context: BuildContext, dockerfile: DockerfileSource) -> BuildRequest {
+        BuildRequest {
+            context,
+            dockerfile,
+            tags: Vec::new(),
+            outputs: Vec::new(),
+            target: None,
+            build_args: BTreeMap::new(),
+            labels: Vec::new(),
+            platforms: Vec::new(),
+            no_cache: false,
+            pull: false,
+            network: Network::Default,
+            jobs: None,
+            extra_hosts: Vec::new(),
+            shm_size: None,
+            ulimits: Vec::new(),
+            cgroup_parent: None,
+            source_date_epoch: None,
+            allow_host_network: false,
+            allow_insecure: false,
+            no_cache_filter: Vec::new(),
+            lent: Lent::default(),
+        }
+    }
+}
+
 /// What the caller lends to a build's steps besides its main context.
 #[derive(Debug, Clone, Default)]
 pub struct Lent {

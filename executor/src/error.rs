@@ -11,6 +11,12 @@ pub(crate) fn show(path: &[u8]) -> String {
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
+/// What the kernel said, without its number.
+fn reason(errno: Errno) -> String {
+    let text = errno.to_string();
+    text.split_once(" (os error").map_or(text.clone(), |(words, _)| words.to_owned())
+}
+
 /// A failure of an operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -29,9 +35,9 @@ pub enum ExecutorError {
     Start(String),
     #[error("failed to calculate checksum of ref {path:?}: not found")]
     SourceNotFound { path: String, hints: Vec<String> },
-    #[error("cannot read /{}: {errno}", show(path))]
+    #[error("cannot read /{}: {}", show(path), reason(*errno))]
     Read { path: Vec<u8>, errno: Errno },
-    #[error("cannot write /{}: {errno}", show(path))]
+    #[error("cannot write /{}: {}", show(path), reason(*errno))]
     Write { path: Vec<u8>, errno: Errno },
     #[error("/{} changed while it was being read; build again", show(path))]
     Changed { path: Vec<u8> },
@@ -84,6 +90,9 @@ impl ExecutorError {
             | ExecutorError::Mount { hints, .. } => hints.clone(),
             ExecutorError::Process { disk_full: true, .. }
             | ExecutorError::Write { errno: Errno::NOSPC | Errno::DQUOT, .. } => vec![FULL_DISK_HINT.to_owned()],
+            ExecutorError::Write { errno: Errno::NOTDIR, .. } => {
+                vec!["a part of the path is a file, not a directory".to_owned()]
+            }
             ExecutorError::Store(error) => error.hint().map(str::to_owned).into_iter().collect(),
             ExecutorError::Git { message, .. } if message == "git is not installed" => {
                 vec!["install git (the Debian package is \"git\") and build again".to_owned()]

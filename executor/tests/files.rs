@@ -64,7 +64,7 @@ fn rules(dest: &str) -> CopyRules {
         implied_time: 315_619_200,
         contents_only: true,
         parents: false,
-        link: false,
+        replace: false,
     }
 }
 
@@ -81,7 +81,7 @@ fn put(from: &Path, source: &str, dest: &str, below: &Path) -> Result<(tempfile:
 fn content(root: &Path, source: &str) -> ContentHash {
     let mut all = Vec::new();
     for one in find(root, &[source], None).unwrap() {
-        all.extend(hash::tree(open(root).as_fd(), &one.tree, None).unwrap());
+        all.extend(hash::tree(open(root).as_fd(), &one.tree, hash::Reading::default()).unwrap());
     }
     hash::combine(all.iter().map(|found| (found.path.as_slice(), &found.hash)))
 }
@@ -113,6 +113,38 @@ fn times_do_not_count_and_everything_else_does() {
         assert!(!seen.contains(&now), "{what} did not count");
         seen.push(now);
     }
+}
+
+#[test]
+fn a_source_that_is_not_there_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in ["d/eee/y", "file", "README.md"] {
+        write(dir.path(), path, path);
+    }
+    symlink("nowhere/at all", dir.path().join("loose")).unwrap();
+    symlink("../..", dir.path().join("d/up")).unwrap();
+    symlink("round", dir.path().join("round")).unwrap();
+    for (source, want) in [
+        ("d/eeee/y", "did you mean d/eee/y?"),
+        ("d/eeee/nothing", "there is no d/eeee; did you mean d/eee?"),
+        ("d/eee/z", "did you mean d/eee/y?"),
+        ("readme.md", "did you mean README.md?"),
+        ("loose", "loose is a symbolic link to nowhere/at all, which is not there"),
+        ("d/up/loose/x", "loose is a symbolic link to nowhere/at all, which is not there"),
+        ("round", "round is a symbolic link to round, which is not there"),
+        ("file/x", "file is a file, not a directory"),
+        ("d/up/fil", "did you mean file?"),
+    ] {
+        let Err(ExecutorError::SourceNotFound { path, hints }) = find(dir.path(), &[source], None) else {
+            panic!("{source} was found");
+        };
+        assert_eq!((path, hints), (format!("/{source}"), vec![want.to_owned()]));
+    }
+    let Err(ExecutorError::SourceNotFound { hints, .. }) = find(dir.path(), &["entirely/else"], None) else { panic!() };
+    assert!(hints.is_empty(), "{hints:?}");
+    let empty = tempfile::tempdir().unwrap();
+    let Err(ExecutorError::SourceNotFound { hints, .. }) = find(empty.path(), &["x"], None) else { panic!() };
+    assert_eq!(hints, ["there are no files at all to copy from"]);
 }
 
 #[test]

@@ -198,7 +198,11 @@ impl Reader<'_> {
                         }
                     }
                     Instruction::Run(run) => {
-                        run.mounts.iter().for_each(|mount| mounted(mount, command.span, outline));
+                        for mount in &run.mounts {
+                            let expand =
+                                |text: &str| self.expand(&Text { value: text.to_owned(), span: command.span }, &env);
+                            mounted(mount, command.span, expand, outline);
+                        }
                     }
                     _ => {}
                 }
@@ -221,18 +225,19 @@ impl Reader<'_> {
     }
 }
 
-fn mounted(mount: &RunMount, span: Span, outline: &mut Outline) {
-    let base_name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
-    let id = mount.option(&["id"]).map(str::to_owned);
-    let target = || mount.option(&["target", "dst", "destination"]);
-    let required = mount.option(&["required"]).is_some_and(|value| value.is_empty() || value == "true");
-    let (list, id) = match mount.option(&["type"]).unwrap_or_default().to_lowercase().as_str() {
+fn mounted(mount: &RunMount, span: Span, mut expand: impl FnMut(&str) -> String, outline: &mut Outline) {
+    let base_name = |path: String| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let mut option = |names: &[&str]| mount.option(names).map(&mut expand);
+    let target = ["target", "dst", "destination"];
+    let id = option(&["id"]);
+    let required = option(&["required"]).is_some_and(|value| value.is_empty() || value == "true");
+    let (list, id) = match option(&["type"]).unwrap_or_default().to_lowercase().as_str() {
         "secret" => {
-            let source = || mount.option(&["source", "src"]).or_else(target).map(base_name);
-            (&mut outline.secrets, id.or_else(source))
+            let mut source = || option(&["source", "src"]).or_else(|| option(&target)).map(base_name);
+            (&mut outline.secrets, id.or_else(&mut source))
         }
         "ssh" => (&mut outline.ssh, id.or_else(|| Some("default".into()))),
-        "cache" => (&mut outline.caches, id.or_else(|| target().map(str::to_owned))),
+        "cache" => (&mut outline.caches, id.or_else(|| option(&target))),
         _ => return,
     };
     list.extend(id.map(|id| OutlineMount { id, required, span }));
@@ -245,7 +250,7 @@ mod tests {
     use super::*;
 
     const FILE: &str = "# TAG is the release\nARG TAG=1\nARG OTHER=2\n# build makes it\nFROM busybox:$TAG AS build\n\
-                        # NAME says who\nARG NAME=me LONG=$NAME-x\nRUN --mount=type=secret,id=tok,required=true \
+                        # NAME says who\nARG NAME=me LONG=$NAME-x\nRUN --mount=type=secret,id=tok-$NAME,required=true \
                         --mount=type=ssh --mount=type=cache,target=/c true\nFROM scratch\nARG LOST\nFROM scratch AS last\n\
                         COPY --from=build / /\nARG TAG";
 
@@ -283,7 +288,7 @@ mod tests {
         assert_eq!(args[1], want[1]);
         assert_eq!((args[2], args.len()), (("LONG", Some("you-x"), 7), 3), "LOST is of a stage that is not needed");
         assert_eq!(last.args[0].description.as_deref(), Some("is the release"));
-        assert_eq!((last.secrets[0].id.as_str(), last.secrets[0].required), ("tok", true));
+        assert_eq!((last.secrets[0].id.as_str(), last.secrets[0].required), ("tok-you", true));
         assert_eq!((last.ssh[0].id.as_str(), last.caches[0].id.as_str()), ("default", "/c"));
         assert_eq!(read(Some("1")).unwrap().args[0].value, None);
         let error = read(Some("biuld")).unwrap_err();

@@ -79,7 +79,7 @@ impl Diagnostic {
 }
 
 /// The most options that are compared, so that a file of many names with many mistakes in them stays quick to read.
-const MOST_COMPARED: usize = 1000;
+const MOST_COMPARED: usize = 250;
 /// The longest word that is compared; distance is quadratic, and nobody mistypes a word of a hundred letters.
 const LONGEST_COMPARED: usize = 100;
 
@@ -91,7 +91,8 @@ pub fn nearest<'a>(written: &str, options: impl IntoIterator<Item = &'a str>) ->
         if option == written {
             return None;
         }
-        let distance = distance(written, option, least);
+        // Nothing but the same word is nearer than one edit.
+        let distance = if least == 1 { 1 } else { distance(written, option, least) };
         if distance < least {
             (best, least) = (Some(option), distance);
         }
@@ -104,6 +105,8 @@ fn distance(from: &str, to: &str, enough: usize) -> usize {
     if from.len().abs_diff(to.len()) > 4 * enough || from.len().max(to.len()) > LONGEST_COMPARED {
         return enough;
     }
+    let same = from.chars().zip(to.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+    let (from, to): (&str, &str) = (&from[same..], &to[same..]);
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();
     for (i, a) in from.chars().enumerate() {

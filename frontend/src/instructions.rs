@@ -14,7 +14,7 @@ mod expose;
 pub(crate) mod flags;
 mod from;
 mod healthcheck;
-mod input;
+pub(crate) mod input;
 mod label;
 mod maintainer;
 mod onbuild;

@@ -12,6 +12,8 @@
 #![allow(clippy::result_large_err, reason = "a diagnostic is made once per mistake, never on a hot path")]
 
 mod change;
+#[cfg(test)]
+mod conformance;
 pub mod describe;
 mod diagnostic;
 mod facts;

@@ -8,6 +8,7 @@ mod arguments;
 pub(crate) mod check;
 mod draft;
 mod env;
+mod further;
 pub(crate) mod git;
 pub(crate) mod owner;
 pub(crate) mod paths;
@@ -26,7 +27,9 @@ use time::format_description::well_known::Rfc3339;
 use crate::instructions::Command;
 use crate::lint::{self, Once};
 use crate::syntax::words::{Budget, Variables};
-use crate::{BaseImage, Diagnostic, Dockerfile, FactRequest, Facts, HistoryStep, LowerOptions, Lowered, Outcome};
+use crate::{
+    BaseImage, Diagnostic, Dockerfile, FactRequest, Facts, HistoryStep, LowerOptions, Lowered, Outcome, Purpose,
+};
 pub(crate) use arguments::globals;
 use arguments::{invalid_defaults, unused_args};
 use check::Check;
@@ -42,50 +45,93 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Lowers the target of a file for each platform asked for.
 ///
 /// With [`Outcome::Failed`] the diagnostics hold an error; else they are warnings. A file that had mistakes when it
-/// was parsed fails at once and without saying them again.
+/// was parsed fails at once and without saying them again, or asking for facts; what else is surely wrong is said.
 pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outcome, Vec<Diagnostic>) {
+    if let Some(problem) = foreign_frontend(file, options) {
+        return (Outcome::Failed, vec![problem]);
+    }
     if file.has_mistakes || file.stages.is_empty() {
-        return (Outcome::Failed, Vec::new());
+        return (Outcome::Failed, of_a_broken_file(file, options));
     }
-    let mut problems = Vec::new();
-    problems.extend(foreign_frontend(file, options));
-    let check = Check::of(file, options).unwrap_or_else(|problem| {
-        problems.push(problem);
-        Check::default()
-    });
-    if problems.iter().any(Diagnostic::is_error) {
-        return (Outcome::Failed, problems);
-    }
-    problems.extend(file.warnings.iter().cloned());
+    let check = match Check::of(file, options) {
+        Ok(check) => check,
+        Err(problem) => return (Outcome::Failed, vec![problem]),
+    };
+    let mut round = Round::of(file, options, facts, Thoroughness::Build);
+    let mut problems = file.warnings.clone();
     problems.extend(invalid_defaults(file, options));
-    let explicit = !options.platforms.is_empty();
-    let mut platforms: Vec<Platform> = options.platforms.iter().map(|p| p.clone().normalized()).collect();
-    if !explicit {
-        platforms.push(options.build_platform.clone().normalized());
-    }
-    let mut missing: Vec<FactRequest> = Vec::new();
-    let mut lowered = Vec::new();
-    for platform in &platforms {
-        let one = OnePlatform { file, options, facts, platform, explicit, multiplatform: platforms.len() > 1 };
-        lowered.extend(one.lower(&mut problems, &mut missing));
-    }
+    problems.append(&mut round.problems);
     problems.extend(unused_args(file, options));
-    check.apply(&mut problems, options.purpose);
+    if options.purpose == Purpose::Check {
+        problems.extend(check.unknown_rules());
+    }
+    check.apply(&mut problems, &file.local_checks, options.purpose);
+    if round.stopped && problems.iter().any(Diagnostic::is_error) {
+        problems.extend(further::mistakes(file, options));
+    }
     problems.sort_by_key(|problem| problem.span.map_or(usize::MAX, |span| span.start));
     // Each platform says the same again.
     let mut said = HashSet::new();
     problems.retain(|problem| said.insert((problem.span, problem.message.clone())));
-    let mut seen = HashSet::new();
-    missing.retain(|request| {
-        let FactRequest::ImageConfig { reference, platform, .. } = request;
-        seen.insert((reference.clone(), platform.clone()))
-    });
-    let outcome = match (problems.iter().any(Diagnostic::is_error), missing.is_empty()) {
+    let outcome = match (problems.iter().any(Diagnostic::is_error), round.missing.is_empty()) {
         (true, _) => Outcome::Failed,
-        (false, false) => Outcome::Missing(missing),
-        (false, true) => Outcome::Lowered(lowered),
+        (false, false) => Outcome::Missing(round.missing),
+        (false, true) => Outcome::Lowered(round.lowered),
     };
     (outcome, problems)
+}
+
+/// How far a mistake in the plan of a build stops its lowering.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Thoroughness {
+    /// Altogether: what is built on a wrong plan is wrong.
+    Build,
+    /// Not at all: only mistakes are looked for.
+    Mistakes,
+}
+
+/// What one look at a file with certain facts gives.
+#[derive(Default)]
+struct Round {
+    lowered: Vec<Lowered>,
+    problems: Vec<Diagnostic>,
+    missing: Vec<FactRequest>,
+    /// Whether a mistake in the plan kept instructions from being looked at.
+    stopped: bool,
+}
+
+impl Round {
+    fn of(file: &Dockerfile, options: &LowerOptions, facts: &Facts, thoroughness: Thoroughness) -> Round {
+        let explicit = !options.platforms.is_empty();
+        let mut platforms: Vec<Platform> = options.platforms.iter().map(|p| p.clone().normalized()).collect();
+        if !explicit {
+            platforms.push(options.build_platform.clone().normalized());
+        }
+        let mut round = Round::default();
+        for platform in &platforms {
+            let multiplatform = platforms.len() > 1;
+            let one = OnePlatform { file, options, facts, platform, explicit, multiplatform };
+            let lowered = one.lower(&mut round, thoroughness);
+            round.lowered.extend(lowered);
+        }
+        let mut seen = HashSet::new();
+        round.missing.retain(|request| {
+            let FactRequest::ImageConfig { reference, platform, .. } = request;
+            seen.insert((reference.clone(), platform.clone()))
+        });
+        round
+    }
+}
+
+/// What else is wrong; and what the rules say of it, for whoever checks a file wants to know that also when it has
+/// mistakes.
+fn of_a_broken_file(file: &Dockerfile, options: &LowerOptions) -> Vec<Diagnostic> {
+    let mut found = further::mistakes(file, options);
+    if let (Purpose::Check, Ok(check)) = (options.purpose, Check::of(file, options)) {
+        found.extend(file.warnings.iter().cloned());
+        check.apply(&mut found, &file.local_checks, options.purpose);
+    }
+    found
 }
 
 /// A `# syntax=` that names another frontend than this one. A tag of the language's own frontend is this one.
@@ -146,11 +192,11 @@ pub(crate) struct Lowering<'a> {
 }
 
 impl OnePlatform<'_> {
-    fn lower(&self, problems: &mut Vec<Diagnostic>, missing: &mut Vec<FactRequest>) -> Option<Lowered> {
+    fn lower(&self, round: &mut Round, thoroughness: Thoroughness) -> Option<Lowered> {
         let mut budget = Budget::new();
-        let globals = self.globals(&mut budget, problems);
+        let globals = self.globals(&mut budget, &mut round.problems);
         let epoch = self.epoch(&globals).unwrap_or_else(|problem| {
-            problems.push(problem);
+            round.problems.push(problem);
             None
         });
         let planner = Planner {
@@ -159,14 +205,14 @@ impl OnePlatform<'_> {
             facts: self.facts,
             globals: &globals,
             platform: self.platform,
-            problems,
+            problems: &mut round.problems,
             budget: &mut budget,
-            missing,
+            missing: &mut round.missing,
         };
-        let plan = planner.plan()?;
-        if !missing.is_empty() || problems.iter().any(Diagnostic::is_error) {
-            return None;
-        }
+        let plan = planner.plan();
+        let wrong = round.problems.iter().any(Diagnostic::is_error);
+        round.stopped |= wrong;
+        let plan = plan.filter(|_| round.missing.is_empty() && !(wrong && thoroughness == Thoroughness::Build))?;
         let mut lowering = Lowering {
             file: self.file,
             options: self.options,
@@ -180,7 +226,7 @@ impl OnePlatform<'_> {
             plan,
             draft: Draft::default(),
             budget,
-            problems: std::mem::take(problems),
+            problems: std::mem::take(&mut round.problems),
             globals,
             proxy_env: self.proxy_env(),
             epoch,
@@ -191,11 +237,11 @@ impl OnePlatform<'_> {
                 break;
             }
         }
-        *problems = std::mem::take(&mut lowering.problems);
-        if problems.iter().any(Diagnostic::is_error) {
+        round.problems = std::mem::take(&mut lowering.problems);
+        if round.problems.iter().any(Diagnostic::is_error) {
             return None;
         }
-        lowering.finish(self.explicit).map_err(|problem| problems.push(problem)).ok()
+        lowering.finish(self.explicit).map_err(|problem| round.problems.push(problem)).ok()
     }
 }
 

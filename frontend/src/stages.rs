@@ -5,6 +5,7 @@ use rbuild_graph::Span;
 use crate::Diagnostic;
 use crate::instructions::{self, Arg, Command, Instruction, Text};
 use crate::lint;
+use crate::lower::check::LocalCheck;
 use crate::syntax::lines::{self, Directive};
 
 /// A Dockerfile that was read. It may have mistakes; the diagnostics that came with it say.
@@ -14,6 +15,8 @@ pub struct Dockerfile {
     pub(crate) escape: char,
     pub(crate) syntax: Option<Directive>,
     pub(crate) check: Option<Directive>,
+    /// What comments say of rules for single instructions.
+    pub(crate) local_checks: Vec<LocalCheck>,
     /// The ARG lines before the first FROM.
     pub(crate) global_args: Vec<Arg>,
     pub(crate) stages: Vec<Stage>,
@@ -73,6 +76,7 @@ pub fn parse(text: &[u8], name: &str) -> (Dockerfile, Vec<Diagnostic>) {
         escape: lines.escape,
         syntax: lines.syntax,
         check: lines.check,
+        local_checks: lines.lines.iter().filter_map(|line| LocalCheck::of(&line.comments, line.span)).collect(),
         global_args: Vec::new(),
         stages: Vec::new(),
         has_mistakes: false,

@@ -20,8 +20,8 @@ pub const ARCHIVE_RECORD: u64 = 1 << 20;
 pub const COMPONENT: usize = 255;
 /// A path, in bytes (the kernel's `PATH_MAX`).
 pub const PATH: usize = 4096;
-/// Layers of one image: the kernel stacks no more than 500 lower directories.
-pub const LAYERS: usize = 500;
+/// Layers of one image: the kernel stacks 500 directories in an overlay, and one overlay on another.
+pub const LAYERS: usize = 980;
 /// All headers of an HTTP answer, in bytes.
 pub const HTTP_HEADERS: usize = 64 << 10;
 /// Redirects followed for one request.

@@ -75,7 +75,7 @@ pub(crate) fn remove_snapshot(core: &Arc<Core>, id: &SnapshotId) -> Result<()> {
     core.make_room();
     core.db.write(Durability::Named, |tx| {
         let used = tx.prepare_cached(
-            "SELECT 1 FROM refs WHERE target = 'snapshot:' || ?1 UNION ALL SELECT 1 FROM snapshots WHERE parent = ?1",
+            "SELECT 1 FROM refs WHERE target = 'snapshot:' || ?1 UNION ALL SELECT 1 FROM snapshots WHERE parent = ?1 OR layer_of = ?1",
         )?
         .exists([id.as_str()])?;
         if used {
@@ -199,7 +199,10 @@ fn mark(tx: &Transaction<'_>) -> Result<Kept> {
         "SELECT min(length(s.id)), s.id FROM snapshots s JOIN images i ON i.chain_id = s.chain_id
          WHERE i.target = ? GROUP BY s.driver",
     )?;
-    let mut parent_of = tx.prepare_cached("SELECT parent FROM snapshots WHERE id = ? AND parent IS NOT NULL")?;
+    let mut parent_of = tx.prepare_cached(
+        "SELECT parent FROM snapshots WHERE id = ?1 AND parent IS NOT NULL
+         UNION ALL SELECT layer_of FROM snapshots WHERE id = ?1 AND layer_of IS NOT NULL",
+    )?;
     while let Some(target) = queue.pop() {
         match target.split_once(':') {
             Some(("blob", digest)) => {

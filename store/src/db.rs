@@ -51,7 +51,7 @@ impl Db {
     /// Opens the database at `path`, which must exist and have the current schema.
     pub(crate) fn open(path: &Path) -> Result<Db> {
         let db = Db::new(path, false);
-        let connection = db.connect(OpenFlags::empty())?;
+        let connection = db.connect(OpenFlags::empty()).map_err(|error| error.of_database(|| db.root()))?;
         db.keep(connection);
         Ok(db)
     }
@@ -76,7 +76,11 @@ impl Db {
     /// Returns the version found, 0 for a new one.
     pub(crate) fn prepare(path: &Path, first_state: impl FnOnce(&Transaction<'_>) -> Result<()>) -> Result<u32> {
         let db = Db::new(path, false);
-        let connection = db.connect(OpenFlags::SQLITE_OPEN_CREATE)?;
+        db.migrate(path, first_state).map_err(|error| error.of_database(|| db.root()))
+    }
+
+    fn migrate(&self, path: &Path, first_state: impl FnOnce(&Transaction<'_>) -> Result<()>) -> Result<u32> {
+        let connection = self.connect(OpenFlags::SQLITE_OPEN_CREATE)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -98,6 +102,10 @@ impl Db {
     /// Answers one question: `question` sees one state of the database, and must not take long, since a reader that
     /// stays keeps the WAL growing.
     pub fn read<T>(&self, question: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        self.ask(question).map_err(|error| error.of_database(|| self.root()))
+    }
+
+    fn ask<T>(&self, question: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let connection = self.connection()?;
         let tx = patiently(&self.path, || {
             let tx = Transaction::new_unchecked(&connection, TransactionBehavior::Deferred)?;
@@ -115,6 +123,10 @@ impl Db {
         if self.read_only {
             return Err(StoreError::ReadOnly { root: self.root() });
         }
+        self.change(durability, change).map_err(|error| error.of_database(|| self.root()))
+    }
+
+    fn change<T>(&self, durability: Durability, change: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let connection = self.connection()?;
         if durability == Durability::Named {

@@ -19,6 +19,8 @@ pub enum StoreError {
     Io { what: String, source: io::Error },
     #[error("store database: {0}")]
     Database(#[from] rusqlite::Error),
+    #[error("store {root:?}: its database db.sqlite cannot be used: {source}")]
+    BrokenDatabase { root: PathBuf, source: rusqlite::Error },
     #[error("store database is locked by another process{}", .pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
     Busy { pid: Option<u32> },
     #[error("store {root:?}: {reason}")]
@@ -69,6 +71,22 @@ impl StoreError {
         StoreError::Invalid { what: what.into(), reason: reason.into() }
     }
 
+    /// With the root named, where the database itself is what is wrong.
+    pub(crate) fn of_database(self, root: impl FnOnce() -> PathBuf) -> StoreError {
+        use rusqlite::ErrorCode as Code;
+        match self {
+            StoreError::Database(source)
+                if matches!(
+                    source.sqlite_error_code(),
+                    Some(Code::NotADatabase | Code::DatabaseCorrupt | Code::CannotOpen | Code::SystemIoFailure)
+                ) || is_foreign(&source) =>
+            {
+                StoreError::BrokenDatabase { root: root(), source }
+            }
+            other => other,
+        }
+    }
+
     /// Whether the disk (or a quota on it) is full.
     pub fn is_full(&self) -> bool {
         match self {
@@ -94,12 +112,21 @@ impl StoreError {
             return Some(FULL_DISK_HINT);
         }
         match self {
+            StoreError::BrokenDatabase { .. } => Some(
+                "nothing was changed: move the directory away or use another one with --root, then pull, load or build again",
+            ),
             StoreError::Newer { .. } => Some("use the newer program, or another store with --root"),
             StoreError::DamagedBlob { .. } => Some("pull or load the image again"),
             StoreError::AmbiguousImage(_) => Some("give more digits of the id"),
             _ => None,
         }
     }
+}
+
+/// Whether a database lacks what every store has: then it is somebody else's, or a piece of one.
+fn is_foreign(error: &rusqlite::Error) -> bool {
+    let text = error.to_string();
+    text.starts_with("no such table") || text.starts_with("no such column")
 }
 
 /// Adds the name of the thing to an I/O result.

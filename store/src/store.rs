@@ -217,6 +217,9 @@ fn open_root(options: &StoreOptions) -> Result<(PathBuf, Dir)> {
         make_root(&options.root)?;
     }
     let path = options.root.canonicalize().context(what)?;
+    if !path.is_dir() {
+        return Err(refuse("it is not a directory".to_owned()));
+    }
     if path.as_os_str().len() > LONGEST_ROOT {
         return Err(refuse(format!("its path is longer than {LONGEST_ROOT} bytes")));
     }

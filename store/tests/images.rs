@@ -263,7 +263,7 @@ fn collection_takes_what_nothing_keeps_and_nothing_else() {
     store
         .db()
         .write(Durability::Cache, |tx| {
-            tx.execute("INSERT INTO records VALUES ('key', '', '', 0, 0, 0, NULL)", [])?;
+            tx.execute("INSERT INTO records VALUES ('key', '', '', 0, 0, 0, NULL, NULL)", [])?;
             tx.execute("INSERT INTO refs VALUES ('record:key', 'snapshot:' || ?)", [cached.id().as_str()])?;
             tx.execute("INSERT INTO aliases VALUES ('from', 'key'), ('old', 'gone')", [])?;
             Ok(())

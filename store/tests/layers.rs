@@ -2,6 +2,8 @@
 
 mod fixture;
 
+use std::io::Read as _;
+
 use fixture::{DRIVERS, TestStore, run};
 use rbuild_store::layers::read::Reader;
 use rbuild_store::layers::tar::EntryKind;
@@ -203,6 +205,28 @@ fn a_layer_is_checked_while_it_is_read() {
     let error = std::io::copy(&mut tar, &mut std::io::sink()).unwrap_err();
     assert!(error.to_string().contains("expected sha256:"), "{error}");
     assert!(matches!(layers.write_tar(snapshot.id(), &mut std::io::sink()), Err(StoreError::WrongDigest { .. })));
+}
+
+/// Of several snapshots that are said to be one layer, whichever can give its bytes does.
+#[test]
+fn a_layer_is_made_from_any_of_its_snapshots() {
+    for driver in DRIVERS {
+        let store = TestStore::new(driver);
+        let base = store.change(None, "echo content >file; t file .");
+        let layer = store.store.layers().diff(base.id()).unwrap();
+        let expected = store.tar(&base);
+        // Three that say they are it: one says so wrongly, one has lost its files, one is it.
+        let wrong = store.change(None, "echo other >file; t file .");
+        store.store.snapshots().set_layer(wrong.id(), &layer.diff_id, layer.size).unwrap();
+        let right = store.change(None, "echo content >file; t file .");
+        assert_eq!(store.store.layers().diff(right.id()).unwrap(), layer);
+        std::fs::remove_dir_all(store.store.snapshots().path(base.id())).unwrap();
+        let mut tar = Vec::new();
+        store.store.layers().open_diff(&layer.diff_id).unwrap().read_to_end(&mut tar).unwrap();
+        assert_eq!(tar, expected, "{driver}");
+        std::fs::remove_dir_all(store.store.snapshots().path(right.id())).unwrap();
+        assert!(store.store.layers().open_diff(&layer.diff_id).is_err());
+    }
 }
 
 #[test]

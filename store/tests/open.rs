@@ -178,7 +178,7 @@ fn a_reboot_drops_what_was_not_flushed() {
     store
         .db()
         .write(Durability::Named, |tx| {
-            tx.execute("INSERT INTO records VALUES ('k', '', '', 0, 0, 0, 1)", [])?;
+            tx.execute("INSERT INTO records VALUES ('k', '', '', 0, 0, 0, 1, NULL)", [])?;
             tx.execute("INSERT INTO refs VALUES ('record:k', 'snapshot:' || ?)", [top.id().as_str()])?;
             tx.execute("UPDATE state SET boot = 'another'", [])?;
             Ok(())

@@ -95,6 +95,7 @@ fn a_disk_without_one_free_block() {
     }
     let run = ["--root", &root, "run", "--rm", "--network", "none", "busybox", "true"];
     scene.rb(&run).refused(125, &["No space left on device"]);
+    assert_eq!(scene.rb(&["--root", &root, "ps", "-aq"]).ok().out, "", "what could not begin leaves no record");
     scene.rb(&["--root", &root, "build", "."]).refused(1, &["No space left on device", "prune"]);
     scene.rb(&["--root", &root, "rmi", "some"]).ok();
     scene.rb(&["--root", &root, "builder", "prune", "-a", "-f"]).ok();
@@ -142,7 +143,7 @@ fn state_directories_that_are_wrong() {
         scene.rb(&["--root", root, "run", "--rm", "busybox", "true"]).refused(125, words);
     };
     let file = scene.write("file", "x");
-    refused(&file, &["file", "ot a directory"]);
+    refused(&file, &[file.to_str().expect("UTF-8"), "not a directory"]);
     let foreign = scene.work().join("foreign");
     scene.write("foreign/letter", "dear\n");
     refused(&foreign, &["foreign", "neither empty nor a store"]);
@@ -167,8 +168,20 @@ fn state_directories_that_are_wrong() {
     }
     let garbage = b"no database at all, but long enough to be taken for one\n".repeat(200);
     std::fs::write(&database, &garbage).expect("write");
-    refused(&copy, &["database"]);
+    let named = copy.to_str().expect("UTF-8");
+    refused(&copy, &["database", named, "hint: ", "--root"]);
     assert_eq!(std::fs::read(&database).expect("read"), garbage);
+    // Nor is one that is cut off, empty, gone, or a directory.
+    let whole = std::fs::read(scene.root().join("db.sqlite")).expect("read");
+    for bytes in [&whole[..whole.len() / 2 / 4096 * 4096 + 100], b""] {
+        std::fs::write(&database, bytes).expect("write");
+        refused(&copy, &["database", named, "hint: "]);
+        assert_eq!(std::fs::read(&database).expect("read"), bytes);
+    }
+    std::fs::remove_file(&database).expect("remove");
+    refused(&copy, &["database", named, "hint: "]);
+    std::fs::create_dir(&database).expect("mkdir");
+    refused(&copy, &["database", named, "hint: "]);
 }
 
 /// Root without its power over other people's files, as in many a container.
@@ -294,4 +307,39 @@ fn archives_that_lie() {
     scene.rb(&["load", "-i", "good.tar"]).ok();
     assert_eq!(scene.inspect("lies")["RootFS"]["Layers"][0], digest.as_str());
     assert_eq!(scene.in_image("busybox", "echo intact"), "intact\n");
+}
+
+/// The kernel stacks 500 directories at a time; images may have more layers.
+#[test]
+fn an_image_of_600_layers() {
+    let scene = Scene::with_busybox();
+    let base = scene.inspect("busybox")["RootFS"]["Layers"][0].as_str().expect("a digest").to_owned();
+    scene.rb(&["save", "-o", "busybox.tar", "busybox"]).ok();
+    let mut saved = tar::Archive::new(std::fs::File::open(scene.work().join("busybox.tar")).expect("open"));
+    let mut lowest = Vec::new();
+    for entry in saved.entries().expect("entries") {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut entry.expect("an entry"), &mut bytes).expect("read");
+        if format!("sha256:{}", hex(&sha2::Sha256::digest(&bytes))) == base {
+            lowest = bytes;
+        }
+    }
+    let mut layers = vec![lowest];
+    layers.extend((0..600).map(|n| archive(&[(format!("n{n}"), n.to_string().into_bytes())])));
+    let digests: Vec<String> = layers.iter().map(|l| format!("sha256:{}", hex(&sha2::Sha256::digest(l)))).collect();
+    let mut config: serde_json::Value = serde_json::from_slice(&docker_archive(&[], "")[1].1).expect("JSON");
+    config["rootfs"]["diff_ids"] = digests.into();
+    let names: Vec<String> = (0..layers.len()).map(|n| format!("{n}.tar")).collect();
+    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": ["deep:latest"], "Layers": names}]);
+    let mut files: Vec<(String, Vec<u8>)> = names.iter().cloned().zip(layers).collect();
+    files.push(("config.json".into(), serde_json::to_vec(&config).expect("JSON")));
+    files.push(("manifest.json".into(), serde_json::to_vec(&manifest).expect("JSON")));
+    scene.write("deep.tar", archive(&files));
+    scene.rb(&["load", "-q", "-i", "deep.tar"]).ok();
+    assert_eq!(scene.in_image("deep", "cat /n599; rm /n1; ls / | grep -c '^n'"), "599599\n");
+    scene.write("Dockerfile", "FROM deep\nRUN rm /n2 /n598 && ls / | grep -c '^n' > /count\n");
+    scene.rb(&["build", "-q", "--network", "none", "-t", "deeper", "."]).ok();
+    assert_eq!(scene.in_image("deeper", "cat /count; ls -d /n2 /n598 2>/dev/null; cat /n3"), "598\n3");
+    scene.rb(&["create", "--name", "there", "deeper", "true"]).ok();
+    assert_eq!(scene.rb(&["diff", "there"]).ok().out, "");
 }

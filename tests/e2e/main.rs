@@ -6,6 +6,7 @@
 mod bad_input;
 mod build;
 mod caching;
+mod check;
 mod concurrency;
 mod containers;
 mod contexts;

@@ -28,7 +28,8 @@ async fn a_record_keeps_what_it_names() {
     let second = Process::start(&root);
     second.store.collect(&CollectOptions { records: Records::None }).unwrap();
     assert_eq!(second.cache.load(key("a")).await.unwrap(), Some(vec![42]));
-    let record = second.cache.record(key("a")).unwrap().unwrap();
+    let (record, origin) = second.cache.record(key("a")).unwrap().unwrap();
+    assert_eq!(origin, None, "it ran here");
     assert_eq!((record.name.as_str(), record.results.len()), ("step a", 1));
     drop(second);
     let third = Process::start(&root);
@@ -101,7 +102,7 @@ async fn a_record_of_too_many_parts_keeps_the_hash_over_them() {
         entry.record.inputs =
             vec![RecordedInput { key: key("i"), selector: None, content: Some(content), parts: parts.clone() }];
         process.cache.save(entry).await.unwrap();
-        let record = process.cache.record(key(name)).unwrap().unwrap();
+        let (record, _) = process.cache.record(key(name)).unwrap().unwrap();
         assert_eq!(record.inputs[0].content, Some(content));
         assert_eq!(record.inputs[0].parts, if name == "few" { parts } else { vec![] });
     }

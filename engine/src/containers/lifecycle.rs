@@ -1,6 +1,7 @@
 //! Stopping, signalling, waiting, removing; and clearing away what killed processes left.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use rbuild_runtime::container::{Attached, Attachment, ContainerLock, State, is_locked};
@@ -101,12 +102,23 @@ impl Containers {
     /// `Conflict` for one that runs, unless forced.
     pub fn remove(&self, container: &Container, removal: Removal) -> Result<(), Error> {
         let directory = self.directory(&container.id);
-        let mut lock = ContainerLock::try_take(&directory).map_err(|e| self.vanished(container, e))?;
-        if lock.is_none() && removal.force {
+        let taken = ContainerLock::try_take(&directory).and_then(|lock| {
+            if lock.is_some() || !removal.force {
+                return Ok(lock);
+            }
             // Nobody listening means that it is just ending, or being started: then the lock comes, or not, by itself.
             let _ = self.kill(container, KILL);
-            lock = ContainerLock::take_within(&directory, PATIENCE).map_err(|e| self.vanished(container, e))?;
-        }
+            ContainerLock::take_within(&directory, PATIENCE)
+        });
+        let lock = match taken {
+            Ok(lock) => lock,
+            // Its own `--rm`, or somebody else, was quicker. Who forces wants it gone, which it is.
+            Err(error) if error.kind() == ErrorKind::NotFound && removal.force => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(Error::not_found(format!("No such container: {}", container.name)));
+            }
+            Err(error) => return Err(Error::internal(error)),
+        };
         let Some(_lock) = lock else {
             let message = format!(
                 "cannot remove container \"/{}\": container is running: stop the container before removing or force remove",
@@ -118,17 +130,9 @@ impl Containers {
         self.remove_locked(&container.id, removal.volumes || container.host.auto_remove, durability)
     }
 
-    /// The directory went away between finding the container and locking it: somebody else removed it.
-    fn vanished(&self, container: &Container, error: std::io::Error) -> Error {
-        match error.kind() {
-            std::io::ErrorKind::NotFound => Error::not_found(format!("No such container: {}", container.name)),
-            _ => Error::internal(error),
-        }
-    }
-
-    /// Removes rows, then files, of a container whose lock the caller holds.
+    /// Removes rows, then files, of a container whose lock the caller holds. On a full disk too.
     pub(super) fn remove_locked(&self, id: &str, anonymous_volumes: bool, durability: Durability) -> Result<(), Error> {
-        let volumes = self.store.db().write(durability, |tx| {
+        let rows = |tx: &rbuild_store::rusqlite::Transaction<'_>| {
             let Some(container) = record::by_id(tx, id)? else { return Ok(Vec::new()) };
             record::delete(tx, id)?;
             let mut gone = Vec::new();
@@ -144,7 +148,11 @@ impl Containers {
                 }
             }
             Ok(gone)
-        })?;
+        };
+        let volumes = match self.store.db().write(durability, rows) {
+            Err(error) if error.is_full() => self.store.remove_durably(rows),
+            removed => removed,
+        }?;
         self.remove_directory(&self.directory(id));
         for volume in volumes {
             self.volumes().remove_files(&volume);

@@ -60,9 +60,7 @@ impl Containers {
         let (spec, namespace) = match self.prepare(container, request, &directory) {
             Ok(prepared) => prepared,
             Err(error) => {
-                if container.host.auto_remove {
-                    self.remove_locked(&container.id, true, rbuild_store::Durability::Cache)?;
-                }
+                self.give_up(container);
                 return Err(error);
             }
         };
@@ -79,11 +77,21 @@ impl Containers {
         } else {
             monitor::spawn(start)
         };
-        let mut attachment = begun?;
+        let mut attachment = begun.inspect_err(|_| self.give_up(container))?;
         match attachment.next_event().map_err(Error::internal)? {
             Some(Attached::Started { .. }) => Ok(Some(attachment)),
             Some(Attached::Failed(failure)) => Err(start_error(failure)),
             _ => Err(Error::internal("the container's monitor ended early")),
+        }
+    }
+
+    /// Removes a container that was to be removed at its end, and could not begin. The reason is told, not what its
+    /// removal may meet.
+    fn give_up(&self, container: &Container) {
+        if container.host.auto_remove
+            && let Err(error) = self.remove_locked(&container.id, true, rbuild_store::Durability::Cache)
+        {
+            tracing::warn!(%error, container = %container.name, "the container is not removed");
         }
     }
 

@@ -79,7 +79,9 @@ pub(crate) async fn understand(
             }
             Asked::Missing(requests) => {
                 let found = requests.into_iter().map(|request| resolve(request, images, source, events));
-                facts.images.extend(try_join_all(found).await?);
+                let found = try_join_all(found).await;
+                // What was found out about the text is worth telling also when an image is not to be had.
+                facts.images.extend(found.map_err(|error| Error { diagnostics: all, ..error })?);
             }
             Asked::Failed => return Err(mistakes(all, source)),
         }
@@ -119,7 +121,8 @@ async fn resolve(
     }
 }
 
-fn mistakes(diagnostics: Vec<Diagnostic>, source: &SourceText) -> Error {
+pub(crate) fn mistakes(mut diagnostics: Vec<Diagnostic>, source: &SourceText) -> Error {
+    diagnostics.sort_by_key(|diagnostic| diagnostic.span.map_or(usize::MAX, |span| span.start));
     let errors: Vec<&Diagnostic> = diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).collect();
     let message = match errors.as_slice() {
         [one] => one.message.clone(),

@@ -42,8 +42,9 @@ pub struct CopyRules {
     pub implied_time: i64,
     pub contents_only: bool,
     pub parents: bool,
-    /// Replace links in the destination instead of following them.
-    pub link: bool,
+    /// Whatever is in the way of something else gives way, and no link in the destination is followed: how a layer comes
+    /// to lie on others.
+    pub replace: bool,
 }
 
 /// Copies `selected` (walked below `root`) into `writer`'s tree.
@@ -102,11 +103,10 @@ impl Copier<'_> {
         if is_dir { self.directory(one, &target) } else { self.file(one, &target) }
     }
 
-    /// Where a path of the destination leads. An independent layer (`--link`) follows nothing: what is in its way is
-    /// replaced.
+    /// Where a path of the destination leads.
     fn resolve(&mut self, path: &[u8]) -> Result<super::writer::Resolved, ExecutorError> {
         let fail = |errno| ExecutorError::write(trim(path), errno);
-        if !self.rules.link {
+        if !self.rules.replace {
             return self.writer.resolve(path, true).map_err(fail);
         }
         let mut at: Vec<u8> = Vec::new();
@@ -185,7 +185,7 @@ impl Copier<'_> {
                 match self.writer.look(&to_path).map_err(|e| ExecutorError::write(&to_path, e))? {
                     Found::Absent => self.writer.make_dir(&to_path, &look)?,
                     Found::Directory(_) => {}
-                    _ if self.rules.link => {
+                    _ if self.rules.replace => {
                         self.writer.remove(&to_path)?;
                         self.writer.make_dir(&to_path, &look)?;
                     }
@@ -229,6 +229,9 @@ impl Copier<'_> {
         self.writer.mark_changed();
         let to_path = join(&to.path, name.to_bytes());
         if !to.fresh {
+            if self.rules.replace && matches!(self.writer.look(&to_path), Ok(Found::Directory(_))) {
+                self.writer.remove(&to_path)?;
+            }
             self.writer.clear(&to, &name)?;
         }
         if entry.meta.kind == Kind::File && entry.meta.nlink > 1 {
@@ -269,7 +272,7 @@ impl Copier<'_> {
 
 /// Whether what is at the destination gives way to a directory.
 fn rules_replace(rules: &CopyRules, found: &Found) -> bool {
-    rules.link && matches!(found, Found::Link(_) | Found::Other(_))
+    rules.replace && matches!(found, Found::Link(_) | Found::Other(_))
 }
 
 fn trim(path: &[u8]) -> &[u8] {

@@ -2,8 +2,8 @@
 //!
 //! In the hash: path within the tree, kind, permission bits, owner, bytes, link target, device number, travelling
 //! extended attributes, and which entries are hard links of each other.
-//! Left out: all times (a checkout must not miss), inode and device numbers, link counts, what a filter excludes, and
-//! everything outside of the selection.
+//! Left out: all times (a checkout must not miss), inode and device numbers, link counts, what a filter excludes,
+//! everything outside of the selection, and the owners of what a user lends: it arrives as root's, whosever it is there.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -31,21 +31,29 @@ pub struct PathHash {
     pub hash: ContentHash,
 }
 
-/// Hashes every entry of `tree`, in the tree's order. `root` is the descriptor the walk started from; files that `index`
-/// knows are not opened.
+/// How a tree is read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reading<'a> {
+    /// Files that it knows are not opened.
+    pub index: Option<&'a StatIndex>,
+    /// Everything counts as root's.
+    pub without_owners: bool,
+}
+
+/// Hashes every entry of `tree`, in the tree's order. `root` is the descriptor the walk started from.
 ///
 /// # Errors
 /// A file that cannot be read or that is no longer the one the walk saw.
-pub fn tree(root: BorrowedFd<'_>, tree: &Tree, index: Option<&StatIndex>) -> Result<Vec<PathHash>, ExecutorError> {
+pub fn tree(root: BorrowedFd<'_>, tree: &Tree, reading: Reading<'_>) -> Result<Vec<PathHash>, ExecutorError> {
     let first_names = hard_links(tree);
     if !tree.root.meta.is_dir() {
         let (parent, _) = super::walk::split_parent(&tree.path);
         let dir = open_dir_beneath(root, parent).map_err(|e| ExecutorError::read(parent, e))?;
-        let hash = entry(dir.as_fd(), &tree.path, &tree.root, None, index)?;
+        let hash = entry(dir.as_fd(), &tree.path, &tree.root, None, reading)?;
         return Ok(vec![PathHash { path: tree.path.clone(), hash }]);
     }
     let per_dir: Vec<Vec<PathHash>> =
-        tree.dirs.par_iter().map(|dir| directory(root, tree, dir, &first_names, index)).collect::<Result<_, _>>()?;
+        tree.dirs.par_iter().map(|dir| directory(root, tree, dir, &first_names, reading)).collect::<Result<_, _>>()?;
     Ok(per_dir.into_iter().flatten().collect())
 }
 
@@ -75,12 +83,12 @@ fn directory(
     tree: &Tree,
     dir: &Directory,
     first_names: &HashMap<(u64, u64), Vec<u8>>,
-    index: Option<&StatIndex>,
+    reading: Reading<'_>,
 ) -> Result<Vec<PathHash>, ExecutorError> {
     let path = join(&tree.path, &dir.path);
     let fd = open_dir_beneath(root, &path).map_err(|e| ExecutorError::read(&path, e))?;
     let mut found = Vec::with_capacity(dir.entries.len() + 1);
-    let mut hasher = start(b'd', &dir.meta);
+    let mut hasher = start(b'd', &dir.meta, reading.without_owners);
     attributes(&mut hasher, &fd, &path)?;
     found.push(PathHash { path: path.clone(), hash: finish(hasher) });
     let one = |item: &Entry| {
@@ -88,7 +96,7 @@ fn directory(
         let full = join(&tree.path, &own);
         let link =
             first_names.get(&(item.meta.dev, item.meta.ino)).filter(|first| **first != own && item.meta.nlink > 1);
-        entry(fd.as_fd(), &full, item, link.map(Vec::as_slice), index).map(|hash| PathHash { path: full, hash })
+        entry(fd.as_fd(), &full, item, link.map(Vec::as_slice), reading).map(|hash| PathHash { path: full, hash })
     };
     let hashes: Vec<PathHash> = if dir.entries.len() > 16 {
         dir.entries.par_iter().map(one).collect::<Result<_, _>>()?
@@ -104,43 +112,44 @@ fn entry(
     path: &[u8],
     entry: &Entry,
     link_to: Option<&[u8]>,
-    index: Option<&StatIndex>,
+    reading: Reading<'_>,
 ) -> Result<ContentHash, ExecutorError> {
     let fail = |errno: Errno| ExecutorError::read(path, errno);
     let meta = &entry.meta;
+    let start = |tag| start(tag, meta, reading.without_owners);
     if let Some(first) = link_to {
-        let mut hasher = start(b'h', meta);
+        let mut hasher = start(b'h');
         field(&mut hasher, first);
         return Ok(finish(hasher));
     }
     match meta.kind {
         Kind::File => {
-            if let Some(known) = index.and_then(|index| index.find(path, meta)) {
+            if let Some(known) = reading.index.and_then(|index| index.find(path, meta)) {
                 return Ok(known);
             }
             let fd = open_file(dir, &entry.name, meta, path)?;
-            let mut hasher = start(b'f', meta);
+            let mut hasher = start(b'f');
             attributes(&mut hasher, &fd, path)?;
             hasher.update(file_bytes(&fd, meta.size).map_err(fail)?.as_bytes());
             unchanged(&fd, meta, path)?;
             let hash = finish(hasher);
-            if let Some(index) = index {
+            if let Some(index) = reading.index {
                 index.record(path, meta, hash);
             }
             Ok(hash)
         }
         Kind::Symlink => {
-            let mut hasher = start(b'l', meta);
+            let mut hasher = start(b'l');
             field(&mut hasher, super::walk::read_link(dir, &entry.name).map_err(fail)?.to_bytes());
             Ok(finish(hasher))
         }
         Kind::CharDevice | Kind::BlockDevice => {
-            let mut hasher = start(if meta.kind == Kind::CharDevice { b'c' } else { b'b' }, meta);
+            let mut hasher = start(if meta.kind == Kind::CharDevice { b'c' } else { b'b' });
             hasher.update(&meta.rdev.to_le_bytes());
             Ok(finish(hasher))
         }
-        Kind::Fifo => Ok(finish(start(b'p', meta))),
-        Kind::Socket => Ok(finish(start(b's', meta))),
+        Kind::Fifo => Ok(finish(start(b'p'))),
+        Kind::Socket => Ok(finish(start(b's'))),
         Kind::Directory => Err(fail(Errno::ISDIR)),
     }
 }
@@ -181,14 +190,15 @@ fn file_bytes(fd: &OwnedFd, size: u64) -> rustix::io::Result<blake3::Hash> {
     }
 }
 
-fn start(tag: u8, meta: &Meta) -> blake3::Hasher {
+fn start(tag: u8, meta: &Meta, without_owner: bool) -> blake3::Hasher {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&[tag]);
     if tag != b'l' {
         hasher.update(&meta.mode.to_le_bytes());
     }
-    hasher.update(&meta.uid.to_le_bytes());
-    hasher.update(&meta.gid.to_le_bytes());
+    let (uid, gid) = if without_owner { (0, 0) } else { (meta.uid, meta.gid) };
+    hasher.update(&uid.to_le_bytes());
+    hasher.update(&gid.to_le_bytes());
     hasher
 }
 

@@ -4,6 +4,7 @@ pub mod copy;
 pub mod hash;
 pub mod index;
 pub mod meta;
+mod missing;
 pub mod mode;
 pub mod select;
 pub mod walk;

@@ -10,6 +10,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::meta::{Kind, Meta};
+use super::missing::missing;
 use super::walk::{PathFilter, Tree, join, open_beneath, open_dir_beneath, read_link, split_parent, walk};
 use crate::ExecutorError;
 use crate::error::show;
@@ -106,7 +107,7 @@ pub fn select(root: BorrowedFd<'_>, query: &Query<'_>) -> Result<Vec<Selected>, 
 }
 
 /// Components without `.`, `..` clamped at the root; and how many of them stand before a `/./`.
-fn clean(source: &[u8]) -> (Vec<Vec<u8>>, Option<usize>) {
+pub(super) fn clean(source: &[u8]) -> (Vec<Vec<u8>>, Option<usize>) {
     let mut out: Vec<Vec<u8>> = Vec::new();
     let mut pivot = None;
     for (position, component) in source.split(|b| *b == b'/').enumerate() {
@@ -123,13 +124,13 @@ fn clean(source: &[u8]) -> (Vec<Vec<u8>>, Option<usize>) {
     (out, pivot)
 }
 
-fn is_hidden(root: BorrowedFd<'_>, path: &[u8], query: &Query<'_>) -> bool {
+pub(super) fn is_hidden(root: BorrowedFd<'_>, path: &[u8], query: &Query<'_>) -> bool {
     let Some(filter) = query.hidden.filter(|_| !path.is_empty()) else { return false };
     let is_dir = stat(root, path).is_ok_and(|meta| meta.is_dir());
     filter.excludes(path, is_dir) && !(is_dir && filter.reincludes_below(path))
 }
 
-fn stat(root: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<Meta> {
+pub(super) fn stat(root: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<Meta> {
     let (parent, name) = split_parent(path);
     if name.is_empty() {
         return Meta::of_fd(root);
@@ -215,7 +216,7 @@ fn expand(root: BorrowedFd<'_>, components: &[Component], query: &Query<'_>) -> 
     Ok(paths)
 }
 
-fn list(root: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Vec<u8>>, ExecutorError> {
+pub(super) fn list(root: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Vec<u8>>, ExecutorError> {
     let resolved = match resolve(root, path, true) {
         Ok(Some(resolved)) => resolved,
         Ok(None) | Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
@@ -258,40 +259,4 @@ fn descend(root: BorrowedFd<'_>, path: &[u8], last: bool, out: &mut Vec<Vec<u8>>
         }
     }
     Ok(())
-}
-
-/// The error for a source that is not there, with what may have been meant.
-fn missing(root: BorrowedFd<'_>, source: &[u8], query: &Query<'_>) -> ExecutorError {
-    let path: Vec<u8> = clean(source).0.join(&b'/');
-    let mut hints = Vec::new();
-    if matches!(resolve(root, &path, true), Ok(Some(_))) && query.hidden.is_some() {
-        hints.push(format!("{} exists, but .dockerignore leaves it out of the build context", show(&path)));
-    } else {
-        let (parent, name) = split_parent(&path);
-        let nearest = list(root, parent)
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|candidate| !is_hidden(root, &join(parent, candidate), query))
-            .map(|candidate| (distance(&candidate, name), candidate))
-            .filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1))
-            .min();
-        if let Some((_, nearest)) = nearest {
-            hints.push(format!("did you mean {}?", show(&join(parent, &nearest))));
-        }
-    }
-    ExecutorError::SourceNotFound { path: format!("/{}", show(&path)), hints }
-}
-
-/// Edit distance, letter case free of charge.
-fn distance(a: &[u8], b: &[u8]) -> usize {
-    let (a, b) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], next);
-        }
-    }
-    row[b.len()]
 }

@@ -67,7 +67,7 @@ pub(super) fn copy_of(
         implied_time: 0,
         contents_only: true,
         parents: false,
-        link: false,
+        replace: false,
     };
     copy(&mut writer, source.fd.as_fd(), std::slice::from_ref(selected), &rules)?;
     writer.finish()?;

@@ -2,9 +2,11 @@
 //!
 //! **In the key:** each action with its fields: destination, modes, owners as they are written, patterns, flags, the
 //! text of files the Dockerfile holds itself; what is copied by content (path, kind, mode, owner, bytes, extended
-//! attributes: see `files::hash`); the tree that is changed, by its own key.
-//! **Left out:** times of copied files, the name shown for the step, where in the Dockerfile it stands, and, for a copy
-//! that does not look at the tree below (`--link`), that tree.
+//! attributes: see `files::hash`); the tree that is changed, by its own key; a tree that only names are looked up in,
+//! by the numbers they stand for.
+//! **Left out:** times of copied files, the name shown for the step, where in the Dockerfile it stands, which stage or
+//! context the files came from, and everything of a source that is not selected. A `--link` copy changes no tree at all:
+//! it starts from nothing and is stacked afterwards (`ops::merge`), so what it will lie on is no part of its key.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,6 +57,17 @@ impl FileRun {
         self.op.actions.iter().filter_map(of).chain(self.op.base).max().map_or(0, |highest| highest + 1)
     }
 
+    /// The owners whose names are looked up in `input`.
+    fn named_in(&self, input: usize) -> impl Iterator<Item = &ChangeOwner> {
+        let owners = self.op.actions.iter().filter_map(|action| match action {
+            FileAction::Copy(copy) => copy.owner.as_ref(),
+            FileAction::Mkdir(mkdir) => mkdir.owner.as_ref(),
+            FileAction::Mkfile(mkfile) => mkfile.owner.as_ref(),
+            _ => None,
+        });
+        owners.filter(move |owner| owner.names_from == Some(input))
+    }
+
     /// The copies that read `input`.
     fn copies(&self, input: usize) -> impl Iterator<Item = (usize, &Copy)> {
         self.op.actions.iter().enumerate().filter_map(move |(n, action)| match action {
@@ -81,7 +94,8 @@ impl RunOp<Value> for FileRun {
                     .flat_map(|(_, copy)| &copy.sources)
                     .map(|source| String::from_utf8_lossy(source).into_owned())
                     .collect();
-                let by_content = self.op.base != Some(input) && !sources.is_empty();
+                let by_content =
+                    self.op.base != Some(input) && (!sources.is_empty() || self.named_in(input).next().is_some());
                 InputKey { selector: by_content.then(|| sources.join("\0")), by_content }
             })
             .collect();
@@ -94,16 +108,22 @@ impl RunOp<Value> for FileRun {
             Err(error) => return futures::future::ready(Err(fail(error))).boxed(),
         };
         let copies: Vec<(usize, Copy)> = self.copies(input).map(|(n, copy)| (n, copy.clone())).collect();
+        let named: Vec<ChangeOwner> = self.named_in(input).filter(|owner| owner.has_name()).cloned().collect();
         async move {
             let work = move || -> Result<_, ExecutorError> {
                 let mut all = Vec::new();
+                for owner in &named {
+                    let (uid, gid) = look_up(&source, owner)?;
+                    let ids = format!("{uid}:{gid}");
+                    all.push((format!("owner {}", written(owner)).into_bytes(), ContentHash::of(ids.as_bytes())));
+                }
                 let mut selections = Vec::new();
                 for (n, copy) in copies {
                     let selected = source.select(&copy)?;
                     for one in &selected {
                         // What a match is called at the destination counts, so it leads its tree.
                         all.push((one.path.clone(), ContentHash::of(&one.name)));
-                        let hashes = hash::tree(source.fd.as_fd(), &one.tree, source.index.as_deref())?;
+                        let hashes = hash::tree(source.fd.as_fd(), &one.tree, source.reading())?;
                         all.extend(
                             hashes
                                 .into_iter()
@@ -145,7 +165,7 @@ pub(crate) fn content_of(
     for path in selectors {
         let one = source.select_path(path)?;
         let first = all.len();
-        let hashes = hash::tree(source.fd.as_fd(), &one.tree, source.index.as_deref())?;
+        let hashes = hash::tree(source.fd.as_fd(), &one.tree, source.reading())?;
         all.extend(hashes.into_iter().map(|found| (relative(&found.path, &one.tree.path, &one.path), found.hash)));
         let content = combine(&all[first..]);
         found.push((one, content));
@@ -193,21 +213,27 @@ pub(crate) struct Source {
     pub(crate) fd: OwnedFd,
     hidden: Option<Arc<dyn PathFilter>>,
     index: Option<Arc<StatIndex>>,
+    /// It is the user's own, whose owners do not arrive.
+    lent: bool,
 }
 
 impl Source {
     pub(crate) fn open(executor: &Executor, value: &Value) -> Result<Source, ExecutorError> {
-        let plain = |fd| Source { fd, hidden: None, index: None };
+        let plain = |fd| Source { fd, hidden: None, index: None, lent: false };
         Ok(match value {
             Value::Context(context) => {
                 let fd = context.root().try_clone_to_owned().map_err(|e| ExecutorError::Invalid(e.to_string()))?;
-                Source { fd, hidden: context.hidden().cloned(), index: context.index().cloned() }
+                Source { fd, hidden: context.hidden().cloned(), index: context.index().cloned(), lent: true }
             }
             Value::Snapshot(snapshot) => {
                 plain(rbuild_runtime::mount_detached(&executor.store.snapshots().view(snapshot.id())?)?)
             }
             Value::Scratch => plain(executor.empty_directory()?),
         })
+    }
+
+    fn reading(&self) -> hash::Reading<'_> {
+        hash::Reading { index: self.index.as_deref(), without_owners: self.lent }
     }
 
     /// One path with all below it, as a mount shows it.
@@ -336,7 +362,7 @@ fn copy_action(
         implied_time: IMPLIED_TIME,
         contents_only: action.contents_only,
         parents: action.parents,
-        link: action.link,
+        replace: false,
     };
     match action.unpack {
         None => copy(writer, source.fd.as_fd(), &selected, &rules),
@@ -386,27 +412,35 @@ struct Names<'a> {
 impl Names<'_> {
     fn owner(&self, owner: &Option<ChangeOwner>) -> Result<Option<(u32, u32)>, ExecutorError> {
         let Some(owner) = owner else { return Ok(None) };
-        let ids = |text: &Option<Owner>| match text {
-            Some(Owner::Id(id)) => Some(*id),
-            _ => None,
-        };
-        let named = |owner: &Option<Owner>| matches!(owner, Some(Owner::Name(_)));
-        if !named(&owner.user) && !named(&owner.group) {
-            let uid = ids(&owner.user).unwrap_or(0);
-            return Ok(Some((uid, ids(&owner.group).unwrap_or(uid))));
+        if !owner.has_name() {
+            let id = |owner: &Option<Owner>| match owner {
+                Some(Owner::Id(id)) => Some(*id),
+                _ => None,
+            };
+            let uid = id(&owner.user).unwrap_or(0);
+            return Ok(Some((uid, id(&owner.group).unwrap_or(uid))));
         }
-        let word = |owner: &Option<Owner>| match owner {
-            Some(Owner::Id(id)) => id.to_string(),
-            Some(Owner::Name(name)) => name.clone(),
-            None => String::new(),
-        };
-        let (user, group) = (word(&owner.user), word(&owner.group));
-        let text = if group.is_empty() { user } else { format!("{user}:{group}") };
         let tree = owner.names_from.map_or(self.base, |input| &self.inputs[input]);
-        let root = Root::from_fd(Source::open(self.executor, tree)?.fd).map_err(io)?;
-        let found = rbuild_runtime::users::resolve(&root, &text)?;
-        Ok(Some((found.uid, found.gid)))
+        look_up(&Source::open(self.executor, tree)?, owner).map(Some)
     }
+}
+
+/// What the names of an owner stand for in a tree.
+fn look_up(tree: &Source, owner: &ChangeOwner) -> Result<(u32, u32), ExecutorError> {
+    let root = Root::from_fd(tree.fd.try_clone().map_err(io)?).map_err(io)?;
+    let found = rbuild_runtime::users::resolve(&root, &written(owner))?;
+    Ok((found.uid, found.gid))
+}
+
+/// An owner as a Dockerfile has it.
+fn written(owner: &ChangeOwner) -> String {
+    let word = |owner: &Option<Owner>| match owner {
+        Some(Owner::Id(id)) => id.to_string(),
+        Some(Owner::Name(name)) => name.clone(),
+        None => String::new(),
+    };
+    let (user, group) = (word(&owner.user), word(&owner.group));
+    if group.is_empty() { user } else { format!("{user}:{group}") }
 }
 
 fn io(error: std::io::Error) -> ExecutorError {

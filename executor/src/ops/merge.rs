@@ -2,8 +2,12 @@
 //!
 //! **In the key:** the trees, by their keys, in order. **Left out:** nothing.
 //!
-//! The first tree stays as it is; of each further one every layer is put on top again. A layer that stands on nothing
-//! holds all it needs, so it is copied as it is: the step that made it does not run again when the tree below changes.
+//! The first tree stays as it is; each further one comes on top as one more layer. A tree that stands on nothing ships as
+//! the very layer it was made as, whatever is below: the step that made it does not run again when the tree below
+//! changes, and registries have its bytes already. What is in its way gives way: links on the way to its files are
+//! replaced, not followed, and its directories (those that were only implied included) look as it says. That is what
+//! unpacking the layer does, so the image is the same here and where it is pulled. Stacking copies (sharing blocks where
+//! the file system can): two snapshots of one inode would show inside containers.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -80,11 +84,17 @@ fn put_on(executor: &Executor, base: &Value, tree: &rbuild_store::Snapshot) -> R
         implied_time: 0,
         contents_only: true,
         parents: false,
-        link: true,
+        replace: true,
     };
     copy(&mut writer, source.as_fd(), &selected, &rules)?;
-    if !writer.finish()? {
+    let alone = tree.parent().is_none();
+    // A layer stays one even where it changes nothing: else what the image consists of would depend on what is below.
+    if !writer.finish()? && !alone {
         return Ok(base.clone());
     }
-    Ok(Value::Snapshot(snapshots.commit(active)?))
+    let stacked = snapshots.commit(active)?;
+    if alone {
+        snapshots.set_layer_of(stacked.id(), tree.id())?;
+    }
+    Ok(Value::Snapshot(stacked))
 }

@@ -552,7 +552,7 @@ fn copy_tree(tree: &Path, subdir: &str, dest: &Path, time: i64, keep_git: bool) 
         implied_time: time,
         contents_only: true,
         parents: false,
-        link: false,
+        replace: false,
     };
     let mut writer = TreeWriter::new(dest, None)?;
     copy(&mut writer, root.as_fd(), &[selected], &rules)?;

@@ -66,7 +66,7 @@ impl Flags {
             Some((name, value)) => (name, Some(value)),
             None => (word, None),
         };
-        let bare = written.trim_start_matches("--");
+        let bare = written.strip_prefix("--").unwrap_or(written);
         let Some(spec) = specs.iter().find(|spec| spec.name == bare) else {
             return Err(unknown(instruction, specs, written, bare));
         };

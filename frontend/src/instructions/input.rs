@@ -8,13 +8,13 @@ use crate::syntax::heredoc::Heredoc;
 use crate::syntax::lines::Line;
 
 /// One line and the ways to take its arguments apart.
-pub(super) struct Input<'a> {
+pub(crate) struct Input<'a> {
     /// The instruction in capitals.
-    pub(super) name: &'static str,
-    pub(super) line: &'a Line,
-    pub(super) flags: Flags,
-    pub(super) escape: char,
-    pub(super) problems: &'a mut Vec<Diagnostic>,
+    pub(crate) name: &'static str,
+    pub(crate) line: &'a Line,
+    pub(crate) flags: Flags,
+    pub(crate) escape: char,
+    pub(crate) problems: &'a mut Vec<Diagnostic>,
 }
 
 /// A command in shell or exec form.
@@ -34,12 +34,12 @@ pub(crate) struct Pair {
 
 impl Input<'_> {
     /// Reports a mistake of the whole line.
-    pub(super) fn refuse<T>(&mut self, message: impl Into<String>) -> Option<T> {
+    pub(crate) fn refuse<T>(&mut self, message: impl Into<String>) -> Option<T> {
         self.problems.push(Diagnostic::error(message).at(self.line.span));
         None
     }
 
-    pub(super) fn report<T>(&mut self, problem: Diagnostic) -> Option<T> {
+    pub(crate) fn report<T>(&mut self, problem: Diagnostic) -> Option<T> {
         self.problems.push(problem);
         None
     }
@@ -55,7 +55,7 @@ impl Input<'_> {
     }
 
     /// Everything behind the flags as one argument.
-    pub(super) fn one(&mut self) -> Option<Text> {
+    pub(crate) fn one(&mut self) -> Option<Text> {
         let rest = self.line.rest();
         if rest.is_empty() {
             return self.refuse(format!("{} requires exactly one argument", self.name));
@@ -64,13 +64,13 @@ impl Input<'_> {
     }
 
     /// Words between spaces; at least one.
-    pub(super) fn bare_words(&mut self) -> Option<Vec<Text>> {
+    pub(crate) fn bare_words(&mut self) -> Option<Vec<Text>> {
         let words = self.texts(grammar::bare_words(self.line.rest()));
         self.at_least_one(words)
     }
 
     /// Words with their quotes; at least one.
-    pub(super) fn quoted_words(&mut self) -> Option<Vec<Text>> {
+    pub(crate) fn quoted_words(&mut self) -> Option<Vec<Text>> {
         let words = self.texts(grammar::quoted_words(self.line.rest(), self.escape));
         self.at_least_one(words)
     }
@@ -83,7 +83,7 @@ impl Input<'_> {
     }
 
     /// A JSON array of strings; `Some(None)` when it is something else.
-    pub(super) fn exec(&mut self) -> Option<Option<Vec<Text>>> {
+    pub(crate) fn exec(&mut self) -> Option<Option<Vec<Text>>> {
         match grammar::exec(self.line.rest()) {
             Exec::Strings(words) => Some(Some(self.texts(words))),
             Exec::No => Some(None),
@@ -96,7 +96,7 @@ impl Input<'_> {
     }
 
     /// Paths: a JSON array, or words.
-    pub(super) fn paths(&mut self) -> Option<Vec<Text>> {
+    pub(crate) fn paths(&mut self) -> Option<Vec<Text>> {
         match self.exec()? {
             Some(words) => Some(words),
             None => Some(self.texts(heredoc_words(self.line.rest()))),
@@ -104,7 +104,7 @@ impl Input<'_> {
     }
 
     /// A command in either form.
-    pub(super) fn command_line(&mut self) -> Option<CommandLine> {
+    pub(crate) fn command_line(&mut self) -> Option<CommandLine> {
         Some(match self.exec()? {
             Some(words) => CommandLine::Exec(words.into_iter().map(|word| word.value).collect()),
             None => CommandLine::Shell(self.line.rest().to_owned()),
@@ -112,7 +112,7 @@ impl Input<'_> {
     }
 
     /// `a=b c=d`, or the old `a b c` whose value is the rest of the line.
-    pub(super) fn pairs(&mut self) -> Option<Vec<Pair>> {
+    pub(crate) fn pairs(&mut self) -> Option<Vec<Pair>> {
         let words = self.quoted_words()?;
         if !words[0].value.contains('=') {
             return self.old_pair();
@@ -170,7 +170,7 @@ fn heredoc_words(text: &str) -> Vec<Word> {
 }
 
 /// The heredoc that a path word opens, with its content.
-pub(super) fn heredoc_of(word: &str, heredocs: &[Heredoc]) -> Option<Heredoc> {
+pub(crate) fn heredoc_of(word: &str, heredocs: &[Heredoc]) -> Option<Heredoc> {
     let opened = Heredoc::open(word).ok()??;
     heredocs.iter().rev().find(|heredoc| heredoc.name == opened.name).cloned()
 }

@@ -4,7 +4,7 @@
 
 use rbuild_graph::Edge;
 use rbuild_graph::ops::{
-    ChangeOwner, Copy, FileAction, FileOp, GitSource, HttpSource, Mkfile, ModeChange, Op, SourceOp,
+    ChangeOwner, Copy, FileAction, FileOp, GitSource, HttpSource, MergeOp, Mkfile, ModeChange, Op, SourceOp,
 };
 use rbuild_oci::Digest;
 
@@ -111,7 +111,14 @@ impl Transfer {
         let sources = self.sources.iter().map(|text| stage.expand_path(text)).collect::<Result<Vec<Text>, _>>()?;
         self.check_checksum(&target, &sources)?;
         let name = stage.step_name(&command.text);
-        let mut inputs = Inputs::new(stage.state.edge);
+        // An independent layer: made from nothing, so that its key does not hold the tree below, then stacked on it.
+        let below = stage.state.edge.filter(|_| self.link);
+        let mut inputs = Inputs::new(stage.state.edge.filter(|_| below.is_none()));
+        if let (Some(below), Some(owner)) = (below, &mut target.owner)
+            && owner.has_name()
+        {
+            owner.names_from = Some(inputs.index(below));
+        }
         let mut actions = Vec::with_capacity(sources.len() + self.heredocs.len());
         for source in &sources {
             target.words.push_str(&format!(" {}", source.value));
@@ -122,7 +129,11 @@ impl Transfer {
             actions.push(self.inline(heredoc, &target, stage)?);
         }
         let op = FileOp { base: inputs.base(), actions };
-        let edge = stage.add(Op::File(op), inputs.edges, name, command.span);
+        let mut edge = stage.add(Op::File(op), inputs.edges, name.clone(), command.span);
+        if let Some(below) = below {
+            let stacking = Op::Merge(MergeOp { inputs: 2 });
+            edge = stage.add(stacking, vec![below, edge], stacking_name(&name), command.span);
+        }
         stage.state.edge = Some(edge);
         let dest = stage.expand(&self.dest)?;
         stage.layer(format!("{} {dest} # buildkit", target.words));
@@ -233,7 +244,6 @@ impl Transfer {
             exclude: target.exclude.clone(),
             unpack: None,
             timestamp: None,
-            link: self.link,
         }
     }
 
@@ -313,6 +323,14 @@ impl Transfer {
             symbolic_mode,
             timestamp: stage.epoch(),
         }))
+    }
+}
+
+/// What the second half of a `--link` step is called: the step, marked behind its number.
+fn stacking_name(step: &str) -> String {
+    match step.split_once("] ") {
+        Some((number, text)) if step.starts_with('[') => format!("{number}] LINK {text}"),
+        _ => format!("LINK {step}"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Rule;
 use crate::Diagnostic;
+use crate::lower::check;
 use crate::syntax::grammar;
 use crate::syntax::lines::Line;
 
@@ -14,7 +15,8 @@ pub(super) const INVALID_DEFINITION_DESCRIPTION: Rule = Rule {
 
 pub(super) fn check(lines: &[Line], escape: char, problems: &mut Vec<Diagnostic>) {
     for line in lines {
-        let Some(comment) = line.comments.last() else { continue };
+        // What is said to the checker describes nothing.
+        let Some(comment) = line.comments.iter().rfind(|comment| check::local(comment).is_none()) else { continue };
         let names = defined(line, escape);
         let first = comment.split(' ').next().unwrap_or_default();
         if names.is_empty() || names.iter().any(|name| name == first) {

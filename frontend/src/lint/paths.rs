@@ -18,12 +18,22 @@ pub(super) const WORKDIR_RELATIVE_PATH: Rule = Rule {
     experimental: false,
 };
 
-/// A source in the build context, cleaned. Only what is hidden for certain is reported: not the root, not a directory
-/// of which something may come back, not a wildcard that a pattern may let through.
+/// Patterns that leave nothing of a context.
+const EVERYTHING: [&str; 3] = ["*", "**", "**/*"];
+
+/// A source in the build context, cleaned. Only what is hidden for certain is reported: not the root unless a pattern
+/// hides all there is, not a directory of which something may come back, not a wildcard that a pattern may let through.
 pub(crate) fn ignored_source(instruction: &str, source: &str, ignore: &Patterns) -> Option<Diagnostic> {
     let reincludes = || ignore.iter().any(|pattern| pattern.starts_with('!'));
-    if matches!(source, "" | "." | "/") || (has_wildcards(source.as_bytes()) && reincludes()) {
+    if has_wildcards(source.as_bytes()) && reincludes() {
         return None;
+    }
+    if matches!(source, "" | "." | "/") {
+        let nothing_left = ignore.iter().any(|pattern| EVERYTHING.contains(&pattern)) && !reincludes();
+        let source = if source.is_empty() { "." } else { source };
+        let message = format!("Attempting to {instruction} file {source:?} that is excluded by .dockerignore");
+        let hint = "!NAME at the end of .dockerignore brings a file back";
+        return nothing_left.then(|| COPY_IGNORED_FILE.warn(message).hint(hint));
     }
     let path = source.trim_start_matches('/');
     ignore.excludes(path.as_bytes(), true).then(|| {

@@ -1,4 +1,9 @@
 //! `# check=skip=Rule,…;error=true`: which rules count, and whether a warning is an error.
+//!
+//! At the top of a file it is a directive for all of it. In a comment right before an instruction it is for that one
+//! alone, and may be followed by a reason: `# check=skip=SecretsUsedInArgOrEnv // a dummy for tests`.
+
+use rbuild_graph::Span;
 
 use crate::{Diagnostic, Dockerfile, LowerOptions, Purpose, lint};
 
@@ -6,7 +11,7 @@ use crate::{Diagnostic, Dockerfile, LowerOptions, Purpose, lint};
 const ARGUMENT: &str = "BUILDKIT_DOCKERFILE_CHECK";
 
 /// What to do with warnings of rules.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Check {
     skip: Vec<String>,
     skip_all: bool,
@@ -14,6 +19,28 @@ pub(crate) struct Check {
     experimental: Vec<String>,
     experimental_all: bool,
     error: bool,
+}
+
+/// What comments say for one instruction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LocalCheck {
+    lines: std::ops::RangeInclusive<u32>,
+    check: Check,
+}
+
+impl LocalCheck {
+    /// From the comments before the instruction at `span`. One that cannot be read says nothing: it is a comment.
+    pub(crate) fn of(comments: &[String], span: Span) -> Option<LocalCheck> {
+        let text = comments.iter().find_map(|comment| local(comment))?;
+        let check = Check::parse(text).ok()?;
+        Some(LocalCheck { lines: span.line..=span.end_line, check })
+    }
+}
+
+/// The options in a comment that is for one instruction.
+pub(crate) fn local(comment: &str) -> Option<&str> {
+    let (key, value) = comment.split_once('=')?;
+    key.trim().eq_ignore_ascii_case("check").then(|| value.trim().split(' ').next().unwrap_or_default())
 }
 
 impl Check {
@@ -61,6 +88,32 @@ impl Check {
         Ok(check)
     }
 
+    /// Names in it that no rule has: likely slips of the pen. A rule of a newer frontend is none of ours to judge, so
+    /// they are told only where somebody asks what is wrong with the file.
+    pub(super) fn unknown_rules(&self) -> impl Iterator<Item = Diagnostic> {
+        let names = self.skip.iter().chain(&self.experimental);
+        let unknown = names.filter(|name| !name.eq_ignore_ascii_case("all") && lint::rule(name).is_none());
+        unknown.map(|name| {
+            let message = format!("check= names {name:?}, and there is no such rule");
+            Diagnostic::warning(message).suggest(name, lint::RULES.map(|rule| rule.name))
+        })
+    }
+
+    /// With what is said for one instruction.
+    fn with(&self, local: &Check) -> Check {
+        let mut both = self.clone();
+        both.skip.extend(local.skip.iter().cloned());
+        both.experimental.extend(local.experimental.iter().cloned());
+        both.skip_all |= local.skip_all;
+        both.experimental_all |= local.experimental_all;
+        both
+    }
+
+    fn skips_at(&self, rule: &str, span: Option<Span>, locals: &[LocalCheck]) -> bool {
+        let here = span.and_then(|span| locals.iter().find(|local| local.lines.contains(&span.line)));
+        here.map_or_else(|| self.skips(rule), |local| self.with(&local.check).skips(rule))
+    }
+
     fn skips(&self, rule: &str) -> bool {
         let named = |list: &[String]| list.iter().any(|name| name.eq_ignore_ascii_case(rule));
         if lint::rule(rule).is_some_and(|rule| rule.experimental) {
@@ -71,8 +124,8 @@ impl Check {
     }
 
     /// Drops what is skipped; an error for the rest, if so wanted.
-    pub(super) fn apply(&self, problems: &mut Vec<Diagnostic>, purpose: Purpose) {
-        problems.retain(|problem| problem.rule.is_none_or(|rule| !self.skips(rule)));
+    pub(super) fn apply(&self, problems: &mut Vec<Diagnostic>, locals: &[LocalCheck], purpose: Purpose) {
+        problems.retain(|problem| problem.rule.is_none_or(|rule| !self.skips_at(rule, problem.span, locals)));
         let mut rules: Vec<&str> = problems.iter().filter_map(|problem| problem.rule).collect();
         if self.error && !rules.is_empty() && purpose == Purpose::Build {
             rules.sort_unstable();
@@ -85,6 +138,34 @@ impl Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn comments_are_for_one_instruction() {
+        let span = Span { start: 0, end: 9, line: 3, end_line: 4 };
+        let comments = ["about it".to_owned(), "check=skip=A,B // because".to_owned()];
+        let locals = [LocalCheck::of(&comments, span).unwrap()];
+        let check = Check::parse("skip=C").unwrap();
+        for (rule, want) in [("A", true), ("B", true), ("C", true), ("because", false), ("D", false)] {
+            assert_eq!(check.skips_at(rule, Some(span), &locals), want, "{rule}");
+        }
+        let after = Span { line: 5, end_line: 5, ..span };
+        assert!(!check.skips_at("A", Some(after), &locals) && !check.skips_at("A", None, &locals));
+        assert_eq!(LocalCheck::of(&["check=nonsense".to_owned()], span), None);
+        assert_eq!(LocalCheck::of(&["see check".to_owned()], span), None);
+    }
+
+    #[test]
+    fn names_of_no_rule_are_found() {
+        let unknown = |text: &str| Check::parse(text).unwrap().unknown_rules().map(|p| p.message).collect::<Vec<_>>();
+        assert_eq!(unknown("skip=all;experimental=all"), Vec::<String>::new());
+        assert_eq!(
+            unknown("skip=UndefinedVra,maintainerdeprecated;experimental=Nothing"),
+            [
+                "check= names \"UndefinedVra\", and there is no such rule (did you mean UndefinedVar?)",
+                "check= names \"Nothing\", and there is no such rule",
+            ]
+        );
+    }
 
     #[test]
     fn options_are_read() {

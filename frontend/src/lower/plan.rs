@@ -78,6 +78,9 @@ impl Plan {
     }
 }
 
+/// The most stages that a message names.
+const MOST_NAMED: usize = 10;
+
 /// About what an instruction takes in memory, in bytes.
 const TRIGGER_COST: usize = 1024;
 
@@ -278,6 +281,13 @@ impl Planner<'_> {
             OnPath,
             Done,
         }
+        // What a stage needs: what its instructions use, then its base.
+        let need = |stage: usize, n: usize| match plan.stages[stage].base {
+            Tree::Stage(base) if n == uses[stage].len() => {
+                Some((Source::Stage(base), self.file.stages[stage].base.span))
+            }
+            _ => uses[stage].get(n).copied(),
+        };
         let mut seen = vec![Seen::No; plan.stages.len()];
         for start in 0..plan.stages.len() {
             let mut path = vec![(start, 0)];
@@ -288,22 +298,42 @@ impl Planner<'_> {
                     }
                     seen[stage] = Seen::OnPath;
                 }
-                let Some((source, span)) = uses[stage].get(next) else {
+                let Some((source, _)) = need(stage, next) else {
                     seen[stage] = Seen::Done;
                     continue;
                 };
                 path.push((stage, next + 1));
                 let Source::Stage(used) = source else { continue };
-                match seen[*used] {
-                    Seen::No => path.push((*used, 0)),
+                match seen[used] {
+                    Seen::No => path.push((used, 0)),
                     Seen::OnPath => {
-                        let name = self.file.stages[start].name().map_or(format!("stage-{start}"), str::to_owned);
-                        let message = format!("circular dependency detected on stage: {name}");
-                        self.problems.push(Diagnostic::error(message).at(*span));
+                        let first = path.iter().position(|(stage, _)| *stage == used).unwrap_or_default();
+                        let needs =
+                            path[first..].iter().filter_map(|(stage, next)| Some((*stage, need(*stage, next - 1)?)));
+                        let needs: Vec<(usize, Span)> = needs.map(|(stage, (_, span))| (stage, span)).collect();
+                        let problem = self.cycle(start, &needs);
+                        self.problems.push(problem);
                         return;
                     }
                     Seen::Done => {}
                 }
+            }
+        }
+    }
+
+    /// `needs` are the stages of the cycle, each with where it names the next.
+    fn cycle(&self, start: usize, needs: &[(usize, Span)]) -> Diagnostic {
+        let name = |stage: usize| self.file.stages[stage].name().map_or(format!("stage-{stage}"), str::to_owned);
+        let problem = Diagnostic::error(format!("circular dependency detected on stage: {}", name(start)));
+        // Somewhere it goes down the file, and that is what no builder can do.
+        let down = (0..needs.len()).find(|i| needs[(i + 1) % needs.len()].0 >= needs[*i].0).unwrap_or_default();
+        let problem = problem.at(needs[down].1);
+        match needs {
+            [_] => problem.hint("a stage cannot use itself; what it needs must come from an earlier one"),
+            _ => {
+                let names: Vec<String> = needs.iter().take(MOST_NAMED).map(|(stage, _)| name(*stage)).collect();
+                let dots = if needs.len() > MOST_NAMED { ", …" } else { "" };
+                problem.hint(format!("these stages need each other: {}{dots}", names.join(", ")))
             }
         }
     }

@@ -305,6 +305,10 @@ impl<'a> Reader<'a> {
             span: Span { start: first.start, end, line: first.line, end_line: self.line },
             origin: Origin::Pieces { pieces, offset: 0 },
         };
+        if let Some(at) = line.text.find('\0') {
+            let problem = Diagnostic::error("an instruction cannot hold a NUL byte").at(line.span_of(at..at + 1));
+            problems.push(problem.expected("text").hint("only the content of a heredoc for COPY or ADD can hold one"));
+        }
         self.heredocs(&mut line, problems);
         if let Some(span) = self.fixed {
             line.span = span;

@@ -320,6 +320,7 @@ impl<'a> Run<'a> {
                 value => value.unwrap_or_default().to_owned(),
             }),
             Some(':') => match self.next() {
+                Some(modifier @ ('#' | '%')) => Err(WordError::Modifier(format!(":{modifier}"))),
                 Some(modifier) => self.modified(name, modifier, true),
                 None => Err(WordError::Syntax("missing '}'")),
             },
@@ -493,6 +494,9 @@ mod tests {
             ("${A/x}", "syntax error: missing '/' in ${}"),
             ("${A^}", "unsupported modifier (^) in substitution"),
             ("${A:*}", "unsupported modifier (:*) in substitution"),
+            ("${A:##x}", "unsupported modifier (:#) in substitution"),
+            ("${A:%x}", "unsupported modifier (:%) in substitution"),
+            ("${A=x}", "unsupported modifier (=) in substitution"),
             ("${U?}", "U: is not allowed to be unset"),
             ("${EMPTY:?}", "EMPTY: is not allowed to be empty"),
             ("${U:?give it}", "U: give it"),

@@ -116,7 +116,6 @@ fn change(out: &mut String, action: &FileAction) {
                 (copy.contents_only, "contents"),
                 (copy.follow_links, "follow"),
                 (copy.parents, "parents"),
-                (copy.link, "link"),
             ];
             let flags: Vec<&str> = flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
             write!(out, "  copy {sources:?} of input {:?} to {} {flags:?}", copy.input, text(&copy.dest)).unwrap();

@@ -63,8 +63,6 @@ pub struct Copy {
     pub unpack: Option<bool>,
     /// Give every copied entry this time instead of its own (seconds since 1970).
     pub timestamp: Option<i64>,
-    /// Do not look at the tree below: replace what is in the way instead of following its links (`--link`).
-    pub link: bool,
 }
 
 /// Makes a file.
@@ -113,6 +111,13 @@ pub struct ChangeOwner {
     pub group: Option<Owner>,
     /// Index of the vertex input in whose `/etc/passwd` and `/etc/group` names are looked up; `None` is the tree itself.
     pub names_from: Option<usize>,
+}
+
+impl ChangeOwner {
+    /// Whether somebody has to be looked up.
+    pub fn has_name(&self) -> bool {
+        [&self.user, &self.group].into_iter().flatten().any(|owner| matches!(owner, Owner::Name(_)))
+    }
 }
 
 /// A user or a group.

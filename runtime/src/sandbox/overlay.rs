@@ -17,7 +17,14 @@ use rustix::mount::{FsOpenFlags, fsconfig_set_flag, fsconfig_set_string, fsopen}
 use super::mounts::{self, BindDepth, Options};
 use crate::error::{Doing, Failure, Result};
 
-/// Layers to mount over one another.
+/// Directories that the kernel stacks in one overlay (`OVL_MAX_STACK`).
+const MOST: usize = 500;
+/// Directories left in the upper of two overlays, when there are more: its lowest is the other overlay.
+const UPPER_PART: usize = 490;
+
+/// Layers to mount over one another. More than [`MOST`] are folded: the lowest become a read-only overlay of their own,
+/// on which the others are stacked. Only the lowest can be: an overlay does not show what its layers remove from what is
+/// below it. The kernel does this once and not twice, which gives the limit of some 990.
 pub(super) struct Overlay<'a> {
     /// Uppermost first.
     pub(super) lowers: Vec<&'a Path>,
@@ -63,6 +70,20 @@ pub(super) fn detached(mounts: &Mounts, volatile: bool) -> Result<OwnedFd, Failu
 
 impl Overlay<'_> {
     pub(super) fn mount(&self, options: &Options) -> Result<OwnedFd, Failure> {
+        if self.lowers.len() <= MOST {
+            return self.mount_lowers(&self.lowers, options);
+        }
+        let (upper, lowest) = self.lowers.split_at(UPPER_PART);
+        if lowest.len() > MOST {
+            return Err(Failure::refused(format!("a root of {} layers", self.lowers.len())));
+        }
+        let folded = read_only(lowest)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", folded.as_raw_fd()));
+        let lowers: Vec<&Path> = upper.iter().copied().chain([path.as_path()]).collect();
+        self.mount_lowers(&lowers, options)
+    }
+
+    fn mount_lowers(&self, lowers: &[&Path], options: &Options) -> Result<OwnedFd, Failure> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(|| "open overlay".to_owned())?;
         let mut held = Vec::new();
         let set = |key: &str, value: &Path| {
@@ -74,7 +95,7 @@ impl Overlay<'_> {
         }
         let mut by_one = true;
         let mut joined = OsString::new();
-        for lower in &self.lowers {
+        for lower in lowers {
             let short = shorten(lower, &mut held)?;
             if by_one {
                 match fsconfig_set_string(&context, "lowerdir+", &short) {

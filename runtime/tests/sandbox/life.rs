@@ -35,6 +35,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("failures_leave_nothing", failures_leave_nothing),
     ("many_at_once", many_at_once),
     ("layers_can_be_walked_detached", layers_can_be_walked_detached),
+    ("hundreds_of_layers_are_folded", hundreds_of_layers_are_folded),
 ];
 
 /// Directories of a sandbox's cgroup in whatever hierarchy.
@@ -410,4 +411,34 @@ fn layers_can_be_walked_detached() {
     let bind = Mounts::Bind { source: image.path("lower"), read_only: true };
     assert!(read(&bind, "etc/passwd").is_ok());
     assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(image.dir.path().to_str().unwrap()));
+}
+
+/// The kernel stacks 500 directories at a time.
+fn hundreds_of_layers_are_folded() {
+    const LAYERS: usize = 510;
+    let image = Image::new();
+    let mut lowers = Vec::new();
+    for n in 0..LAYERS {
+        let layer = image.path(&format!("layers/{n}"));
+        fs::create_dir_all(layer.join("tmp")).unwrap();
+        fs::write(layer.join(format!("tmp/f{n}")), n.to_string()).unwrap();
+        fs::write(layer.join("tmp/highest"), n.to_string()).unwrap();
+        lowers.insert(0, layer);
+    }
+    // One of the upper part takes away what one of the lower part made.
+    let whiteout = lowers[10].join("tmp/f3");
+    let made = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &whiteout,
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::empty(),
+        0,
+    );
+    made.unwrap();
+    lowers.push(image.path("lower"));
+    let rootfs = Mounts::Overlay { lowers, upper: Some(image.path("upper")), work: Some(image.path("work")) };
+    let script = "cat /tmp/highest; ls /tmp | wc -l; echo changed > /tmp/f5; rm /tmp/f6; cat /tmp/f5; ls /tmp | wc -l";
+    let spec = rbuild_runtime::ProcessSpec { rootfs, ..image.spec(&["sh", "-c", script]) };
+    let output = run(spec).unwrap();
+    assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("509510\nchanged\n509\n", ""));
 }

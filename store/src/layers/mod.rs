@@ -79,7 +79,10 @@ impl Layers {
         if let (Some(diff_id), Some(size)) = (row.diff_id, row.tar_size) {
             return Ok(LayerDigest { diff_id, size, newest: row.newest });
         }
-        let made = self.canonical(id)?;
+        let made = match &row.layer_of {
+            Some(layer) => self.diff(layer)?,
+            None => self.canonical(id)?,
+        };
         self.store.snapshots().set_dated_layer(id, &made.diff_id, made.size, made.newest)?;
         Ok(made)
     }
@@ -140,12 +143,39 @@ impl Layers {
     }
 
     fn regenerate(&self, diff_id: &DiffId) -> Result<Option<Box<dyn Read + Send>>> {
-        let Some(id) = self.store.snapshots().by_diff_id(diff_id)?.into_iter().next() else {
-            return Ok(None);
-        };
-        let tree = self.tree(&id)?;
+        let Some(tree) = self.tree_of(diff_id)? else { return Ok(None) };
         let tar = pipe::spawn(move |out| diff::write_diff(&tree, out).map(drop));
         Ok(Some(Box::new(Checked::new(tar, diff_id.0.clone()))))
+    }
+
+    /// A snapshot whose tar is this layer. Several may be said to be it, of which one is gone from the disk, and another
+    /// was unpacked from an archive whose bytes nobody can make again: those whose tar was made here come first, and
+    /// where there is a choice the others are read before they are believed.
+    fn tree_of(&self, diff_id: &DiffId) -> Result<Option<Tree>> {
+        let snapshots = self.store.snapshots();
+        let mut rows = Vec::new();
+        for id in snapshots.by_diff_id(diff_id)? {
+            match snapshots.row(&id) {
+                Err(error) if error.is_not_found() => {} // collected meanwhile
+                row => rows.push(row?),
+            }
+        }
+        rows.sort_by_key(|row| row.newest.is_none());
+        let alone = rows.len() == 1;
+        let mut failure = None;
+        for row in rows {
+            let tree = match self.tree(&row.id) {
+                Ok(tree) => tree,
+                Err(error) => {
+                    failure.get_or_insert(error);
+                    continue;
+                }
+            };
+            if alone || row.newest.is_some() || diff::digest_of(&tree)?.0 == diff_id.0 {
+                return Ok(Some(tree));
+            }
+        }
+        failure.map_or(Ok(None), Err)
     }
 
     /// A blob with this layer compressed, held by `lease`: one that is known, else it is made and remembered. For
@@ -322,15 +352,19 @@ impl Layers {
         Ok(staged)
     }
 
-    /// A snapshot's own directory and those below it.
+    /// A snapshot's own directory and those below it; of one that is another's layer on something, that other one's.
     fn tree(&self, id: &SnapshotId) -> Result<Tree> {
         let snapshots = self.store.snapshots();
         let row = snapshots.row(id)?;
+        let (id, row) = match row.layer_of {
+            Some(layer) => (layer.clone(), snapshots.row(&layer)?),
+            None => (id.clone(), row),
+        };
         let lowers = match &row.parent {
             Some(parent) => self.lowers(parent)?,
             None => Lowers::default(),
         };
-        Ok(Tree { root: snapshots.open(id)?, lowers, full: row.driver == Driver::Vfs })
+        Ok(Tree { root: snapshots.open(&id)?, lowers, full: row.driver == Driver::Vfs })
     }
 
     /// The directories that show the snapshot `id`.

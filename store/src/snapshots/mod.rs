@@ -35,8 +35,9 @@ pub use overlay::{Overlay, probe};
 pub use rows::SnapshotRow;
 pub use tree::copy_tree;
 
-/// The most snapshots in one stack: the kernel takes 500 lower directories, of which a sandbox may need two itself.
-pub const DEEPEST: usize = 498;
+/// The most snapshots in one stack. The kernel stacks 500 directories in an overlay and one overlay on another, so
+/// whoever mounts so many folds the lowest into one; a sandbox needs some places itself.
+pub const DEEPEST: usize = rbuild_oci::limits::LAYERS;
 
 /// The id of a snapshot: a number in base 36.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -291,6 +292,15 @@ impl Snapshots {
             rows::set_layer(tx, id, diff, tar_size)?;
             newest.map_or(Ok(()), |newest| rows::set_newest(tx, id, newest))
         })
+    }
+
+    /// Notes that the layer of `id` is that of `layer`, which stands on nothing and was put onto `id`'s parent as it is:
+    /// whatever lies below, it ships as the same bytes. `layer` stays as long as `id` does.
+    ///
+    /// # Errors
+    /// `layer` is gone or stands on something.
+    pub fn set_layer_of(&self, id: &SnapshotId, layer: &SnapshotId) -> Result<()> {
+        self.core.db.write(Durability::Cache, |tx| rows::set_layer_of(tx, id, layer))
     }
 
     /// Notes how long a snapshot took to make.

@@ -13,7 +13,8 @@ use crate::lease::{Lease, Target};
 use crate::root::{Root, Walk};
 use crate::store::Core;
 
-const COLUMNS: &str = "id, parent, driver, size, diff_id, chain_id, tar_size, newest, created, used, cost, volatile";
+const COLUMNS: &str =
+    "id, parent, driver, size, diff_id, chain_id, tar_size, newest, created, used, cost, volatile, layer_of";
 
 /// What the database knows of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct SnapshotRow {
     pub cost: u64,
     /// Whether its files may not have reached the disk yet.
     pub volatile: bool,
+    /// The snapshot on nothing whose layer this one's is.
+    pub layer_of: Option<SnapshotId>,
 }
 
 pub(super) fn get(tx: &Transaction<'_>, id: &SnapshotId) -> Result<Option<SnapshotRow>> {
@@ -178,11 +181,21 @@ pub(super) fn set_layer(tx: &Transaction<'_>, id: &SnapshotId, diff: &DiffId, ta
     Ok(())
 }
 
-/// Direct references to a snapshot, and its children.
+pub(super) fn set_layer_of(tx: &Transaction<'_>, id: &SnapshotId, layer: &SnapshotId) -> Result<()> {
+    let stands_alone = get(tx, layer)?.is_some_and(|row| row.parent.is_none());
+    if !stands_alone {
+        return Err(StoreError::invalid(format!("snapshot {layer}"), "only one that stands on nothing can be stacked"));
+    }
+    tx.prepare_cached("UPDATE snapshots SET layer_of = ? WHERE id = ?")?
+        .execute(params![layer.as_str(), id.as_str()])?;
+    Ok(())
+}
+
+/// Direct references to a snapshot, its children, and those whose layer it is.
 pub(super) fn users(tx: &Transaction<'_>, id: &SnapshotId) -> Result<Vec<String>> {
     let mut query = tx.prepare_cached(
         "SELECT owner FROM refs WHERE target = 'snapshot:' || ?1
-         UNION ALL SELECT 'snapshot:' || id FROM snapshots WHERE parent = ?1",
+         UNION ALL SELECT 'snapshot:' || id FROM snapshots WHERE parent = ?1 OR layer_of = ?1",
     )?;
     let rows = query.query_map([id.as_str()], |row| row.get(0))?;
     Ok(rows.collect::<Result<_, _>>()?)
@@ -217,5 +230,6 @@ fn of_row(row: &Row<'_>) -> Result<SnapshotRow> {
         used: db::time(row.get("used")?),
         cost: row.get::<_, i64>("cost")?.unsigned_abs(),
         volatile: row.get::<_, Option<i64>>("volatile")?.is_some(),
+        layer_of: row.get::<_, Option<String>>("layer_of")?.map(|id| id.parse()).transpose()?,
     })
 }
