@@ -13,6 +13,7 @@
 mod app;
 mod args;
 mod attach;
+mod attest;
 mod batch;
 mod call;
 mod commands;
@@ -24,6 +25,8 @@ mod error;
 mod format;
 mod image_for_run;
 mod lent;
+mod limits;
+mod metadata;
 mod mounts;
 mod outputs;
 mod progress;

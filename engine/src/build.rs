@@ -28,7 +28,7 @@ use crate::export::image::Finished;
 use crate::export::results::{self, Built, Exported, Exporter};
 use crate::frontends::dockerfile::{lower_options, understand};
 use crate::layers::LayerHasher;
-use crate::lending::{self, GitAgent, Lending};
+use crate::lending::Lending;
 use crate::logs::BuildLogs;
 use crate::output::Output;
 use crate::remote::{self, as_step};
@@ -51,15 +51,7 @@ impl Engine {
         let outputs = results::outputs(&request);
         results::check(&outputs, &request)?;
         let mut record = Record::of(&request, &lease);
-        let secrets = lending::git_secrets(&request).await?;
-        let git = self.options().git.clone().map(|git| git.with_secrets(secrets));
-        let git_agent = GitAgent::open(&request, &lease)?;
-        // A context that the caller names may also be fetched with the agent of the caller's own shell.
-        let git_of_caller = match git_agent.path() {
-            Some(path) => git.clone().map(|git| git.with_agent(Some(path))),
-            None => git.clone(),
-        };
-        let (request, brought) = remote::bring(self, git_of_caller.as_ref(), request, &lease, &events).await?;
+        let (request, brought) = remote::bring(self, request, &lease, &events).await?;
         record.brought(brought.context, brought.materials);
         let inputs = Inputs::load(&request, &lease, &events)?;
         let (file, parsed) = rbuild_frontend::parse(inputs.source.text.as_bytes(), &inputs.source.name);
@@ -75,7 +67,7 @@ impl Engine {
                 url: warning.url.map(str::to_owned),
             });
         }
-        let git = git.map(|git| git.with_agent(git_agent.path()));
+        let (git, _agent) = (brought.git, brought.agent);
         let source = inputs.source.clone();
         let job = Job { engine: self, request: &request, lease, events, source, git, record };
         job.run(inputs, understood.lowered, understood.warnings, images, &outputs).await
@@ -109,9 +101,12 @@ impl Inputs {
         };
         events.finished(step, outcome);
         let loaded = loaded?;
-        let ignore = match &request.context {
-            BuildContext::Unpacked(_) => IgnoreFile::default(),
-            _ => Inputs::ignore_file(&root, loaded.ignore, events)?,
+        let ignore = match (&request.ignore_file, &request.context) {
+            (Some(path), _) => {
+                Inputs::ignore_file(&root, Some(context::read_host_file(path, limits::DOCKERFILE)?), events)?
+            }
+            (None, BuildContext::Unpacked(_)) => IgnoreFile::default(),
+            (None, _) => Inputs::ignore_file(&root, loaded.ignore, events)?,
         };
         let text = String::from_utf8(loaded.text).map_err(|error| {
             let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
@@ -217,7 +212,8 @@ impl Record {
         let vertices = lowered.graph.reachable(&roots);
         let recorded = self.0.as_ref();
         let mut materials = witness.materials(&lowered.graph, &vertices);
-        materials.extend(lowered.base.iter().map(|base| Material::image(&base.reference, &base.platform, &base.digest)));
+        materials
+            .extend(lowered.base.iter().map(|base| Material::image(&base.reference, &base.platform, &base.digest)));
         materials.extend(recorded.iter().flat_map(|recorded| recorded.materials.clone()));
         // A date that the caller fixed stands for a result that does not depend on when it was made.
         let run = recorded.filter(|_| lowered.source_date_epoch.is_none());
@@ -318,7 +314,8 @@ impl Job<'_> {
         let mut built =
             Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch, testimony };
         if self.request.attestations.sbom {
-            built = as_step(&self.events, "[internal] list packages for the SBOM", |step| self.scanned(built, step)).await?;
+            built = as_step(&self.events, "[internal] list packages for the SBOM", |step| self.scanned(built, step))
+                .await?;
         }
         Ok(built)
     }

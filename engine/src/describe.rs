@@ -56,14 +56,14 @@ impl Engine {
         events: Events,
     ) -> Result<(Answer, SourceText), Error> {
         let lease = self.store().lease("ask")?;
-        let request = remote::bring(self, request, &lease, &events).await?;
+        let (request, brought) = remote::bring(self, request, &lease, &events).await?;
         let inputs = Inputs::load(&request, &lease, &events)?;
         let source = inputs.source;
         let (file, parsed) = rbuild_frontend::parse(source.text.as_bytes(), &source.name);
         let mut options = lower_options(&request, inputs.ignore.patterns().map(str::to_owned).collect());
         if question == Question::Check {
             options.purpose = Purpose::Check;
-            let images = Arc::new(BaseImages::new(self.clone(), lease, request.pull));
+            let images = Arc::new(BaseImages::new(self.clone(), lease, request.pull, brought.images));
             let understood = understand(&file, &options, &source, parsed, &images, &events).await;
             let (found, error) = match understood {
                 Ok(understood) => (understood.warnings, None),

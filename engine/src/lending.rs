@@ -89,10 +89,9 @@ impl Lending {
                     (root, ignore, Some(indexes))
                 }
                 NamedContext::Unpacked(path) => (open_named(name, path)?, IgnoreFile::default(), None),
-                NamedContext::Image(_)
-                | NamedContext::Remote(_)
-                | NamedContext::Layout(_)
-                | NamedContext::Lent(_) => continue,
+                NamedContext::Image(_) | NamedContext::Remote(_) | NamedContext::Layout(_) | NamedContext::Lent(_) => {
+                    continue;
+                }
             };
             contexts.insert(name.clone(), Directory::new(root, ignore, indexes));
         }
@@ -136,9 +135,9 @@ impl Lending {
 pub(crate) async fn git_secrets(request: &BuildRequest) -> Result<BTreeMap<String, Secret>, Error> {
     let mut found = BTreeMap::new();
     let is_git = |id: &String| {
-        ["GIT_AUTH_TOKEN", "GIT_AUTH_HEADER"].iter().any(|name| {
-            id.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        })
+        ["GIT_AUTH_TOKEN", "GIT_AUTH_HEADER"]
+            .iter()
+            .any(|name| id.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
     };
     for (id, source) in request.lent.secrets.iter().filter(|(id, _)| is_git(id)) {
         let lending = Lending { secrets: [(id.clone(), source.clone())].into(), ..Lending::default() };

@@ -38,9 +38,7 @@ pub use describe::{Answer, Checked, Question};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
 pub use lending::LONGEST_SECRET;
-pub use output::{
-    Annotated, Annotation, Destination, FilesMode, ImageOutput, Output, OutputStream, Packing, Push,
-};
+pub use output::{Annotated, Annotation, Destination, FilesMode, ImageOutput, Output, OutputStream, Packing, Push};
 pub use request::{
     AgentSource, BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream, LayoutImage, Lent,
     NamedContext, ResourceLimits, Secret, SecretSource,

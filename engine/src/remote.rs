@@ -20,12 +20,16 @@ use crate::attest::materials::Material;
 use crate::engine::Engine;
 use crate::error::{Error, Kind};
 use crate::layout;
-use crate::resolve::LentImages;
+use crate::lending::{self, GitAgent};
 use crate::request::{BuildContext, BuildRequest, DockerfileSource, NamedContext};
+use crate::resolve::LentImages;
 
 /// What was brought here.
-#[derive(Default)]
 pub(crate) struct Brought {
+    /// How git fetches what the Dockerfile names: with what the caller lent.
+    pub(crate) git: Option<GitOptions>,
+    /// Serves git as long as it lives.
+    pub(crate) agent: GitAgent,
     /// The repository or archive that is the context.
     pub(crate) context: Option<Material>,
     /// Everything else.
@@ -33,19 +37,28 @@ pub(crate) struct Brought {
     pub(crate) images: LentImages,
 }
 
-/// The request with all that it names from elsewhere brought here, by git with these options.
+/// The request with all that it names from elsewhere brought here.
 ///
 /// # Errors
 /// What was named cannot be had, or is no archive, repository or Dockerfile.
 pub(crate) async fn bring(
     engine: &Engine,
-    git: Option<&GitOptions>,
     mut request: BuildRequest,
     lease: &Lease,
     events: &Events,
 ) -> Result<(BuildRequest, Brought), Error> {
-    let bringing = Bringing { engine, git, lease, events };
-    let mut brought = Brought::default();
+    let secrets = lending::git_secrets(&request).await?;
+    let git = engine.options().git.clone().map(|git| git.with_secrets(secrets));
+    let agent = GitAgent::open(&request, lease)?;
+    let lent = agent.path();
+    // A context that the caller names may also be fetched with the agent of the caller's own shell.
+    let of_caller = match &lent {
+        Some(path) => git.clone().map(|git| git.with_agent(Some(path.clone()))),
+        None => git.clone(),
+    };
+    let bringing = Bringing { engine, git: of_caller.as_ref(), lease, events };
+    let git = git.map(|git| git.with_agent(lent));
+    let mut brought = Brought { git, agent, context: None, materials: Vec::new(), images: LentImages::new() };
     if let DockerfileSource::Remote(url) = &request.dockerfile {
         let url = url.clone();
         let name = format!("[internal] load remote build definition {}", redacted(&url));

@@ -54,6 +54,8 @@ pub struct BuildRequest {
     /// Stages (by name or number) whose steps all run, even if their results are known.
     pub no_cache_filter: Vec<String>,
     pub lent: Lent,
+    /// A file with patterns of what the context leaves out, in place of the context's own.
+    pub ignore_file: Option<PathBuf>,
     /// Statements that go with the result.
     pub attestations: Attestations,
     /// Provenance for the caller alone, in [`BuildResult::provenance`].
@@ -85,6 +87,10 @@ impl BuildRequest {
             allow_insecure: false,
             no_cache_filter: Vec::new(),
             lent: Lent::default(),
+            limits: ResourceLimits::default(),
+            ignore_file: None,
+            attestations: Attestations::default(),
+            report: None,
         }
     }
 }

@@ -260,8 +260,8 @@ fn remainder(number: &[u8], by: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use ring::signature::{
-        ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA512, RsaPublicKeyComponents,
-        UnparsedPublicKey,
+        ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA512,
+        RsaPublicKeyComponents, UnparsedPublicKey,
     };
 
     use super::*;

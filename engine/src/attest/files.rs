@@ -22,7 +22,11 @@ pub(crate) struct Written {
 ///
 /// # Errors
 /// The tree cannot be read, or has such a file itself.
-pub(crate) fn written(predicates: &[Predicate], root: &Root, platform: Option<&Platform>) -> Result<Vec<Written>, Error> {
+pub(crate) fn written(
+    predicates: &[Predicate],
+    root: &Root,
+    platform: Option<&Platform>,
+) -> Result<Vec<Written>, Error> {
     let predicates: Vec<&Predicate> = predicates.iter().filter(|predicate| !predicate.inline_only).collect();
     if predicates.is_empty() {
         return Ok(Vec::new());
@@ -55,8 +59,7 @@ fn subjects(root: &Root) -> Result<Vec<(String, Digest)>, Error> {
     for dir in &tree.dirs {
         for entry in dir.entries.iter().filter(|entry| entry.meta.kind == Kind::File) {
             let path = join(&dir.path, entry.name.to_bytes());
-            let mut file =
-                root.open_file(OsStr::from_bytes(&path).as_ref(), Walk::NoLinks).map_err(Error::internal)?;
+            let mut file = root.open_file(OsStr::from_bytes(&path).as_ref(), Walk::NoLinks).map_err(Error::internal)?;
             let mut hash = Sha256::new();
             loop {
                 match file.read(&mut buffer).map_err(Error::internal)? {

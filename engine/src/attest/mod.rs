@@ -139,8 +139,7 @@ pub(crate) fn attach(
     let mut manifest = Manifest::new(Descriptor::new(kind, digest, config.len() as u64), layers);
     if artifact {
         manifest.artifact_type = Some(ARTIFACT_TYPE.to_owned());
-        manifest.subject =
-            Some(Descriptor::new(image.media_type.clone(), image.digest.clone(), image.size));
+        manifest.subject = Some(Descriptor::new(image.media_type.clone(), image.digest.clone(), image.size));
     }
     let bytes = serde_json::to_vec(&manifest).map_err(Error::internal)?;
     let digest = store.blobs().put_bytes(&bytes, lease)?;

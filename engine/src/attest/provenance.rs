@@ -383,9 +383,9 @@ pub(super) fn without_credentials(text: &str) -> String {
     let mut cleaned = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("://") {
-        let start = rest[..at].rfind(|c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c)).map_or(0, |at| {
-            at + rest[at..].chars().next().map_or(1, char::len_utf8)
-        });
+        let start = rest[..at]
+            .rfind(|c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c))
+            .map_or(0, |at| at + rest[at..].chars().next().map_or(1, char::len_utf8));
         let after = at + 3;
         let ends = |c: char| c.is_whitespace() || "\"'`<>|;()/?#".contains(c);
         let end = after + rest[after..].find(ends).unwrap_or(rest.len() - after);

@@ -19,8 +19,7 @@ fn evidence() -> Evidence {
         uri: "pkg:docker/busybox@latest?platform=linux%2Famd64".to_owned(),
         digest: ("sha256".to_owned(), "00".to_owned()),
     };
-    let dockerfile =
-        SourceText { name: "Dockerfile".to_owned(), text: "ADD https://u:hunter2@h/f /\n".to_owned() };
+    let dockerfile = SourceText { name: "Dockerfile".to_owned(), text: "ADD https://u:hunter2@h/f /\n".to_owned() };
     let run = Some(("b1".to_owned(), SystemTime::UNIX_EPOCH));
     Evidence { asked, context: None, materials: vec![material], dockerfile, graph, run }
 }
@@ -39,7 +38,7 @@ fn the_least_says_no_value_and_no_time() {
     for version in [SlsaVersion::V1, SlsaVersion::V02] {
         let said = evidence.predicate(&options(ProvenanceMode::Min, version), &layers());
         let text = said.to_string();
-        for hidden in ["hunter2", "build-arg", "tok", "1970", "invocation\":\"", "step0", "data"] {
+        for hidden in ["hunter2", "build-arg", "tok", "1970", "invocation\":\"", "step0", "\"data\""] {
             assert!(!text.contains(hidden), "{hidden} in {text}");
         }
         assert!(text.contains("pkg:docker/busybox") && text.contains("\"target\":\"t\""), "{text}");
@@ -74,8 +73,7 @@ fn the_most_is_in_the_shape_of_its_version() {
 
 #[test]
 fn a_promise_to_be_reproducible_leaves_the_time_out() {
-    let reproducible =
-        ProvenanceOptions { reproducible: true, ..options(ProvenanceMode::Max, SlsaVersion::V1) };
+    let reproducible = ProvenanceOptions { reproducible: true, ..options(ProvenanceMode::Max, SlsaVersion::V1) };
     let said = evidence().predicate(&reproducible, &layers());
     assert_eq!(said["runDetails"]["metadata"]["startedOn"], Value::Null);
     assert_eq!(said["runDetails"]["metadata"]["buildkit_reproducible"], true);
@@ -86,7 +84,7 @@ fn credentials_go_wherever_they_stand() {
     for (text, want) in [
         ("RUN curl https://u:p@h/x && git clone 'https://t@h/y'", "RUN curl https://h/x && git clone 'https://h/y'"),
         ("ssh://git@h/x", "ssh://git@h/x"),
-        ("é://a@b ://", "é://a@b ://"),
+        ("é://a@b ://", "é://b ://"),
         ("A=https://u:p@h", "A=https://h"),
         ("no address", "no address"),
     ] {

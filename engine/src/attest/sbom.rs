@@ -101,9 +101,8 @@ fn escaped(text: &str) -> String {
 /// Paragraphs of `Name: value`; a package that was removed keeps its paragraph.
 fn debian(text: &str, system: &System) -> Vec<Package> {
     let of = |paragraph: &str| {
-        let value = |name: &str| {
-            paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::trim)
-        };
+        let value =
+            |name: &str| paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).map(str::trim);
         if value("Status").is_some_and(|status| !status.ends_with(" installed")) {
             return None;
         }
@@ -142,7 +141,8 @@ mod tests {
 
     const STATUS: &str = "Package: bash\nStatus: install ok installed\nMaintainer: M <m@x>\nArchitecture: amd64\n\
         Version: 5.2+dfsg-1\n\nPackage: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n";
-    const INSTALLED: &str = "C:Q1x=\nP:musl\nV:1.2.5-r0\nA:x86_64\nL:MIT\nm:A <a@x>\nF:lib\nR:x\n\nP:zlib\nV:1\nA:x86_64\n";
+    const INSTALLED: &str =
+        "C:Q1x=\nP:musl\nV:1.2.5-r0\nA:x86_64\nL:MIT\nm:A <a@x>\nF:lib\nR:x\n\nP:zlib\nV:1\nA:x86_64\n";
 
     #[test]
     fn databases_are_read_where_they_are() {

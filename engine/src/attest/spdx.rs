@@ -76,9 +76,8 @@ fn entry(package: &Package) -> Value {
 /// Whether a text has the form of a licence expression: identifiers between operators.
 fn is_expression(text: &str) -> bool {
     let words: Vec<&str> = text.split_whitespace().collect();
-    let identifier = |word: &str| {
-        !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.+()".contains(&b))
-    };
+    let identifier =
+        |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.+()".contains(&b));
     words.len() % 2 == 1
         && words.iter().enumerate().all(|(n, word)| match n % 2 {
             0 => identifier(word),

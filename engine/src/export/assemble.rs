@@ -88,7 +88,8 @@ impl Work {
     fn can_have_docker_types(&self, packing: &Packing, is_attested: bool, warnings: &mut Vec<String>) -> bool {
         let layers = self.results.iter().flat_map(|result| &result.image.manifest.layers);
         let zstd = packing.compression == Some(Compression::Zstd)
-            || !packing.force && layers.into_iter().any(|l| l.media_type.layer_compression() == Some(Compression::Zstd));
+            || !packing.force
+                && layers.into_iter().any(|l| l.media_type.layer_compression() == Some(Compression::Zstd));
         let why = match () {
             () if zstd => "zstd",
             () if !packing.annotations.is_empty() => "annotations",

@@ -34,12 +34,7 @@ pub(crate) struct Exported {
 ///
 /// # Errors
 /// A file where a directory should go or the other way round; what the file system says.
-pub(crate) fn export(
-    source: OwnedFd,
-    dest: &Path,
-    epoch: Option<i64>,
-    mode: FilesMode,
-) -> Result<Exported, Error> {
+pub(crate) fn export(source: OwnedFd, dest: &Path, epoch: Option<i64>, mode: FilesMode) -> Result<Exported, Error> {
     let shown = |error: io::Error| Error::invalid(format!("cannot write to {}: {error}", dest.display()));
     if dest.exists() && !dest.is_dir() {
         return Err(Error::invalid(format!("destination directory {} is a file", dest.display())));

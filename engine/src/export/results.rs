@@ -156,7 +156,9 @@ impl Exporter<'_> {
             self.events.send(Event::Warning { id: Some(step), message: warning, span: None, url: None });
         }
         self.events.log(step, LogStream::Stdout, std::mem::take(&mut done.note));
-        if let (Output::Image(ImageOutput { names, push: Some(push), .. }), Some((_, target))) = (output, &done.identity) {
+        if let (Output::Image(ImageOutput { names, push: Some(push), .. }), Some((_, target))) =
+            (output, &done.identity)
+        {
             done.pushed = self.push(names, *push, target, step).await?;
         }
         Ok(done)

@@ -47,10 +47,9 @@ pub(crate) fn lower_options(request: &BuildRequest, ignore: Vec<String>) -> Lowe
 fn replacement(context: &NamedContext) -> Replacement {
     match context {
         NamedContext::Image(reference) | NamedContext::Lent(reference) => Replacement::Image(reference.clone()),
-        NamedContext::Directory(_)
-        | NamedContext::Remote(_)
-        | NamedContext::Unpacked(_)
-        | NamedContext::Layout(_) => Replacement::Local,
+        NamedContext::Directory(_) | NamedContext::Remote(_) | NamedContext::Unpacked(_) | NamedContext::Layout(_) => {
+            Replacement::Local
+        }
     }
 }
 
