@@ -103,14 +103,26 @@ impl Call {
     /// # Errors
     /// Standard output, and for a check of a file that cannot be built, why.
     pub fn show(self, answer: &Answer, source: &SourceText, app: &App) -> Result<ExitCode, CliError> {
-        app.print(&self.text(answer, source))?;
-        if let Answer::Check(checked) = answer {
-            checked.notes.iter().for_each(|note| app.tell(&format!("WARNING: {}", clean_line(&note.message))));
-        }
         match answer {
-            Answer::Check(Checked { error: Some(error), .. }) => Err(diagnostics::build_failure(error)),
-            Answer::Check(checked) if !checked.warnings.is_empty() && !self.ignore_status => Ok(ExitCode::FAILURE),
-            _ => DONE,
+            Answer::Check(checked) => self.show_checked(checked, source, app),
+            _ => {
+                app.print(&self.text(answer, source))?;
+                DONE
+            }
+        }
+    }
+
+    /// [`Call::show`] of a check.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn show_checked(self, checked: &Checked, source: &SourceText, app: &App) -> Result<ExitCode, CliError> {
+        app.print(&if self.json { pretty(&check_json(checked, source)) } else { check_text(checked, source) })?;
+        checked.notes.iter().for_each(|note| app.tell(&format!("WARNING: {}", clean_line(&note.message))));
+        match &checked.error {
+            Some(error) => Err(diagnostics::build_failure(error)),
+            None if !checked.warnings.is_empty() && !self.ignore_status => Ok(ExitCode::FAILURE),
+            None => DONE,
         }
     }
 

@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use rbuild_engine::containers::{CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, NetworkMode};
+use rbuild_engine::containers::{
+    CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, NetworkMode, RestartPolicy,
+};
+use rbuild_engine::runtime::network::PortRequest;
 use rbuild_engine::{ExtraHost, Ulimit};
 
 use crate::error::{CliError, exit};
 use crate::mounts;
+use crate::ports::{self, Expose, Publish};
 use crate::refused::{self, Missing};
 use crate::settings::Settings;
+use crate::supervision::Supervision;
 use crate::values;
 
 /// What kind of container is wanted.
@@ -72,6 +77,9 @@ pub struct ContainerOptions {
     /// File of environment variables, one a line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
+    /// Port it listens on beside those the image names
+    #[arg(long, value_name = "PORT[/PROTOCOL]", value_parser = ports::expose)]
+    expose: Vec<Expose>,
     /// Group of the processes in addition
     #[arg(long, value_name = "GROUP")]
     group_add: Vec<String>,
@@ -123,6 +131,12 @@ pub struct ContainerOptions {
     /// Give it all capabilities and devices, and no filter of system calls
     #[arg(long)]
     privileged: bool,
+    /// Port of this machine's that leads to one of the container's
+    #[arg(short, long, value_name = "[[ADDRESS:][HOST]:]PORT[/PROTOCOL]", value_parser = ports::publish)]
+    publish: Vec<Publish>,
+    /// Publish every port it exposes, on free ports of this machine's
+    #[arg(short = 'P', long)]
+    publish_all: bool,
     /// When to ask the registry for the image: always, missing or never
     #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = ["always", "missing", "never"])]
     pub pull: String,
@@ -159,6 +173,8 @@ pub struct ContainerOptions {
     /// Limit of its processes
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", value_parser = values::ulimit)]
     ulimits: Vec<Ulimit>,
+    #[command(flatten)]
+    pub supervision: Supervision,
     /// User, and group, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
@@ -210,17 +226,24 @@ impl ContainerOptions {
             stdin_once: self.interactive && attached,
             stop_signal: self.stop_signal.clone(),
             stop_timeout: self.stop_timeout,
+            healthcheck: self.supervision.healthcheck()?,
             mounts,
             volumes_from: self.volumes_from.clone(),
+            expose: self.expose.iter().flat_map(|e| e.0.clone()).collect(),
             host: self.host()?,
         })
     }
 
     fn host(&self) -> Result<HostSettings, CliError> {
+        if self.rm && self.supervision.restart != RestartPolicy::Never {
+            return Err(CliError::new("conflicting options: cannot specify both --restart and --rm"));
+        }
         let signed = |bytes: Option<u64>| bytes.map(|b| i64::try_from(b).unwrap_or(i64::MAX));
         let mut host = HostSettings {
             auto_remove: self.rm,
             network: network(&self.network)?,
+            ports: self.ports(),
+            publish_all: self.publish_all,
             read_only: self.read_only,
             privileged: self.privileged,
             cap_add: self.cap_add.clone(),
@@ -248,6 +271,7 @@ impl ContainerOptions {
             cgroup_parent: self.cgroup_parent.clone(),
             oom_score_adj: self.oom_score_adj,
             devices: self.devices.clone(),
+            restart: self.supervision.restart,
             ..HostSettings::default()
         };
         for option in &self.security_opt {
@@ -258,6 +282,22 @@ impl ContainerOptions {
             host.sysctls.insert(name.to_owned(), value.to_owned());
         }
         Ok(host)
+    }
+
+    /// The ports asked for, each once.
+    fn ports(&self) -> Vec<PortRequest> {
+        let mut ports = Vec::new();
+        for port in self.publish.iter().flat_map(|p| &p.0) {
+            if !ports.contains(port) {
+                ports.push(port.clone());
+            }
+        }
+        ports
+    }
+
+    /// Whether ports are asked for that a container on the host's network has anyhow.
+    pub fn publishes_in_vain(&self) -> bool {
+        self.network == "host" && (!self.publish.is_empty() || self.publish_all)
     }
 
     /// Makes the file for the container's id, before there is a container.
@@ -432,18 +472,11 @@ impl refused::Table for NotYet {
         Missing::valued("device-read-iops"),
         Missing::valued("device-write-bps"),
         Missing::valued("device-write-iops"),
-        Missing::valued("expose"),
         Missing::valued("gpus"),
-        Missing::valued("health-cmd"),
-        Missing::valued("health-interval"),
-        Missing::valued("health-retries"),
-        Missing::valued("health-start-interval"),
-        Missing::valued("health-start-period"),
-        Missing::valued("health-timeout"),
         Missing::switch("init"),
         Missing::valued("ip"),
         Missing::valued("ip6"),
-        Missing::valued("isolation"),
+        Missing::valued("isolation").harmless("default"),
         Missing::valued("link"),
         Missing::valued("link-local-ip"),
         Missing::valued("log-driver"),
@@ -452,11 +485,7 @@ impl refused::Table for NotYet {
         Missing::valued("memory-swappiness"),
         Missing::valued("network-alias"),
         Missing::valued("net-alias"),
-        Missing::switch("no-healthcheck"),
         Missing::switch("oom-kill-disable"),
-        Missing::valued("publish").short('p'),
-        Missing::switch("publish-all").short('P'),
-        Missing::valued("restart").harmless("no"),
         Missing::valued("runtime"),
         Missing::valued("storage-opt"),
         Missing::switch("use-api-socket"),

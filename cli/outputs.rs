@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use rbuild_engine::{
-    Annotated, Annotation, Destination, FilesMode, ImageOutput, Output, OutputStream, Packing, Push, oci::Compression,
-    oci::Platform, oci::Reference,
+    Annotated, Annotation, Destination, FilesMode, ImageOutput, MediaTypes, Output, OutputStream, Packing, Push,
+    oci::Compression, oci::Platform, oci::Reference,
 };
 
 use crate::commands::build::tag;
@@ -238,7 +238,10 @@ impl Draft<'_> {
                     other => return Err(CliError::new(format!("invalid local output mode {:?}", clean_line(other)))),
                 }
             }
-            "oci-mediatypes" if image => self.packing.docker_types = !boolean(key, value)?,
+            "oci-mediatypes" if image => {
+                self.packing.media_types =
+                    Some(if boolean(key, value)? { MediaTypes::Oci } else { MediaTypes::Docker });
+            }
             "oci-artifact" if image => self.packing.artifacts = boolean(key, value)?,
             // The store keeps every image, and unpacked.
             "store" if in_store && boolean(key, value)? => {}

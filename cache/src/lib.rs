@@ -6,5 +6,6 @@
 
 mod claim;
 mod local;
+pub mod trace;
 
 pub use local::{Encoded, LocalCache, Stored};

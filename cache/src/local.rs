@@ -18,16 +18,13 @@ use rbuild_store::rusqlite::{OptionalExtension, Transaction, params};
 use rbuild_store::{Db, Durability, Lease, Result, Store, Target};
 
 use crate::claim::Claims;
+use crate::trace;
 
 /// How many names a result has at most. Each edit of a step whose content comes out the same leaves one; a name that is
 /// forgotten costs hashing that content again.
 const NAMES: usize = 64;
 /// How old the time of last use may be before it is written again: a build that finds everything writes nothing.
 const USED: Duration = Duration::from_secs(3600);
-
-/// How many parts a record names. More (a copy of very many files) would cost more to write than the copy: then the
-/// hashes over them are kept, and what they were made of is not.
-const PARTS: usize = 10_000;
 
 /// How results of type `R` are written down.
 pub trait Stored<R>: Send + Sync {
@@ -64,7 +61,8 @@ impl<C> LocalCache<C> {
     }
 
     /// What is written down about the execution that gave the result of `canonical`, and where that comes from: `None` when
-    /// it ran here, else the cache it was imported from, such as `registry:host/name:tag`.
+    /// it ran here, else the cache it was imported from, such as `registry:host/name:tag`. What its inputs are made of
+    /// comes from its trace: hashes of single paths are cut short there.
     ///
     /// # Errors
     /// The database cannot be read.
@@ -73,7 +71,14 @@ impl<C> LocalCache<C> {
             let mut query = tx.prepare_cached("SELECT record, origin FROM records WHERE key = ?")?;
             Ok(query.query_row([canonical.to_string()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
         })?;
-        Ok(row.and_then(|(text, origin)| Some((serde_json::from_str(&text).ok()?, origin))))
+        let Some((text, origin)) = row else { return Ok(None) };
+        let Ok(mut record) = serde_json::from_str::<RunRecord>(&text) else { return Ok(None) };
+        if let Some(made_of) = trace::find(self.store.db(), canonical)? {
+            for (input, traced) in record.inputs.iter_mut().zip(made_of.record.inputs) {
+                input.parts = traced.parts;
+            }
+        }
+        Ok(Some((record, origin)))
     }
 
     fn find(&self, key: CacheKey) -> Result<Option<CacheKey>> {
@@ -131,12 +136,9 @@ impl<C> LocalCache<C> {
         let targets: Vec<String> =
             outputs.iter().flat_map(|output| &output.targets).map(|target| target.to_string()).collect();
         let result = serde_json::Value::Array(outputs.into_iter().map(|output| output.data).collect()).to_string();
-        let mut record = RunRecord { results: targets.clone(), ..entry.record };
-        if record.inputs.iter().map(|input| input.parts.len()).sum::<usize>() > PARTS {
-            record.inputs.iter_mut().for_each(|input| input.parts.clear());
-        }
-        let cost = nanos_of(record.took);
-        let record = serde_json::to_string(&record)
+        let made_of = RunRecord { results: targets.clone(), ..entry.record };
+        let cost = nanos_of(made_of.took);
+        let record = serde_json::to_string(&trace::without_parts(&made_of))
             .map_err(|error| rbuild_store::StoreError::invalid("record", error.to_string()))?;
         self.store.db().write(Durability::Cache, |tx| {
             let key = entry.key.to_string();
@@ -156,6 +158,7 @@ impl<C> LocalCache<C> {
                         .execute(params![owner(entry.key), target])?;
                 }
             }
+            trace::keep(tx, entry.key, &made_of)?;
             name(tx, &entry.aliases, entry.key)?;
             // With the row there, the claim has served: one transaction for both.
             self.claims.release_in(tx, entry.key)?;

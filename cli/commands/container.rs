@@ -29,6 +29,7 @@ commands! {
         #[command(visible_aliases = ["list", "ps"])]
         Ls(ps),
         Pause(pause),
+        Port(port),
         Prune(container_prune),
         Rename(rename),
         Restart(restart),

@@ -40,6 +40,9 @@ pub async fn made(
     attached: bool,
 ) -> Result<(Containers, Container), CliError> {
     let request = options.request(words, &app.settings, attached)?;
+    if options.publishes_in_vain() {
+        app.tell("WARNING: Published ports are discarded when using host network mode");
+    }
     options.check_cidfile()?;
     ensure_image(app, options, &request.image).await?;
     let containers = app.engine()?.containers();

@@ -7,6 +7,7 @@ mod attach;
 pub mod build;
 mod builder;
 mod builder_prune;
+mod buildx;
 mod check;
 mod commit;
 mod completion;
@@ -23,6 +24,9 @@ mod image;
 mod image_inspect;
 mod image_prune;
 mod images;
+mod imagetools;
+mod imagetools_create;
+mod imagetools_inspect;
 mod import;
 mod info;
 mod inspect;
@@ -31,16 +35,26 @@ mod load;
 mod login;
 mod logout;
 mod logs;
+mod manifest;
+mod manifest_annotate;
+mod manifest_create;
+mod manifest_inspect;
+mod manifest_push;
+mod manifest_rm;
 mod pause;
+mod port;
 mod ps;
 mod pull;
 mod push;
+mod registry;
+mod registry_serve;
 mod rename;
 mod restart;
 mod rm;
 mod rmi;
 mod run;
 mod save;
+mod search;
 mod start;
 mod stop;
 mod system;
@@ -93,6 +107,7 @@ commands! {
         Attach(attach),
         Build(build),
         Builder(builder),
+        Buildx(buildx),
         Check(check),
         Commit(commit),
         Completion(completion),
@@ -105,6 +120,7 @@ commands! {
         History(history),
         Image(image),
         Images(images),
+        Imagetools(imagetools),
         Import(import),
         Info(info),
         Inspect(inspect),
@@ -113,16 +129,20 @@ commands! {
         Login(login),
         Logout(logout),
         Logs(logs),
+        Manifest(manifest),
         Pause(pause),
+        Port(port),
         Ps(ps),
         Pull(pull),
         Push(push),
+        Registry(registry),
         Rename(rename),
         Restart(restart),
         Rm(rm),
         Rmi(rmi),
         Run(run),
         Save(save),
+        Search(search),
         Start(start),
         Stop(stop),
         System(system),

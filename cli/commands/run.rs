@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use rbuild_engine::Kind;
-use rbuild_engine::containers::StartRequest;
+use rbuild_engine::containers::{RestartPolicy, StartRequest};
 
 use super::create::made;
 use crate::app::App;
@@ -61,7 +61,7 @@ async fn run_container(args: &Args, app: &App) -> Result<ExitCode, CliError> {
         stdin: attached && options.interactive,
         output: attached,
         // With a terminal the user may leave it running, so somebody else must look after it.
-        here: attached && !options.tty,
+        here: attached && !options.tty && options.supervision.restart == RestartPolicy::Never,
         size: terminal_size(),
     };
     let attachment = containers.start(&container, &request).map_err(start_error)?;

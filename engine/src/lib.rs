@@ -34,17 +34,20 @@ pub use agent::check_key_file;
 pub use attest::Attestations;
 pub use attest::provenance::{ProvenanceMode, ProvenanceOptions, SlsaVersion};
 pub use containers::helper_main;
-pub use describe::{Answer, Checked, Question};
+pub use describe::{Answer, Checked, Fixes, Question};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
 pub use lending::LONGEST_SECRET;
-pub use output::{Annotated, Annotation, Destination, FilesMode, ImageOutput, Output, OutputStream, Packing, Push};
+pub use output::{
+    Annotated, Annotation, Destination, FilesMode, ImageOutput, MediaTypes, Output, OutputStream, Packing, Push,
+};
 pub use request::{
     AgentSource, BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream, LayoutImage, Lent,
     NamedContext, ResourceLimits, Secret, SecretSource,
 };
 
 pub use rbuild_executor::sources::git::{GitOptions, GitSsh};
+pub use rbuild_frontend::fix::Fixed;
 pub use rbuild_frontend::{Diagnostic, Severity, describe as described, lint};
 pub use rbuild_graph::Span;
 pub use rbuild_graph::ops::{ExtraHost, Network, Ulimit};

@@ -58,8 +58,8 @@ pub enum FilesMode {
 /// How an image's layers travel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Packing {
-    /// Docker's media types instead of OCI's. Given up, with a warning, where they cannot say what is to be said.
-    pub docker_types: bool,
+    /// `None` is OCI's, except where a registry is better served with docker's.
+    pub media_types: Option<MediaTypes>,
     /// `None` leaves it to the output: archives are gzipped, registries get gzip, the store keeps layers as they are.
     pub compression: Option<Compression>,
     /// On the compression's own scale.
@@ -71,6 +71,14 @@ pub struct Packing {
     /// No time in a layer made here is after the build's epoch.
     pub rewrite_timestamps: bool,
     pub annotations: Vec<Annotation>,
+}
+
+/// Which words an image is described in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MediaTypes {
+    Oci,
+    /// Schema 2. Given up for OCI's, with a warning, where it cannot say what is to be said.
+    Docker,
 }
 
 /// A note on a manifest, an index, or what points at one.

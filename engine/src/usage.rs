@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use rbuild_oci::ChainId;
 use rbuild_store::{CollectOptions, Collected, Records, Root, SnapshotId, StoreError};
 
-use crate::containers::{Status, content_size};
+use crate::containers::content_size;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::images::ImageFilter;
@@ -85,7 +85,7 @@ impl Engine {
         let mut usage = Usage::default();
         for seen in containers.list()? {
             let size = containers.layer_size(&seen.container);
-            let runs = matches!(seen.status, Status::Running | Status::Paused);
+            let runs = seen.status.is_alive();
             usage.total += 1;
             usage.active += usize::from(runs);
             usage.size += size;

@@ -17,6 +17,7 @@ mod conformance;
 pub mod describe;
 mod diagnostic;
 mod facts;
+pub mod fix;
 pub mod ignore;
 mod instructions;
 pub mod lint;

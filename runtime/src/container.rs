@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::logs::Stream;
 use crate::monitor::wire::{Frame, Hello};
-use crate::network::Endpoint;
+use crate::network::{Endpoint, PortBinding, PortRequest};
 use crate::sandbox::{
     CgroupSpec, EnterSpec, EtcFiles, ExtraMount, MountSource, Network, ProcessSpec, SandboxOptions, Seccomp, Stdio,
     Upper,
@@ -33,6 +33,8 @@ use crate::sandbox::{
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerSpec {
     pub id: String,
+    /// As others call it.
+    pub name: String,
     /// The container's own directory.
     pub directory: PathBuf,
     pub spec: Spec,
@@ -42,6 +44,11 @@ pub struct ContainerSpec {
     /// See [`ProcessSpec::stub_dir`].
     pub stub_dir: PathBuf,
     pub network: ContainerNetwork,
+    /// What the namespace handed over is attached to, in the order of its interfaces; nothing for one that is another
+    /// container's.
+    pub connections: Vec<Connection>,
+    /// Ports of the first connection that has a way out.
+    pub publish: Vec<PortRequest>,
     pub hosts: Option<PathBuf>,
     pub hostname: Option<PathBuf>,
     pub resolv_conf: Option<PathBuf>,
@@ -52,8 +59,46 @@ pub struct ContainerSpec {
     pub stdin: Input,
     pub cgroup_parent: Option<PathBuf>,
     pub seccomp: SeccompChoice,
+    /// How its health is found out, if it is.
+    #[serde(default)]
+    pub health: Option<Box<HealthProbe>>,
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// The signal that asks its program to end, where it is not the usual one.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
     pub helper: PathBuf,
     pub state_dir: PathBuf,
+}
+
+/// Whether a container is started again after its program ended. One that a command stopped or killed never is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    #[default]
+    Never,
+    Always,
+    /// As `Always`; they differ after the machine was started anew.
+    UnlessStopped,
+    /// After an exit status other than 0, at most so many times (0: without limit).
+    OnFailure {
+        most: u32,
+    },
+}
+
+/// A program that is run inside again and again, and says by its exit status whether the container does its work.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HealthProbe {
+    pub exec: ExecSpec,
+    /// From the end of one probe to the beginning of the next.
+    pub interval: Duration,
+    /// After which a probe is killed and has failed.
+    pub timeout: Duration,
+    /// While the container is this young failures do not count.
+    pub start_period: Duration,
+    /// The interval within the start period.
+    pub start_interval: Duration,
+    /// Failures in a row that make the container unhealthy.
+    pub retries: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,7 +106,20 @@ pub enum ContainerNetwork {
     Host,
     None,
     /// A namespace handed over beside this value.
-    Attached(Option<Endpoint>),
+    Attached,
+}
+
+/// A container's place in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// The network's id and name.
+    pub network: String,
+    pub network_name: String,
+    /// Names one connection of one container.
+    pub endpoint_id: String,
+    /// The names by which others in the network find the container; none where names are not resolved.
+    pub names: Vec<String>,
+    pub endpoint: Endpoint,
 }
 
 /// Something at a place inside.
@@ -115,8 +173,8 @@ impl ContainerSpec {
         let network = match (&self.network, namespace) {
             (ContainerNetwork::Host, _) => Network::Host,
             (ContainerNetwork::None, _) => Network::None,
-            (ContainerNetwork::Attached(_), Some(fd)) => Network::Namespace(Arc::new(fd)),
-            (ContainerNetwork::Attached(_), None) => {
+            (ContainerNetwork::Attached, Some(fd)) => Network::Namespace(Arc::new(fd)),
+            (ContainerNetwork::Attached, None) => {
                 return Err(Error::Refused("a container with a network was given none".to_owned()));
             }
         };
@@ -232,7 +290,62 @@ pub struct State {
     pub oom: bool,
     /// Why it could not be started.
     pub error: String,
-    pub endpoint: Option<Endpoint>,
+    /// Where it is attached while it runs.
+    #[serde(default)]
+    pub connections: Vec<Connection>,
+    /// What is published while it runs.
+    #[serde(default)]
+    pub ports: Vec<PortBinding>,
+    /// It ended and is about to be started again.
+    #[serde(default)]
+    pub restarting: bool,
+    /// How often it was started again since a command started it.
+    #[serde(default)]
+    pub restarts: u32,
+    /// `None` when its health is not checked.
+    #[serde(default)]
+    pub health: Option<Health>,
+}
+
+/// What the probes of a container's health add up to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    pub status: HealthStatus,
+    /// Failures in a row.
+    pub failing_streak: u32,
+    /// The last results, oldest first.
+    pub log: Vec<ProbeResult>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthStatus {
+    #[default]
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+impl HealthStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HealthStatus::Starting => "starting",
+            HealthStatus::Healthy => "healthy",
+            HealthStatus::Unhealthy => "unhealthy",
+        }
+    }
+}
+
+/// One probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeResult {
+    /// RFC 3339.
+    pub start: String,
+    pub end: String,
+    /// -1 when it could not be run, or was killed for taking too long.
+    pub exit_code: i32,
+    /// The beginning of its output.
+    pub output: String,
 }
 
 impl State {

@@ -21,6 +21,9 @@ pub enum Error {
     /// A system call failed.
     #[error("cannot {action}: {}", words(source))]
     System { action: String, source: io::Error },
+    /// The network could not be set up.
+    #[error(transparent)]
+    Network(#[from] crate::network::Error),
     /// The process that sets the sandbox up ended without saying why.
     #[error("the process setting up the sandbox ended early: {0}")]
     Lost(String),

@@ -1,13 +1,15 @@
 //! Bridges, namespaces and the pool against the kernel, each test in a network namespace of its own: the test's thread
 //! unshares one, and all that is made in it goes with the thread.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rbuild_runtime::network::{Bridge, BridgeOptions, Error, Namespace, Pool, Subnet};
+use rbuild_runtime::network::{
+    Bridge, BridgeOptions, Error, Namespace, Pool, PortRequest, Protocol, Published, Subnet,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Runs the test in a fresh network namespace; does nothing for an ordinary user, who may not make one.
@@ -104,7 +106,7 @@ fn the_range_evades_what_is_there_and_the_rules_are_made_once() {
         let rules = output("nft", &["list", "table", "ip", "rbuild"]);
         assert_eq!(rules.matches("masquerade").count(), 1, "{rules}");
         assert!(rules.contains(r#"ip saddr 172.18.0.0/16 oifname != "rbuild0" masquerade"#), "{rules}");
-        assert_eq!(rules.matches("accept\n").count(), 2, "{rules}");
+        assert_eq!(rules.matches("drop\n").count(), 1, "{rules}");
     });
 }
 
@@ -158,9 +160,11 @@ fn traffic_to_the_outside_is_masqueraded() {
         let outside = Bridge::ensure(&BridgeOptions {
             name: "uplink".into(),
             subnet: Some(Subnet::around(Ipv4Addr::new(192, 0, 2, 0), 24)),
-            gateway: None,
+            ..BridgeOptions::default()
         })
         .expect("uplink");
+        // It stands for a net that is none of ours.
+        output("nft", &["delete", "chain", "ip", "rbuild", "in_uplink_192.0.2.0_24"]);
         let server = Namespace::attached(&outside, None).expect("server");
         inside(&server, || output("ip", &["route", "del", "default"]));
         let address = server.endpoint().expect("attached").address;
@@ -198,5 +202,95 @@ fn an_isolated_namespace_has_loopback_only() {
         let own = Namespace::isolated().expect("a namespace");
         let links = inside(&own, || output("ip", &["-o", "link"]));
         assert!(links.lines().count() == 1 && links.contains("lo: <LOOPBACK,UP"), "{links}");
+    });
+}
+
+/// A server that sends each datagram back, from which address it came besides.
+fn echo_datagrams(namespace: &Namespace, port: u16) {
+    let socket = inside(namespace, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bind"));
+    thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            if length == 0 {
+                return;
+            }
+            let _ = socket
+                .send_to(format!("{} from {}", String::from_utf8_lossy(&buffer[..length]), from.ip()).as_bytes(), from);
+        }
+    });
+}
+
+fn ask_datagram(to: SocketAddr) -> String {
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).expect("bind");
+    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("timeout");
+    // The connected socket takes answers of nobody else than who was asked.
+    socket.connect(to).expect("connect");
+    let mut buffer = [0; 512];
+    for _ in 0..20 {
+        socket.send(b"hello").expect("send");
+        if let Ok(length) = socket.recv(&mut buffer) {
+            return String::from_utf8_lossy(&buffer[..length]).into_owned();
+        }
+    }
+    "nothing".to_owned()
+}
+
+#[test]
+fn datagrams_reach_a_published_port_from_everywhere() {
+    in_namespace(|| {
+        let bridge = default_bridge();
+        let server = Namespace::attached(&bridge, None).expect("server");
+        let neighbour = Namespace::attached(&bridge, None).expect("neighbour");
+        let endpoint = server.endpoint().expect("attached");
+        output("ip", &["link", "add", "out0", "type", "bridge"]);
+        output("ip", &["addr", "add", "192.0.2.2/24", "dev", "out0"]);
+        output("ip", &["link", "set", "out0", "up"]);
+        echo_datagrams(&server, 5000);
+        let request = PortRequest {
+            container_port: 5000,
+            protocol: Protocol::Udp,
+            host_ip: None,
+            host_ports: Some((7000, 7000)),
+        };
+        let published = Published::open("test", &[request], endpoint).expect("published");
+        let to = |ip: &str| SocketAddr::new(ip.parse::<IpAddr>().expect("an address"), 7000);
+        let gateway = bridge.gateway;
+        assert_eq!(ask_datagram(to("127.0.0.1")), format!("hello from {gateway}"));
+        assert_eq!(ask_datagram(to("192.0.2.2")), "hello from 192.0.2.2");
+        let from = inside(&neighbour, || ask_datagram(to("192.0.2.2")));
+        assert_eq!(from, format!("hello from {gateway}"), "a neighbour asks the host's other address");
+        let own = inside(&server, || ask_datagram(to(&gateway.to_string())));
+        assert_eq!(own, format!("hello from {gateway}"), "the container asks itself");
+        assert!(published.bindings().len() > 1, "IPv6 too: {:?}", published.bindings());
+        assert_eq!(ask_datagram(to("::1")), format!("hello from {gateway}"));
+        assert_eq!(output("nft", &["list", "tables"]).matches("rbuild_test").count(), 1);
+        drop(published);
+        assert_eq!(output("nft", &["list", "tables"]).matches("rbuild_test").count(), 0);
+    });
+}
+
+#[test]
+fn a_bridge_lets_in_what_was_asked_for_or_published_and_nothing_else() {
+    in_namespace(|| {
+        let other = Bridge::ensure(&BridgeOptions {
+            name: "other".into(),
+            subnet: Some(Subnet::around(Ipv4Addr::new(10, 9, 8, 0), 24)),
+            ..BridgeOptions::default()
+        })
+        .expect("other");
+        let server = Namespace::attached(&default_bridge(), None).expect("server");
+        let stranger = Namespace::attached(&other, None).expect("stranger");
+        let endpoint = server.endpoint().expect("attached");
+        let listener = inside(&server, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).expect("bind"));
+        thread::spawn(move || while listener.accept().is_ok() {});
+        let reaches = |address: SocketAddr, patience| {
+            inside(&stranger, || TcpStream::connect_timeout(&address, Duration::from_millis(patience)).is_ok())
+        };
+        assert!(!reaches((endpoint.address, 80).into(), 300), "networks are apart");
+        let request =
+            PortRequest { container_port: 80, protocol: Protocol::Tcp, host_ip: None, host_ports: Some((7000, 7000)) };
+        let _published = Published::open("test", &[request], endpoint).expect("published");
+        assert!(reaches((other.gateway, 7000).into(), 5000), "published ports are for all");
+        assert!(!reaches((endpoint.address, 80).into(), 300), "by the host's address only");
     });
 }

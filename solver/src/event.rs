@@ -79,12 +79,30 @@ pub struct Events {
     clock: Arc<Clock>,
 }
 
+impl Target {
+    fn send(&self, event: Event) {
+        match self {
+            Target::Nowhere => {}
+            // Fails only when the receiver is gone, which is its own business.
+            Target::Channel(sender) => drop(sender.send(event)),
+            Target::Observed(inner, observer) => {
+                observer(&event);
+                inner.send(event);
+            }
+            Target::Audience(audience) => audience.send(event),
+        }
+    }
+}
+
 #[derive(Clone)]
 enum Target {
     Nowhere,
     Channel(mpsc::UnboundedSender<Event>),
+    Observed(Box<Target>, Observer),
     Audience(Arc<Audience>),
 }
+
+type Observer = Arc<dyn Fn(&Event) + Send + Sync>;
 
 #[derive(Debug)]
 struct Clock {
@@ -110,6 +128,12 @@ impl Events {
         Events { target: Target::Nowhere, clock: Clock::new() }
     }
 
+    /// The same stream, with somebody who sees each event before it is sent. The observer is called where the event happens
+    /// and must not take long.
+    pub fn observed(self, observer: impl Fn(&Event) + Send + Sync + 'static) -> Events {
+        Events { target: Target::Observed(Box::new(self.target), Arc::new(observer)), clock: self.clock }
+    }
+
     /// Events of one execution, for everybody in `audience`; steps are those of `first`.
     pub(crate) fn audience(first: &Events, audience: Arc<Audience>) -> Events {
         Events { target: Target::Audience(audience), clock: first.clock.clone() }
@@ -126,12 +150,7 @@ impl Events {
     }
 
     pub fn send(&self, event: Event) {
-        match &self.target {
-            Target::Nowhere => {}
-            // Fails only when the receiver is gone, which is its own business.
-            Target::Channel(sender) => drop(sender.send(event)),
-            Target::Audience(audience) => audience.send(event),
-        }
+        self.target.send(event);
     }
 
     /// Announces a step and gives its id.

@@ -42,6 +42,7 @@ use crate::event::StepId;
 use crate::key::CacheKey;
 use crate::launch::launch;
 use crate::op::{OpError, OpFactory};
+use crate::record::MadeOf;
 use crate::settle::{Known, Settled};
 use crate::solver::{Panicked, Site, SolveError, Solved};
 
@@ -58,11 +59,13 @@ pub(crate) struct Ladder<R> {
 
 /// What has been asked about one vertex, and shown.
 pub(crate) struct Rungs<R> {
-    known: Asked<Arc<Known<R>>>,
+    pub(crate) known: Asked<Arc<Known<R>>>,
     pub(crate) settled: Asked<Arc<Settled>>,
     hopeless: Asked<bool>,
-    solved: Asked<Outputs<R>>,
+    pub(crate) solved: Asked<Outputs<R>>,
     pub(crate) step: Option<StepId>,
+    /// Set when it could not be avoided to run it: under which key, and what that is made of.
+    pub(crate) tried: Option<(CacheKey, Arc<MadeOf>)>,
     /// Something was said about its start or end.
     pub(crate) shown: bool,
 }
@@ -102,14 +105,18 @@ impl<T: Clone> Asked<T> {
         !matches!(self, Asked::Not)
     }
 
-    /// Forgets everything but a good answer.
-    fn retain_success(&mut self) {
-        let good = match self {
+    /// The good answer, if there is one by now.
+    pub(crate) fn answer(&self) -> Option<T> {
+        match self {
             Asked::Not => None,
             Asked::Waiting(shared) => shared.peek().and_then(|told| told.clone().ok()).and_then(Result::ok),
             Asked::Told(answer) => answer.clone().ok(),
-        };
-        *self = good.map_or(Asked::Not, |good| Asked::Told(Ok(good)));
+        }
+    }
+
+    /// Forgets everything but a good answer.
+    fn retain_success(&mut self) {
+        *self = self.answer().map_or(Asked::Not, |good| Asked::Told(Ok(good)));
     }
 }
 
@@ -137,6 +144,7 @@ impl<R: Clone + Send + Sync + 'static> Ladder<R> {
             hopeless: Asked::Not,
             solved: Asked::Not,
             step: None,
+            tried: None,
             shown: false,
         };
         let rungs = Mutex::new(graph.ids().map(|_| nothing()).collect());

@@ -41,11 +41,38 @@ pub trait RunOp<R>: Send + Sync {
 }
 
 /// The content of one input, as an operation selects it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct InputContent {
     pub hash: ContentHash,
-    /// What the hash is made of, for the record only: a hash for each path, say.
-    pub parts: Vec<KeyPart>,
+    /// For the record only.
+    pub parts: ContentParts,
+}
+
+/// What a content hash is made of: a hash for each path, say. Worked out when somebody writes it down, since a build that
+/// finds everything never does.
+#[derive(Clone)]
+pub struct ContentParts(Arc<dyn Fn() -> Vec<KeyPart> + Send + Sync>);
+
+impl ContentParts {
+    pub fn new(list: impl Fn() -> Vec<KeyPart> + Send + Sync + 'static) -> ContentParts {
+        ContentParts(Arc::new(list))
+    }
+
+    pub fn list(&self) -> Vec<KeyPart> {
+        (self.0)()
+    }
+}
+
+impl From<Vec<KeyPart>> for ContentParts {
+    fn from(parts: Vec<KeyPart>) -> ContentParts {
+        ContentParts::new(move || parts.clone())
+    }
+}
+
+impl std::fmt::Debug for ContentParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.list()).finish()
+    }
 }
 
 /// What an execution is given besides its inputs.

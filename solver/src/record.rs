@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::key::{CacheKey, ContentHash, KeyPart};
+use crate::op::InputContent;
 
 /// One execution of an operation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,34 @@ pub struct RecordedInput {
     /// What `content` was made of, such as a hash for each path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<KeyPart>,
+}
+
+/// What a computation is made of, while it is at work.
+pub(crate) struct MadeOf {
+    /// The step as people were shown it.
+    pub(crate) name: String,
+    pub(crate) parts: Vec<KeyPart>,
+    pub(crate) inputs: Vec<ReadInput>,
+}
+
+/// One input that was read.
+pub(crate) struct ReadInput {
+    pub(crate) key: CacheKey,
+    pub(crate) selector: Option<String>,
+    pub(crate) content: Option<InputContent>,
+}
+
+impl MadeOf {
+    pub(crate) fn record(&self, build: String, started: SystemTime, took: Duration, usage: Usage) -> RunRecord {
+        let inputs = self.inputs.iter().map(|input| RecordedInput {
+            key: input.key,
+            selector: input.selector.clone(),
+            content: input.content.as_ref().map(|content| content.hash),
+            parts: input.content.as_ref().map(|content| content.parts.list()).unwrap_or_default(),
+        });
+        let (name, parts, inputs) = (self.name.clone(), self.parts.clone(), inputs.collect());
+        RunRecord { name, build, parts, inputs, results: Vec::new(), started, took, usage }
+    }
 }
 
 /// What an execution used. Absent is not measured.

@@ -9,7 +9,7 @@ use crate::event::{Member, Outcome};
 use crate::key::{self, CacheKey, InputName};
 use crate::ladder::{Answer, Ladder, Outputs, Reply};
 use crate::launch::leave;
-use crate::record::RecordedInput;
+use crate::record::{MadeOf, ReadInput};
 use crate::settle::{Known, Settled, has_links, reads_content};
 use crate::show::Showing;
 use crate::solver::{Fault, Finished, SolveError, Work};
@@ -119,14 +119,15 @@ impl<R: Clone + Send + Sync + 'static> Ladder<R> {
         let vertex = self.graph.vertex(id);
         let edges = vertex.inputs.iter().zip(inputs);
         let values = edges.clone().map(|(edge, outputs)| self.output(*edge, outputs)).collect::<Answer<Vec<R>>>()?;
-        let read = edges.zip(&known.spec.inputs).enumerate().map(|(index, ((edge, outputs), input))| {
-            let content = settled.contents.get(index).and_then(Option::as_ref);
-            RecordedInput {
-                key: outputs.key.output(edge.output),
-                selector: input.selector.clone(),
-                content: content.map(|content| content.hash),
-                parts: content.map(|content| content.parts.clone()).unwrap_or_default(),
-            }
+        let read = edges.zip(&known.spec.inputs).enumerate().map(|(index, ((edge, outputs), input))| ReadInput {
+            key: outputs.key.output(edge.output),
+            selector: input.selector.clone(),
+            content: settled.contents.get(index).cloned().flatten(),
+        });
+        let made_of = Arc::new(MadeOf {
+            name: vertex.meta.name.clone(),
+            parts: known.spec.parts.clone(),
+            inputs: read.collect(),
         });
         let work = Work {
             op: known.op.clone(),
@@ -135,11 +136,10 @@ impl<R: Clone + Send + Sync + 'static> Ladder<R> {
             aliases: [settled.aliases.as_slice(), &settled.links].concat(),
             durable: settled.durable,
             fresh: settled.fresh,
-            name: vertex.meta.name.clone(),
-            parts: known.spec.parts.clone(),
-            read: read.collect(),
+            made_of: made_of.clone(),
         };
         let step = self.shown_step(id);
+        self.rungs()[id.0 as usize].tried = Some((settled.key, made_of));
         let member = Member::new(self.site.events.clone(), step);
         let mut showing = Showing::new(member.clone());
         let execution = self.site.execute(work, member);

@@ -19,11 +19,12 @@ use tokio::task::AbortHandle;
 
 use crate::cache::{Cache, CacheError, Claim, ClaimGuard, Entry, Keep};
 use crate::event::{Audience, Events, LogStream, Member, StepId};
-use crate::key::{CacheKey, KeyPart};
+use crate::key::CacheKey;
 use crate::ladder::{Ladder, Outputs};
 use crate::launch::launch;
 use crate::op::{AtWork, Cancel, CancelOnDrop, OpError, OpFactory, RunContext, RunOp};
-use crate::record::{RecordedInput, RunRecord};
+use crate::record::MadeOf;
+use crate::report::Report;
 
 /// Solves the builds of one process over one cache. Cheap to clone; clones are the same solver.
 pub struct Solver<R> {
@@ -127,6 +128,12 @@ impl<R: Clone + Send + Sync + 'static> Build<R> {
         self.ladder(graph, ops).solve(edges).await
     }
 
+    /// What is known by now about each vertex of a graph that was solved, or tried to be.
+    pub fn reports(&self, graph: &Arc<BuildGraph>) -> Vec<Report> {
+        let ladders = self.ladders.lock().unwrap_or_else(PoisonError::into_inner);
+        ladders.iter().find(|ladder| ladder.is_of(graph)).map_or_else(Vec::new, |ladder| ladder.reports())
+    }
+
     fn ladder(&self, graph: Arc<BuildGraph>, ops: OpFactory<R>) -> Arc<Ladder<R>> {
         let mut ladders = self.ladders.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(ladder) = ladders.iter().find(|ladder| ladder.is_of(&graph)) {
@@ -192,9 +199,7 @@ pub(crate) struct Work<R> {
     pub(crate) durable: bool,
     /// Whether it runs although a result may be there.
     pub(crate) fresh: bool,
-    pub(crate) name: String,
-    pub(crate) parts: Vec<KeyPart>,
-    pub(crate) read: Vec<RecordedInput>,
+    pub(crate) made_of: Arc<MadeOf>,
 }
 
 /// How an execution ended.
@@ -357,16 +362,7 @@ impl<R: Clone + Send + Sync + 'static> Run<R> {
         let ran = work.op.run(work.inputs, context).await.map_err(Fault::Op)?;
         drop(permit);
         if work.durable {
-            let record = RunRecord {
-                name: work.name,
-                build: self.build,
-                parts: work.parts,
-                inputs: work.read,
-                results: Vec::new(),
-                started,
-                took: clock.elapsed(),
-                usage: ran.usage,
-            };
+            let record = work.made_of.record(self.build, started, clock.elapsed(), ran.usage);
             let keep = if work.fresh { Keep::Newest } else { Keep::First };
             let entry = Entry { key: work.key, aliases: work.aliases, outputs: ran.outputs.clone(), record, keep };
             self.workshop.cache.save(entry).await.map_err(Fault::Cache)?;

@@ -203,3 +203,83 @@ fn questions_that_make_no_sense() {
         scene.rb(&["build", "--call", call, "."]).refused(1, &["Dockerfile:2", "unknown instruction: NOPE"]);
     }
 }
+
+const FIXABLE: &str = "# kept\nFrom busybox as Base\nCOPY f \\\n\n  # a comment\n  /f\nENV one two three\nWORKDIR rel\n\n\
+                       FROM base\nEXPOSE 80/TCP\nENV A $nothing\nCMD sleep 5\n";
+const IN_ORDER: &str = "# kept\nFROM busybox AS base\nCOPY f \\\n  # a comment\n  /f\nENV one=\"two three\"\nWORKDIR /rel\n\n\
+                        FROM base\nEXPOSE 80/tcp\nENV A=$nothing\nCMD [\"sleep\", \"5\"]\n";
+
+#[test]
+fn a_dockerfile_is_put_right() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let scene = Scene::with_busybox();
+    scene.write("f", "data");
+    let path = scene.write("Dockerfile", FIXABLE);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let diff = scene.rb(&["check", "--fix", "--dry-run"]).ok().out;
+    assert!(
+        diff.starts_with("--- Dockerfile\n+++ Dockerfile\n@@ -1,13 +1,12 @@\n # kept\n-From busybox as Base\n"),
+        "{diff}"
+    );
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), FIXABLE, "a dry run changes nothing");
+
+    let said = scene.rb(&["check", "--fix"]);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), IN_ORDER);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+    assert!(said.code == 1, "what cannot be fixed is left and told: {said:#?}");
+    assert!(
+        said.out.starts_with("Fixed 9 of 10 warnings in Dockerfile:\n - ConsistentInstructionCasing: "),
+        "{said:#?}"
+    );
+    assert!(said.out.contains("\n - LegacyKeyValueFormat: ") && said.out.contains(" (line 7)\n"), "{said:#?}");
+    assert!(said.out.contains("\n\nCheck complete, 1 warning has been found!\n\nWARNING: UndefinedVar"), "{said:#?}");
+    assert!(said.out.contains("\n  11 | >>> ENV A=$nothing\n"), "the excerpt is of the new text: {said:#?}");
+
+    let again = scene.rb(&["check", "--fix", "."]);
+    assert!(again.out.starts_with("Check complete, 1 warning"), "{again:#?}");
+    assert_eq!(scene.rb(&["check", "--fix", "--dry-run"]).ok().out, "");
+    assert_eq!(std::fs::read_dir(scene.work()).unwrap().count(), 2, "nothing is left aside");
+}
+
+/// The image is the same, step by step, and all of it comes from the cache.
+#[test]
+fn what_is_put_right_builds_the_same() {
+    let scene = Scene::with_busybox();
+    scene.write("f", "data");
+    let id = |scene: &Scene| scene.rb(&["build", "-q", "."]).ok().out;
+    scene.write("Dockerfile", FIXABLE.replace("CMD sleep 5\n", "RUN date +%N >/now\n"));
+    let before = id(&scene);
+    scene.rb(&["check", "--fix"]);
+    assert_eq!(id(&scene), before);
+}
+
+#[test]
+fn what_cannot_be_put_right_stays_as_it_is() {
+    let scene = Scene::new();
+    let text = "from scratch AS a\n";
+    for arguments in
+        [&["check", "--fix", "-"][..], &["check", "--fix", "-f", "-"], &["check", "--fix", "-f", "-", "--dry-run"]]
+    {
+        scene
+            .rb_with_input(arguments, text.as_bytes())
+            .refused(1, &["--fix rewrites a Dockerfile on disk", "hint: give a directory"]);
+    }
+    scene.rb(&["check", "--fix", "https://example.invalid/x.git"]).refused(1, &["--fix rewrites a Dockerfile on disk"]);
+    scene.rb(&["check", "--fix", "--format=json"]).refused(1, &["--fix and --format cannot be used together"]);
+    scene.rb(&["check", "--dry-run"]).refused(1, &["required flag(s) \"fix\" not set"]);
+
+    let real = scene.write("real", text);
+    std::os::unix::fs::symlink("real", scene.work().join("Dockerfile")).unwrap();
+    scene.rb(&["check", "--fix"]).refused(1, &["cannot change ", "Dockerfile: it is a symbolic link", "-f"]);
+    assert_eq!(std::fs::read_to_string(&real).unwrap(), text);
+    scene.rb(&["check", "--fix", "-f", "real"]).ok();
+    assert_eq!(std::fs::read_to_string(&real).unwrap(), "from scratch as a\n");
+
+    let broken = scene.write("Broken", "from scratch AS a\nnope\n");
+    scene.rb(&["check", "--fix", "-f", "Broken"]).refused(1, &["Broken:2", "unknown instruction: nope"]);
+    scene.rb(&["check", "--fix", "--dry-run", "-f", "Broken"]).refused(1, &["unknown instruction: nope"]);
+    assert_eq!(std::fs::read_to_string(&broken).unwrap(), "from scratch AS a\nnope\n");
+    let skipped = scene.write("Skipped", "# check=skip=FromAsCasing\nfrom scratch AS a\n");
+    scene.rb(&["check", "--fix", "-f", "Skipped"]).ok();
+    assert!(std::fs::read_to_string(&skipped).unwrap().ends_with("from scratch AS a\n"));
+}

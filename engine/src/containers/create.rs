@@ -7,13 +7,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
-use rbuild_oci::{ContainerConfig, ImageConfig, Platform};
-use rbuild_runtime::container::ContainerLock;
+use rbuild_oci::{ContainerConfig, EmptyObject, ImageConfig, Platform};
+use rbuild_runtime::container::{ContainerLock, RestartPolicy};
 use rbuild_store::{Durability, ImageRecord, Lease, Root, Snapshot, StoreError, db};
 
 use super::record::{self, Container, MountKind, MountPoint};
 use super::request::{CreateRequest, MountRequest, MountWish, NetworkMode};
-use super::{Containers, names, process, random_id};
+use super::{Containers, health, names, process, random_id};
 use crate::error::{Error, Kind};
 use crate::volumes;
 
@@ -278,7 +278,19 @@ fn check(request: &CreateRequest) -> Result<(), Error> {
             return Err(Error::invalid(format!("invalid environment variable: {variable}")));
         }
     }
+    if let Some(check) = &request.healthcheck {
+        health::check(check)?;
+    }
     let host = &request.host;
+    if host.auto_remove && host.restart != RestartPolicy::Never {
+        return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
+    }
+    if matches!(host.network, NetworkMode::Container(_)) && !host.ports.is_empty() {
+        return Err(Error::invalid("conflicting options: port publishing and the container type network mode"));
+    }
+    if matches!(host.network, NetworkMode::Container(_)) && !request.expose.is_empty() {
+        return Err(Error::invalid("conflicting options: port exposing and the container type network mode"));
+    }
     if let Some(memory) = host.memory {
         if memory < LEAST_MEMORY {
             return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
@@ -308,9 +320,14 @@ fn merge(request: &CreateRequest, image: &ContainerConfig) -> ContainerConfig {
     if let Some(signal) = &request.stop_signal {
         config.stop_signal.clone_from(signal);
     }
+    if let Some(check) = &request.healthcheck {
+        config.healthcheck = Some(health::merge(check, image.healthcheck.as_ref()));
+    }
     if request.stop_timeout.is_some() {
         config.stop_timeout = request.stop_timeout;
     }
+    let published = request.host.ports.iter().map(|port| format!("{}/{}", port.container_port, port.protocol));
+    config.exposed_ports.extend(request.expose.iter().cloned().chain(published).map(|port| (port, EmptyObject {})));
     process::replace_or_append(&mut config.env, request.env.iter());
     config.labels.extend(request.labels.clone());
     let command = Some(request.command.clone()).filter(|words| !words.is_empty());

@@ -1,10 +1,11 @@
 //! A container as docker's JSON shows it.
 
+use rbuild_runtime::container::{Health, RestartPolicy};
 use serde_json::{Map, Value, json};
 
-use super::Containers;
 use super::record::{Container, MountKind, MountPoint, Seen, Status};
 use super::request::{HostSettings, NamespaceMode, NetworkMode};
+use super::{Containers, ports};
 use crate::volumes;
 
 /// What docker prints for a time that has not come.
@@ -16,16 +17,16 @@ impl Containers {
         let Seen { container, state, status } = seen;
         let args = container.args();
         let directory = self.directory(&container.id);
-        json!({
+        let mut value = json!({
             "Id": container.id,
             "Created": timestamp(container.created),
             "Path": args.first().cloned().unwrap_or_default(),
             "Args": args.get(1..).unwrap_or_default(),
             "State": {
                 "Status": status.as_str(),
-                "Running": matches!(status, Status::Running | Status::Paused),
+                "Running": status.is_alive(),
                 "Paused": *status == Status::Paused,
-                "Restarting": false,
+                "Restarting": *status == Status::Restarting,
                 "OOMKilled": state.oom,
                 "Dead": false,
                 "Pid": if matches!(status, Status::Running | Status::Paused) { state.pid } else { 0 },
@@ -40,7 +41,7 @@ impl Containers {
             "HostsPath": directory.join("hosts"),
             "LogPath": directory.join("log"),
             "Name": format!("/{}", container.name),
-            "RestartCount": 0,
+            "RestartCount": state.restarts,
             "Driver": self.store.driver().to_string(),
             "Platform": "linux",
             "MountLabel": "",
@@ -52,7 +53,11 @@ impl Containers {
             "Mounts": container.mounts.iter().map(|m| self.mount(m)).collect::<Vec<_>>(),
             "Config": config(container),
             "NetworkSettings": network_settings(seen),
-        })
+        });
+        if let Some(known) = &state.health {
+            value["State"]["Health"] = health(known);
+        }
+        value
     }
 
     fn mount(&self, mount: &MountPoint) -> Value {
@@ -80,6 +85,29 @@ impl Containers {
             MountKind::Tmpfs { .. } => common("tmpfs", json!(""), ""),
         }
     }
+}
+
+fn health(health: &Health) -> Value {
+    let result = |result: &rbuild_runtime::container::ProbeResult| {
+        json!({
+            "Start": result.start, "End": result.end, "ExitCode": result.exit_code, "Output": result.output,
+        })
+    };
+    json!({
+        "Status": health.status.as_str(),
+        "FailingStreak": health.failing_streak,
+        "Log": health.log.iter().map(result).collect::<Vec<_>>(),
+    })
+}
+
+fn restart_policy(policy: RestartPolicy) -> Value {
+    let (name, most) = match policy {
+        RestartPolicy::Never => ("no", 0),
+        RestartPolicy::Always => ("always", 0),
+        RestartPolicy::UnlessStopped => ("unless-stopped", 0),
+        RestartPolicy::OnFailure { most } => ("on-failure", most),
+    };
+    json!({ "Name": name, "MaximumRetryCount": most })
 }
 
 fn timestamp(nanos: i64) -> String {
@@ -150,10 +178,11 @@ fn host_config(container: &Container) -> Value {
     json!({
         "Binds": if binds.is_empty() { Value::Null } else { json!(binds) },
         "NetworkMode": network_mode(&host.network),
-        "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+        "RestartPolicy": restart_policy(host.restart),
         "AutoRemove": host.auto_remove,
         "LogConfig": { "Type": "json-file", "Config": {} },
-        "PortBindings": {},
+        "PortBindings": ports::bindings(container),
+        "PublishAllPorts": host.publish_all,
         "CapAdd": list(&host.cap_add),
         "CapDrop": list(&host.cap_drop),
         "Dns": host.dns,
@@ -224,7 +253,7 @@ fn namespace_mode(mode: &NamespaceMode, private: &str) -> String {
 
 fn network_settings(seen: &Seen) -> Value {
     let running = matches!(seen.status, Status::Running | Status::Paused);
-    let endpoint = seen.state.endpoint.as_ref().filter(|_| running);
+    let endpoint = seen.state.connections.first().map(|c| &c.endpoint).filter(|_| running);
     let text = |value: Option<String>| value.unwrap_or_default();
     let address = text(endpoint.map(|e| e.address.to_string()));
     let gateway = text(endpoint.map(|e| e.gateway.to_string()));
@@ -255,7 +284,7 @@ fn network_settings(seen: &Seen) -> Value {
     json!({
         "Bridge": "",
         "SandboxKey": if running { format!("/proc/{}/ns/net", seen.state.pid) } else { String::new() },
-        "Ports": {},
+        "Ports": ports::settings(seen),
         "Gateway": gateway,
         "IPAddress": address,
         "IPPrefixLen": prefix,

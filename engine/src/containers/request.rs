@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use rbuild_graph::ops::Ulimit;
+use rbuild_oci::Healthcheck;
+use rbuild_runtime::container::{RestartPolicy, SeccompChoice};
+use rbuild_runtime::network::PortRequest;
 use serde::{Deserialize, Serialize};
 
 /// A container to be made.
@@ -30,10 +33,14 @@ pub struct CreateRequest {
     pub stdin_once: bool,
     pub stop_signal: Option<String>,
     pub stop_timeout: Option<i64>,
+    /// What is set in it stands in place of the image's.
+    pub healthcheck: Option<Healthcheck>,
     /// Binds, volumes and tmpfs, in the user's order.
     pub mounts: Vec<MountRequest>,
     /// Containers whose mounts this one gets too, `NAME[:ro|rw]`.
     pub volumes_from: Vec<String>,
+    /// Ports it listens on beside those the image names, `80/tcp`.
+    pub expose: Vec<String>,
     pub host: HostSettings,
 }
 
@@ -61,6 +68,12 @@ pub enum MountWish {
 pub struct HostSettings {
     pub auto_remove: bool,
     pub network: NetworkMode,
+    /// Ports to be published.
+    #[serde(default)]
+    pub ports: Vec<PortRequest>,
+    /// Publish every port that is exposed, on ports by chance.
+    #[serde(default)]
+    pub publish_all: bool,
     pub read_only: bool,
     pub privileged: bool,
     pub cap_add: Vec<String>,
@@ -96,6 +109,15 @@ pub struct HostSettings {
     pub oom_score_adj: Option<i32>,
     pub devices: Vec<DeviceRequest>,
     pub sysctls: BTreeMap<String, String>,
+    #[serde(default)]
+    pub restart: RestartPolicy,
+}
+
+impl HostSettings {
+    /// Which system calls its processes may make.
+    pub(super) fn seccomp(&self) -> SeccompChoice {
+        if self.privileged || self.seccomp_unconfined { SeccompChoice::Unconfined } else { SeccompChoice::Default }
+    }
 }
 
 /// A device of the host's.

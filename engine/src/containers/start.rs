@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDeviceBuilder, LinuxDeviceType, LinuxNamespaceType, Spec};
 use rbuild_runtime::container::{
-    Attached, Attachment, ContainerLock, ContainerNetwork, ContainerSpec, Input, InsideMount, SeccompChoice,
-    StartFailure,
+    Attached as Event, Attachment, Connection, ContainerLock, ContainerNetwork, ContainerSpec, Input, InsideMount,
+    RestartPolicy, StartFailure,
 };
 use rbuild_runtime::monitor::{self, Start};
 use rbuild_runtime::network::{Bridge, Namespace};
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Container, MountKind, Status};
 use super::request::{NamespaceMode, NetworkMode};
-use super::{ContainerParts, Containers, etc, process};
+use super::{ContainerParts, Containers, etc, health, ports, process, signal_number};
 use crate::error::{Error, Kind};
 use crate::volumes;
 
@@ -43,6 +43,13 @@ struct Note {
     id: String,
 }
 
+/// The network of a container that is being started.
+struct Attached {
+    network: ContainerNetwork,
+    namespace: Option<Namespace>,
+    connections: Vec<Connection>,
+}
+
 impl Containers {
     /// Starts a container; `None` when it runs already. When this returns its program has been executed.
     ///
@@ -53,7 +60,7 @@ impl Containers {
         let lock = ContainerLock::try_take(&directory).map_err(Error::internal)?;
         let Some(lock) = lock else {
             return match self.see(container.clone()).status {
-                Status::Running | Status::Paused => Ok(None),
+                status if status.is_alive() => Ok(None),
                 _ => Err(Error::new(Kind::Conflict, format!("container {} is being changed", container.name))),
             };
         };
@@ -71,7 +78,8 @@ impl Containers {
             String::new()
         };
         let start = Start { spec, namespace, lock, stdin: request.stdin, output: request.output, note };
-        let begun = if request.here {
+        // What is to be started again needs somebody who lives longer than this command.
+        let begun = if request.here && start.spec.restart == RestartPolicy::Never {
             let (containers, id) = (self.clone(), container.id.clone());
             monitor::run_here(start, Box::new(move |_, note| containers.after_end(note, &id)))
         } else {
@@ -79,8 +87,8 @@ impl Containers {
         };
         let mut attachment = begun.inspect_err(|_| self.give_up(container))?;
         match attachment.next_event().map_err(Error::internal)? {
-            Some(Attached::Started { .. }) => Ok(Some(attachment)),
-            Some(Attached::Failed(failure)) => Err(start_error(failure)),
+            Some(Event::Started { .. }) => Ok(Some(attachment)),
+            Some(Event::Failed(failure)) => Err(start_error(failure)),
             _ => Err(Error::internal("the container's monitor ended early")),
         }
     }
@@ -112,10 +120,10 @@ impl Containers {
         directory: &Path,
     ) -> Result<(ContainerSpec, Option<Namespace>), Error> {
         let host = &container.host;
-        let (network, namespace) = self.network(container)?;
-        let endpoint = namespace.as_ref().and_then(Namespace::endpoint).cloned();
-        let address = endpoint.as_ref().map(|e| IpAddr::V4(e.address));
-        let gateway = endpoint.as_ref().map(|e| IpAddr::V4(e.gateway));
+        let Attached { network, namespace, connections } = self.network(container)?;
+        let endpoint = connections.first().map(|connection| &connection.endpoint);
+        let address = endpoint.map(|e| IpAddr::V4(e.address));
+        let gateway = endpoint.map(|e| IpAddr::V4(e.gateway));
         let files = etc::write(container, directory, &self.parts.names, address, gateway).map_err(Error::internal)?;
         // The mark of an earlier life that ended while paused.
         let _ = fs::remove_file(directory.join("paused"));
@@ -131,15 +139,15 @@ impl Containers {
         let own = |place: &str, path: PathBuf| (!theirs.contains(Path::new(place))).then_some(path);
         let spec = ContainerSpec {
             id: container.id.clone(),
+            name: container.name.clone(),
             directory: directory.to_owned(),
             spec,
             rootfs: self.mounts(container)?,
             volatile: host.auto_remove,
             stub_dir,
-            network: match (&network, endpoint) {
-                (ContainerNetwork::Attached(_), endpoint) => ContainerNetwork::Attached(endpoint),
-                (other, _) => other.clone(),
-            },
+            network,
+            publish: ports::wanted(container),
+            connections,
             hosts: own("/etc/hosts", files.hosts),
             hostname: own("/etc/hostname", files.hostname),
             resolv_conf: own("/etc/resolv.conf", files.resolv_conf),
@@ -151,32 +159,44 @@ impl Containers {
                 (true, false) => Input::Open,
             },
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: if host.privileged || host.seccomp_unconfined {
-                SeccompChoice::Unconfined
-            } else {
-                SeccompChoice::Default
-            },
+            seccomp: host.seccomp(),
+            health: health::probe(container, &root)?.map(Box::new),
+            restart: host.restart,
+            stop_signal: signal_number(&container.config.stop_signal),
             helper: self.parts.helper.clone(),
             state_dir: self.parts.state_dir.clone(),
         };
         Ok((spec, namespace))
     }
 
-    fn network(&self, container: &Container) -> Result<(ContainerNetwork, Option<Namespace>), Error> {
+    fn network(&self, container: &Container) -> Result<Attached, Error> {
         let failed = |e: rbuild_runtime::network::Error| Error::internal(format!("cannot set up the network: {e}"));
+        let alone = |network| Attached { network, namespace: None, connections: Vec::new() };
         Ok(match &container.host.network {
-            NetworkMode::Host => (ContainerNetwork::Host, None),
-            NetworkMode::None => (ContainerNetwork::None, None),
+            NetworkMode::Host => alone(ContainerNetwork::Host),
+            NetworkMode::None => alone(ContainerNetwork::None),
             NetworkMode::Bridge => {
                 let bridge = Bridge::ensure(&self.parts.bridge).map_err(failed)?;
                 let namespace = Namespace::attached(&bridge, None).map_err(failed)?;
-                (ContainerNetwork::Attached(None), Some(namespace))
+                let connections = namespace
+                    .endpoints()
+                    .iter()
+                    .map(|endpoint| Connection {
+                        network: String::new(),
+                        network_name: "bridge".to_owned(),
+                        endpoint_id: String::new(),
+                        names: Vec::new(),
+                        endpoint: endpoint.clone(),
+                    })
+                    .collect();
+                Attached { network: ContainerNetwork::Attached, namespace: Some(namespace), connections }
             }
             NetworkMode::Container(other) => {
                 let path = self.namespace_of(other, "net")?;
                 let fd = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                     .map_err(|e| Error::internal(format!("cannot join the network of container {other}: {e}")))?;
-                (ContainerNetwork::Attached(None), Some(Namespace::from_fd(fd)))
+                let namespace = Some(Namespace::from_fd(fd));
+                Attached { network: ContainerNetwork::Attached, namespace, connections: Vec::new() }
             }
         })
     }

@@ -7,7 +7,7 @@ use super::pack::{Packer, notes};
 use super::results::{Built, Done, Work};
 use crate::attest;
 use crate::error::Error;
-use crate::output::{Annotated, Packing};
+use crate::output::{Annotated, MediaTypes, Packing};
 
 impl Work {
     /// Packs every platform's image and writes what describes them. What is returned names the manifest, or the index
@@ -22,7 +22,8 @@ impl Work {
         // A statement is about one form of the image: the one that travels.
         let usual = if is_attested { Compression::Gzip } else { usual };
         let mut done = Done::default();
-        let docker_types = packing.docker_types && self.can_have_docker_types(packing, is_attested, &mut done.warnings);
+        let asked = packing.media_types == Some(MediaTypes::Docker);
+        let docker_types = asked && self.can_have_docker_types(packing, is_attested, &mut done.warnings);
         let packer = Packer { store: &self.store, lease: &self.lease, packing, usual, docker_types };
         let mut entries: Vec<(Digest, Descriptor)> = Vec::new();
         let mut statements = Vec::new();

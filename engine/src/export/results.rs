@@ -98,9 +98,6 @@ pub(crate) fn check(outputs: &[Output], request: &BuildRequest) -> Result<(), Er
             Output::Image(ImageOutput { names, push: Some(_), .. }) if names.is_empty() => {
                 return Err(Error::invalid("tag is needed when pushing to registry"));
             }
-            Output::Image(ImageOutput { push: Some(_), .. }) if has_index => {
-                return Err(Error::unsupported("pushing several manifests under one name is not supported yet"));
-            }
             Output::Archive { several: false, .. } if has_index => {
                 return Err(Error::invalid("docker exporter does not currently support exporting manifest lists")
                     .with_hint("type=oci does, and so does the store"));
@@ -174,7 +171,6 @@ impl Exporter<'_> {
         let store = self.engine.store();
         let image = store.images().by_target(&target.digest)?;
         let image = image.ok_or_else(|| Error::internal("the image is not in the store"))?;
-        let platform = &self.results[0].platform;
         let report = |progress: rbuild_registry::Progress| {
             let (current, total, done) = (progress.current, progress.total, progress.done);
             let item = progress.blob.to_string();
@@ -187,7 +183,7 @@ impl Exporter<'_> {
                 false => self.engine.registry()?.clone(),
             };
             let name = if how.by_digest { name.without_tag() } else { name.clone() };
-            let sent = registry.push(&image, platform, &name, store, self.lease, &report).await.map_err(|error| {
+            let sent = registry.push(&image, None, &name, store, self.lease, &report).await.map_err(|error| {
                 let mut error = Error::from(error);
                 error.message = format!("failed to push {}: {}", name.canonical(), error.message);
                 error
@@ -271,8 +267,8 @@ impl Work {
 
     /// The image in the store, as it is unless the caller wants it packed.
     fn image(&self, output: &ImageOutput) -> Result<Done, Error> {
-        // An index is pushed as it is here, so what goes to a registry is compressed here.
-        let usual = match output.push.is_some() && self.results.len() > 1 {
+        // A manifest whose layers are compressed only when it is pushed gets whatever types suit registries best.
+        let usual = match output.push.is_some() && output.packing.media_types.is_some() {
             true => Compression::Gzip,
             false => Compression::None,
         };

@@ -21,6 +21,8 @@ pub(crate) struct Understood {
     /// One for each platform.
     pub(crate) lowered: Vec<Lowered>,
     pub(crate) warnings: Vec<Diagnostic>,
+    /// What was found out about images.
+    pub(crate) facts: Facts,
 }
 
 /// What lowering depends on besides the file.
@@ -74,7 +76,7 @@ pub(crate) async fn understand(
         }
         match outcome {
             Asked::Lowered(lowered) => {
-                return Ok(Understood { lowered, warnings: all });
+                return Ok(Understood { lowered, warnings: all, facts });
             }
             Asked::Missing(requests) => {
                 let found = requests.into_iter().map(|request| resolve(request, images, source, events));

@@ -15,7 +15,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use rbuild_graph::ops::{ChangeOwner, Copy, FileAction, FileOp, Mkdir, Mkfile, Owner};
 use rbuild_graph::pattern::Patterns;
-use rbuild_solver::{ContentHash, InputContent, InputKey, KeyPart, KeySpec, OpError, Ran, RunContext, RunOp};
+use rbuild_solver::{
+    ContentHash, ContentParts, InputContent, InputKey, KeyPart, KeySpec, OpError, Ran, RunContext, RunOp,
+};
 use rbuild_store::Root;
 
 use super::source::fail;
@@ -29,8 +31,8 @@ use crate::{Executor, ExecutorError, Value};
 
 /// 1980-01-02 00:00:00 UTC: the time of directories nobody gave a time. The day after the first that zip can hold.
 const IMPLIED_TIME: i64 = 315_619_200;
-/// From this many paths on a record names directories only.
-const RECORDED_PATHS: usize = 10_000;
+/// With more paths than this a record names directories only: what is written down must not outgrow what is copied.
+const RECORDED_PATHS: usize = 500_000;
 
 pub(crate) struct FileRun {
     pub(crate) executor: Arc<Executor>,
@@ -133,7 +135,7 @@ impl RunOp<Value> for FileRun {
                     selections.push((n, selected));
                 }
                 let hash = hash::combine(all.iter().map(|(path, hash)| (path.as_slice(), hash)));
-                Ok((InputContent { hash, parts: record_parts(&all) }, selections))
+                Ok((InputContent { hash, parts: ContentParts::new(move || record_parts(&all)) }, selections))
             };
             let (content, selections) = crate::blocking(work).await?;
             let mut kept = self.selections.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,7 +172,7 @@ pub(crate) fn content_of(
         let content = combine(&all[first..]);
         found.push((one, content));
     }
-    Ok((InputContent { hash: combine(&all), parts: record_parts(&all) }, found))
+    Ok((InputContent { hash: combine(&all), parts: ContentParts::new(move || record_parts(&all)) }, found))
 }
 
 /// The path of an entry as the Dockerfile would write it, links on the way not resolved.

@@ -63,6 +63,16 @@ impl Line {
         }
     }
 
+    /// The number of the last line before the heredocs.
+    pub(crate) fn last_joined(&self) -> u32 {
+        match &self.origin {
+            Origin::Pieces { pieces, .. } if !self.heredocs.is_empty() => {
+                pieces.last().map_or(self.span.line, |piece| piece.line)
+            }
+            _ => self.span.end_line,
+        }
+    }
+
     /// The instruction as written.
     pub(crate) fn name(&self) -> &str {
         &self.text[self.head.name.clone()]

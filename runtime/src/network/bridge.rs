@@ -2,21 +2,24 @@
 
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::firewall::Rules;
 use super::netlink::Socket;
-use super::{Error, Mac, Subnet, link};
+use super::{Error, Mac, Subnet, Subnet6, link};
 
 /// The name of the bridge that containers and RUN steps get unless told otherwise.
 pub const DEFAULT_BRIDGE: &str = "rbuild0";
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+const INTERFACES6: &str = "/proc/sys/net/ipv6/conf";
 
 /// Which bridge is wanted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BridgeOptions {
     /// Interface name, at most 15 bytes.
     pub name: String,
@@ -24,20 +27,39 @@ pub struct BridgeOptions {
     pub subnet: Option<Subnet>,
     /// The bridge's own address; `None` takes the first of the range.
     pub gateway: Option<Ipv4Addr>,
+    /// A range and the bridge's address in it, for a bridge with IPv6 too.
+    pub subnet6: Option<(Subnet6, Ipv6Addr)>,
+    /// The largest packet; `None` takes that of the machine's way out.
+    pub mtu: Option<u32>,
+    /// No way out and none in.
+    pub internal: bool,
+    /// Those attached reach the bridge and what is behind it, but not each other.
+    pub separate: bool,
 }
 
 impl Default for BridgeOptions {
     fn default() -> Self {
-        Self { name: DEFAULT_BRIDGE.to_owned(), subnet: None, gateway: None }
+        Self {
+            name: DEFAULT_BRIDGE.to_owned(),
+            subnet: None,
+            gateway: None,
+            subnet6: None,
+            mtu: None,
+            internal: false,
+            separate: false,
+        }
     }
 }
 
-/// A bridge that is up, has an address, and reaches the outside by address translation.
+/// A bridge that is up, has an address, and, unless it is internal, reaches the outside by address translation.
 #[derive(Clone, Debug)]
 pub struct Bridge {
     pub name: String,
     pub subnet: Subnet,
     pub gateway: Ipv4Addr,
+    pub subnet6: Option<(Subnet6, Ipv6Addr)>,
+    pub internal: bool,
+    pub(super) separate: bool,
     pub(super) index: u32,
     pub(super) mtu: u32,
 }
@@ -47,18 +69,84 @@ impl Bridge {
     /// the kernel. Any number of processes may do so at once.
     pub fn ensure(options: &BridgeOptions) -> Result<Self, Error> {
         let mut socket = link::open().map_err(|e| Error::kernel("open a netlink socket", e))?;
-        let bridge = match existing(&mut socket, &options.name)? {
+        let bridge = match existing(&mut socket, options)? {
             Some(bridge) => bridge,
             None => create(&mut socket, options)?,
         };
-        Rules { bridge: &bridge.name, subnet: bridge.subnet }.ensure()?;
-        forward()?;
+        bridge.rules().ensure()?;
+        if !options.internal {
+            forward()?;
+            if options.subnet6.is_some() {
+                forward6()?;
+            }
+        }
         Ok(bridge)
+    }
+
+    /// Makes a bridge that is not there yet, in a range that nobody on the machine has and that overlaps with none of
+    /// `avoid`. Without a range in the options, two processes that do so at once get different ones.
+    ///
+    /// # Errors
+    /// `Exists` for the name, `Overlaps` for a range.
+    pub fn make(options: &BridgeOptions, avoid: &[Subnet]) -> Result<Self, Error> {
+        let name = &options.name;
+        let failed = |e: io::Error| Error::kernel(format!("make bridge {name}"), e);
+        let mut socket = link::open().map_err(failed)?;
+        let mut taken = in_use(&mut socket).map_err(failed)?;
+        taken.extend(avoid);
+        if let Some(subnet) = options.subnet.filter(|s| taken.iter().any(|t| t.overlaps(s))) {
+            return Err(Error::Overlaps(subnet.to_string()));
+        }
+        if let Some((subnet, _)) = options.subnet6 {
+            let theirs = link::addresses6(&mut socket).map_err(failed)?;
+            if theirs.iter().any(|(_, address, prefix)| Subnet6::around(*address, *prefix).overlaps(&subnet)) {
+                return Err(Error::Overlaps(subnet.to_string()));
+            }
+        }
+        match link::create_bridge(&mut socket, name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Exists(name.clone())),
+            other => other.map_err(failed)?,
+        }
+        let made = claim_range(&mut socket, options, taken)
+            .and_then(|subnet| Self::ensure(&BridgeOptions { subnet: Some(subnet), ..options.clone() }));
+        if made.is_err() {
+            // Nobody knows of it yet, so nobody misses it.
+            let index = link::find(&mut socket, name).map_err(failed)?.map(|l| l.index);
+            index.map_or(Ok(()), |index| link::remove(&mut socket, index)).map_err(failed)?;
+        }
+        made
+    }
+
+    /// Removes a bridge with its rules, unless something is attached to it. Whether it is gone.
+    pub fn remove(options: &BridgeOptions) -> Result<bool, Error> {
+        let failed = |e: io::Error| Error::kernel(format!("remove bridge {}", options.name), e);
+        let mut socket = link::open().map_err(failed)?;
+        if let Some(found) = link::find(&mut socket, &options.name).map_err(failed)? {
+            if link::has_ports(&mut socket, found.index).map_err(failed)? {
+                return Ok(false);
+            }
+            link::remove(&mut socket, found.index).map_err(failed)?;
+        }
+        if let Some(subnet) = options.subnet {
+            let subnet6 = options.subnet6.map(|(subnet, _)| subnet);
+            Rules { bridge: &options.name, subnet, subnet6, internal: options.internal }.remove()?;
+        }
+        Ok(true)
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        Rules {
+            bridge: &self.name,
+            subnet: self.subnet,
+            subnet6: self.subnet6.map(|(subnet, _)| subnet),
+            internal: self.internal,
+        }
     }
 }
 
 /// The bridge as it is, when it is whole (up and with an address).
-fn existing(socket: &mut Socket, name: &str) -> Result<Option<Bridge>, Error> {
+fn existing(socket: &mut Socket, options: &BridgeOptions) -> Result<Option<Bridge>, Error> {
+    let name = &options.name;
     let found = link::find(socket, name).map_err(|e| Error::kernel(format!("look for {name}"), e))?;
     let Some(found) = found.filter(|link| link.up) else {
         return Ok(None);
@@ -66,9 +154,12 @@ fn existing(socket: &mut Socket, name: &str) -> Result<Option<Bridge>, Error> {
     let addresses = link::addresses(socket).map_err(|e| Error::kernel("list addresses", e))?;
     let own = addresses.into_iter().find(|(index, ..)| *index == found.index);
     Ok(own.map(|(_, gateway, subnet)| Bridge {
-        name: name.to_owned(),
+        name: name.clone(),
         subnet,
         gateway,
+        subnet6: options.subnet6,
+        internal: options.internal,
+        separate: options.separate,
         index: found.index,
         mtu: found.mtu,
     }))
@@ -77,32 +168,31 @@ fn existing(socket: &mut Socket, name: &str) -> Result<Option<Bridge>, Error> {
 fn create(socket: &mut Socket, options: &BridgeOptions) -> Result<Bridge, Error> {
     let name = &options.name;
     let failed = |e: io::Error| Error::kernel(format!("make bridge {name}"), e);
-    let routes = link::routes(socket).map_err(failed)?;
     let subnet = match options.subnet {
         Some(subnet) => subnet,
         None => {
-            let mut taken: Vec<Subnet> =
-                link::addresses(socket).map_err(failed)?.into_iter().map(|(_, _, subnet)| subnet).collect();
-            taken.extend(routes.iter().map(|r| r.to).filter(|to| to.prefix() > 0));
-            free_range(&taken).ok_or_else(|| Error::NoRange(name.clone()))?
+            let taken = in_use(socket).map_err(failed)?;
+            let free = ranges().find(|range| !taken.iter().any(|t| t.overlaps(range)));
+            free.ok_or_else(|| Error::NoRange(name.clone()))?
         }
     };
     let gateway = options.gateway.unwrap_or_else(|| subnet.host(1));
-    // Packets larger than the way out takes would be lost where path discovery is filtered.
-    let mtu = match routes.iter().find(|r| r.to.prefix() == 0).and_then(|r| r.link) {
-        Some(index) => link::by_index(socket, index).map_err(failed)?.map_or(1500, |l| l.mtu.min(65535)),
-        None => 1500,
+    let mtu = match options.mtu {
+        Some(mtu) => mtu,
+        None => way_out_mtu(socket).map_err(failed)?,
     };
-    match link::create_bridge(socket, name, Mac::of(gateway)) {
+    match link::create_bridge(socket, name) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
         // Somebody else is at it, or was killed at it: both do the same now, and the kernel keeps one of each.
         _ => {}
     }
     let found = link::find(socket, name).map_err(failed)?.ok_or_else(|| Error::NoAddress(name.clone()))?;
-    link::configure(socket, found.index, Some((gateway, subnet.prefix())), Some(mtu)).map_err(failed)?;
+    let mut addresses = vec![(IpAddr::V4(gateway), subnet.prefix())];
+    addresses.extend(options.subnet6.map(|(subnet, gateway)| (IpAddr::V6(gateway), subnet.prefix())));
+    link::configure(socket, found.index, &addresses, Some((Mac::of(gateway), mtu))).map_err(failed)?;
     // Two that made it at once may have chosen different ranges; the first address listed is the one all use.
     for _ in 0..20 {
-        if let Some(bridge) = existing(socket, name)? {
+        if let Some(bridge) = existing(socket, options)? {
             return Ok(bridge);
         }
         thread::sleep(Duration::from_millis(5));
@@ -110,12 +200,50 @@ fn create(socket: &mut Socket, options: &BridgeOptions) -> Result<Bridge, Error>
     Err(Error::NoAddress(name.clone()))
 }
 
-/// The first private range that no interface or route uses: docker's order.
-fn free_range(taken: &[Subnet]) -> Option<Subnet> {
+/// Takes the range for the bridge, or the first free one, by giving the bridge a second name that says so: the kernel
+/// lets only one interface have it, whichever store it is of.
+fn claim_range(socket: &mut Socket, options: &BridgeOptions, mut taken: Vec<Subnet>) -> Result<Subnet, Error> {
+    let failed = |e: io::Error| Error::kernel(format!("make bridge {}", options.name), e);
+    let bridge = link::find(socket, &options.name).map_err(failed)?.ok_or(Error::NoAddress(options.name.clone()))?;
+    loop {
+        let subnet = match options.subnet {
+            Some(subnet) => subnet,
+            None => ranges()
+                .find(|range| !taken.iter().any(|t| t.overlaps(range)))
+                .ok_or_else(|| Error::NoRange(options.name.clone()))?,
+        };
+        match link::add_name(socket, bridge.index, &format!("rbuild-{}-{}", subnet.first(), subnet.prefix())) {
+            Ok(()) => return Ok(subnet),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            Err(_) if options.subnet.is_some() => return Err(Error::Overlaps(subnet.to_string())),
+            Err(_) => taken.push(subnet),
+        }
+    }
+}
+
+/// The ranges that interfaces and routes use.
+fn in_use(socket: &mut Socket) -> io::Result<Vec<Subnet>> {
+    let mut taken: Vec<Subnet> = link::addresses(socket)?.into_iter().map(|(_, _, subnet)| subnet).collect();
+    taken.extend(link::routes(socket)?.iter().map(|r| r.to).filter(|to| to.prefix() > 0));
+    Ok(taken)
+}
+
+/// The largest packet of the interface that the default route leads to. Larger ones would be lost where path discovery is
+/// filtered.
+fn way_out_mtu(socket: &mut Socket) -> io::Result<u32> {
+    let routes = link::routes(socket)?;
+    match routes.iter().find(|r| r.to.prefix() == 0).and_then(|r| r.link) {
+        Some(index) => Ok(link::by_index(socket, index)?.map_or(1500, |l| l.mtu.min(65535))),
+        None => Ok(1500),
+    }
+}
+
+/// The private ranges that bridges get, in docker's order.
+fn ranges() -> impl Iterator<Item = Subnet> {
     let sixteens = (17..=31).map(|n| Subnet::around(Ipv4Addr::new(172, n, 0, 0), 16));
     let twenties = (0..16).map(|n| Subnet::around(Ipv4Addr::new(192, 168, n * 16, 0), 20));
     let tens = (0..=255).map(|n| Subnet::around(Ipv4Addr::new(10, n, 0, 0), 16));
-    sixteens.chain(twenties).chain(tens).find(|range| !taken.iter().any(|t| t.overlaps(range)))
+    sixteens.chain(twenties).chain(tens)
 }
 
 /// Switches forwarding on in this namespace; reading first, since `/proc/sys` may be read-only with it already on.
@@ -126,6 +254,21 @@ fn forward() -> Result<(), Error> {
     fs::write(FORWARDING, "1").map_err(Error::Forwarding)
 }
 
+/// The same for IPv6. A machine that forwards no longer listens to routers, unless told to: interfaces that did shall go on.
+fn forward6() -> Result<(), Error> {
+    let all = format!("{INTERFACES6}/all/forwarding");
+    if fs::read(&all).is_ok_and(|v| v.first() == Some(&b'1')) {
+        return Ok(());
+    }
+    for interface in fs::read_dir(INTERFACES6).map_err(Error::Forwarding)?.flatten() {
+        let listens = interface.path().join("accept_ra");
+        if fs::read(&listens).is_ok_and(|v| v.first() == Some(&b'1')) {
+            fs::write(&listens, "2").map_err(Error::Forwarding)?;
+        }
+    }
+    fs::write(&all, "1").map_err(Error::Forwarding)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,9 +276,10 @@ mod tests {
     #[test]
     fn ranges_skip_what_is_taken() {
         let net = |a, b, p| Subnet::around(Ipv4Addr::new(a, b, 0, 0), p);
-        assert_eq!(free_range(&[]), Some(net(172, 17, 16)));
-        assert_eq!(free_range(&[net(172, 17, 24)]), Some(net(172, 18, 16)));
-        assert_eq!(free_range(&[net(172, 16, 12)]), Some(net(192, 168, 20)));
-        assert_eq!(free_range(&[net(0, 0, 1), net(128, 0, 1)]), None);
+        let free = |taken: &[Subnet]| ranges().find(|range| !taken.iter().any(|t| t.overlaps(range)));
+        assert_eq!(free(&[]), Some(net(172, 17, 16)));
+        assert_eq!(free(&[net(172, 17, 24)]), Some(net(172, 18, 16)));
+        assert_eq!(free(&[net(172, 16, 12)]), Some(net(192, 168, 20)));
+        assert_eq!(free(&[net(0, 0, 1), net(128, 0, 1)]), None);
     }
 }

@@ -2,17 +2,16 @@
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 
 use super::netlink::Socket;
-use super::{Bridge, Error, Mac, Subnet, link};
+use super::{Bridge, Error, Mac, Subnet, Subnet6, link};
 
-const INNER: &str = "eth0";
 const LOOPBACK: u32 = 1;
 /// How many addresses are tried by chance before the range is gone through in order.
 const BY_CHANCE: usize = 32;
@@ -27,6 +26,35 @@ pub struct Endpoint {
     pub mac: Mac,
     /// The host's end of the veth pair.
     pub host_interface: String,
+    /// The end inside.
+    #[serde(default = "first_interface")]
+    pub interface: String,
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
+    #[serde(default)]
+    pub subnet6: Option<(Subnet6, Ipv6Addr)>,
+    /// The bridge has no way out.
+    #[serde(default)]
+    pub internal: bool,
+}
+
+fn first_interface() -> String {
+    "eth0".to_owned()
+}
+
+/// What an attachment is to be like. The default: any free address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// This address and no other.
+    pub address: Option<Ipv4Addr>,
+    /// This one if it is free: what the container had before.
+    pub preferred: Option<Ipv4Addr>,
+    /// Part of the bridge's range that addresses are taken from.
+    pub range: Option<Subnet>,
+    /// This IPv6 address; else one is derived from the other.
+    pub address6: Option<Ipv6Addr>,
+    /// In place of the hardware address that follows from the address.
+    pub mac: Option<Mac>,
 }
 
 /// A network namespace with loopback up. It ends when this handle and the last process inside are gone; the
@@ -34,38 +62,90 @@ pub struct Endpoint {
 #[derive(Debug)]
 pub struct Namespace {
     fd: OwnedFd,
-    endpoint: Option<Endpoint>,
+    endpoints: Vec<Endpoint>,
 }
 
 impl Namespace {
     /// A namespace with nothing but loopback.
     pub fn isolated() -> Result<Self, Error> {
-        on_thread(|| {
-            let (fd, _) = enter_new()?;
-            Ok(Self { fd, endpoint: None })
-        })
+        Self::connected(&[])
     }
 
     /// A namespace attached to the bridge, with `address` or any free one of its range.
     pub fn attached(bridge: &Bridge, address: Option<Ipv4Addr>) -> Result<Self, Error> {
+        Self::connected(&[(bridge, Wish { address, ..Wish::default() })])
+    }
+
+    /// A namespace attached to each of the bridges; the first that is not internal is its way out.
+    pub fn connected(bridges: &[(&Bridge, Wish)]) -> Result<Self, Error> {
         // Opened here: a netlink socket stays in the namespace it was opened in.
-        let mut host = link::open().map_err(|e| Error::kernel("open a netlink socket", e))?;
-        let bridge = bridge.clone();
+        let mut host = open()?;
         on_thread(move || {
             let (fd, mut inside) = enter_new()?;
-            let endpoint = attach(&mut host, &mut inside, fd.as_fd(), &bridge, address)?;
-            Ok(Self { fd, endpoint: Some(endpoint) })
+            let mut namespace = Self { fd, endpoints: Vec::with_capacity(bridges.len()) };
+            for (bridge, wish) in bridges {
+                let way_out = !bridge.internal && namespace.endpoints.iter().all(|e| e.internal);
+                let place = Place { namespace: namespace.fd.as_fd(), number: namespace.endpoints.len(), way_out };
+                let endpoint = attach(&mut host, &mut inside, place, bridge, wish)?;
+                namespace.endpoints.push(endpoint);
+            }
+            Ok(namespace)
         })
     }
 
-    /// Where it is attached; `None` for an isolated one.
+    /// Attaches it to one more bridge, as interface number `number`; whether this is to be its way out is the caller's to
+    /// know.
+    pub fn attach(&self, bridge: &Bridge, wish: &Wish, number: usize, way_out: bool) -> Result<Endpoint, Error> {
+        let mut host = open()?;
+        let place = Place { namespace: self.fd.as_fd(), number, way_out: way_out && !bridge.internal };
+        self.inside(move || attach(&mut host, &mut open()?, place, bridge, wish))?
+    }
+
+    /// Makes the endpoint the way out.
+    pub fn route_through(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        let failed = |e: io::Error| Error::kernel(format!("set the route through {}", endpoint.interface), e);
+        self.inside(|| {
+            let mut inside = open()?;
+            let found = link::find(&mut inside, &endpoint.interface).map_err(failed)?;
+            let index = found.ok_or_else(|| Error::NoInterface(endpoint.interface.clone()))?.index;
+            let mut gateways = vec![IpAddr::V4(endpoint.gateway)];
+            gateways.extend(endpoint.subnet6.map(|(_, gateway)| IpAddr::V6(gateway)));
+            link::addresses_and_routes(&mut inside, index, &[], &gateways).map_err(failed)
+        })?
+    }
+
+    /// Takes an endpoint away: both ends of its pair go, with addresses and routes.
+    pub fn detach(endpoint: &Endpoint) -> Result<(), Error> {
+        let failed = |e: io::Error| Error::kernel(format!("detach from {}", endpoint.bridge), e);
+        let mut host = open()?;
+        match link::find(&mut host, &endpoint.host_interface).map_err(failed)? {
+            Some(found) => link::remove(&mut host, found.index).map_err(failed),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs `work` on a thread inside the namespace: for sockets that shall belong to it.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        on_thread(|| {
+            move_into_link_name_space(self.fd.as_fd(), Some(LinkNameSpaceType::Network))
+                .map_err(|e| Error::kernel("enter the network namespace", e))?;
+            Ok(work())
+        })
+    }
+
+    /// Where it is attached first; `None` for an isolated one.
     pub fn endpoint(&self) -> Option<&Endpoint> {
-        self.endpoint.as_ref()
+        self.endpoints.first()
+    }
+
+    /// Where it is attached.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
     }
 
     /// A namespace that came from another process.
     pub fn from_fd(fd: OwnedFd) -> Self {
-        Self { fd, endpoint: None }
+        Self { fd, endpoints: Vec::new() }
     }
 
     /// Gives up the handle for the bare descriptor.
@@ -78,6 +158,10 @@ impl AsFd for Namespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+fn open() -> Result<Socket, Error> {
+    link::open().map_err(|e| Error::kernel("open a netlink socket", e))
 }
 
 fn on_thread<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
@@ -98,30 +182,60 @@ fn enter_new() -> Result<(OwnedFd, Socket), Error> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
         .map_err(|e| Error::kernel("make a network namespace", e))?;
     let fd = File::open("/proc/thread-self/ns/net").map_err(|e| Error::kernel("open the network namespace", e))?.into();
-    let mut inside = link::open().map_err(|e| Error::kernel("open a netlink socket", e))?;
-    link::configure(&mut inside, LOOPBACK, None, None).map_err(|e| Error::kernel("set loopback up", e))?;
+    let mut inside = open()?;
+    link::configure(&mut inside, LOOPBACK, &[], None).map_err(|e| Error::kernel("set loopback up", e))?;
     Ok((fd, inside))
+}
+
+/// Where the inner end of a pair goes.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    namespace: BorrowedFd<'a>,
+    /// That of the interface: `eth0`, `eth1`.
+    number: usize,
+    way_out: bool,
 }
 
 fn attach(
     host: &mut Socket,
     inside: &mut Socket,
-    namespace: BorrowedFd<'_>,
+    place: Place<'_>,
     bridge: &Bridge,
-    wanted: Option<Ipv4Addr>,
+    wish: &Wish,
 ) -> Result<Endpoint, Error> {
-    let (address, host_interface) = claim(host, namespace, bridge, wanted)?;
-    let failed = |e: io::Error| Error::kernel(format!("set up {INNER}"), e);
-    let inner = link::find(inside, INNER).map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-    let prefix = bridge.subnet.prefix();
-    link::address_and_route(inside, inner.index, address, prefix, Some(bridge.gateway)).map_err(failed)?;
+    let interface = format!("eth{}", place.number);
+    let (address, host_interface) = claim(host, place.namespace, bridge, &interface, wish)?;
+    let failed = |e: io::Error| Error::kernel(format!("set up {interface}"), e);
+    let inner =
+        link::find(inside, &interface).map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let mut addresses = vec![(IpAddr::V4(address), bridge.subnet.prefix())];
+    let mut gateways = vec![IpAddr::V4(bridge.gateway)];
+    let mut address6 = None;
+    if let Some((subnet, gateway)) = bridge.subnet6 {
+        let own = claim6(host, bridge, (subnet, gateway), wish.address6, address, &host_interface)?;
+        addresses.push((IpAddr::V6(own), subnet.prefix()));
+        gateways.push(IpAddr::V6(gateway));
+        address6 = Some(own);
+    }
+    if bridge.separate {
+        let port = link::find(host, &host_interface).map_err(failed)?;
+        port.map_or(Ok(()), |port| link::isolate_port(host, port.index)).map_err(failed)?;
+    }
+    if !place.way_out {
+        gateways.clear();
+    }
+    link::addresses_and_routes(inside, inner.index, &addresses, &gateways).map_err(failed)?;
     Ok(Endpoint {
         bridge: bridge.name.clone(),
         address,
         subnet: bridge.subnet,
         gateway: bridge.gateway,
-        mac: Mac::of(address),
+        mac: wish.mac.unwrap_or_else(|| Mac::of(address)),
         host_interface,
+        interface,
+        address6,
+        subnet6: bridge.subnet6,
+        internal: bridge.internal,
     })
 }
 
@@ -130,7 +244,8 @@ fn claim(
     host: &mut Socket,
     namespace: BorrowedFd<'_>,
     bridge: &Bridge,
-    wanted: Option<Ipv4Addr>,
+    interface: &str,
+    wish: &Wish,
 ) -> Result<(Ipv4Addr, String), Error> {
     let subnet = bridge.subnet;
     let mut attempt = |address: Ipv4Addr| {
@@ -138,8 +253,8 @@ fn claim(
         let veth = link::Veth {
             host_name: &name,
             bridge: bridge.index,
-            inner_name: INNER,
-            mac: Mac::of(address),
+            inner_name: interface,
+            mac: wish.mac.unwrap_or_else(|| Mac::of(address)),
             mtu: bridge.mtu,
             namespace,
         };
@@ -149,24 +264,62 @@ fn claim(
             Err(error) => Err(Error::kernel(format!("attach to {}", bridge.name), error)),
         }
     };
-    let usable = |a: Ipv4Addr| a != bridge.gateway && a != subnet.first() && a != subnet.last();
-    if let Some(address) = wanted {
-        if !subnet.contains(address) || !usable(address) {
+    let usable = |a: Ipv4Addr| subnet.contains(a) && a != bridge.gateway && a != subnet.first() && a != subnet.last();
+    if let Some(address) = wish.address {
+        if !usable(address) {
             return Err(Error::OutOfRange { address, subnet });
         }
         return attempt(address)?.ok_or(Error::Taken(address));
     }
-    let hosts = subnet.hosts();
-    let by_chance = (0..BY_CHANCE).map(|_| random() % hosts.max(1) + 1);
-    for n in by_chance.chain(1..=hosts) {
-        let address = subnet.host(n);
+    let range = wish.range.unwrap_or(subnet);
+    // All addresses of a part of the range can be had, also those that would be its own and its broadcast address.
+    let (first, count) = if range == subnet { (1, subnet.hosts()) } else { (0, range.size()) };
+    let by_chance = (0..BY_CHANCE).map(|_| random() % count.max(1) + first);
+    let preferred = wish.preferred.filter(|a| range.contains(*a));
+    for address in preferred.into_iter().chain(by_chance.chain(first..first + count).map(|n| range.host(n))) {
         if usable(address)
             && let Some(claimed) = attempt(address)?
         {
             return Ok(claimed);
         }
     }
-    Err(Error::Exhausted(subnet))
+    Err(Error::Exhausted(range))
+}
+
+/// Takes the IPv6 address asked for, or the one as far into its range as the other is into its own. It is taken by giving
+/// the host's end of the pair a second name.
+fn claim6(
+    host: &mut Socket,
+    bridge: &Bridge,
+    (subnet, gateway): (Subnet6, Ipv6Addr),
+    wanted: Option<Ipv6Addr>,
+    address: Ipv4Addr,
+    host_interface: &str,
+) -> Result<Ipv6Addr, Error> {
+    let failed = |e: io::Error| Error::kernel(format!("attach to {}", bridge.name), e);
+    let port =
+        link::find(host, host_interface).map_err(failed)?.ok_or(Error::NoInterface(host_interface.to_owned()))?;
+    let mut attempt =
+        |address: Ipv6Addr| match link::add_name(host, port.index, &format!("veth-{:032x}", address.to_bits())) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(failed(error)),
+        };
+    if let Some(address) = wanted {
+        if !subnet.contains(address) || address == gateway || address == subnet.first() {
+            return Err(Error::OutOfRange6 { address, subnet });
+        }
+        return if attempt(address)? { Ok(address) } else { Err(Error::Taken6(address)) };
+    }
+    let derived = address.to_bits() - bridge.subnet.first().to_bits();
+    for n in [derived].into_iter().chain(1..=u32::from(u16::MAX)) {
+        if let Some(address) = subnet.host(n).filter(|a| *a != gateway && *a != subnet.first())
+            && attempt(address)?
+        {
+            return Ok(address);
+        }
+    }
+    Err(Error::Exhausted(bridge.subnet))
 }
 
 /// Chance without a state: a start picks its address at once instead of asking after every one in use, and an address

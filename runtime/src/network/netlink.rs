@@ -118,6 +118,7 @@ impl Messages {
 pub(super) type Answer = Result<(), io::Error>;
 
 /// A netlink socket. It belongs to the network namespace it was opened in for as long as it lives.
+#[derive(Debug)]
 pub(super) struct Socket {
     fd: OwnedFd,
     sequence: u32,

@@ -110,7 +110,7 @@ impl RunOp<i64> for Placed {
     fn content(&self, _input: usize, value: &i64) -> BoxFuture<'_, Result<InputContent, OpError>> {
         self.int.contents.fetch_add(1, Ordering::SeqCst);
         let hash = ContentHash::of(&value.to_le_bytes());
-        async move { Ok(InputContent { hash, parts: vec![KeyPart::content("value", hash)] }) }.boxed()
+        async move { Ok(InputContent { hash, parts: vec![KeyPart::content("value", hash)].into() }) }.boxed()
     }
 
     fn run(&self, inputs: Vec<i64>, context: RunContext) -> BoxFuture<'_, Result<Ran<i64>, OpError>> {
