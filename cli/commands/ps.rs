@@ -78,7 +78,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let rows: Vec<Row> = chosen
         .iter()
         .map(|seen| {
-            let row = row(seen, &args, &mut images);
+            let row = row(seen, args.no_trunc, &mut images);
             if wants_size { row.set("Size", size(seen, &containers, engine)) } else { row }
         })
         .collect();
@@ -88,6 +88,20 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     }
     app.print(&listing(args.format.as_deref(), COLUMNS, &columns, &rows)?)?;
     DONE
+}
+
+/// Every container, with what it has written: for `system df -v`.
+///
+/// # Errors
+/// The store cannot be read.
+pub(super) fn all_with_sizes(engine: &Engine) -> Result<Vec<Row>, CliError> {
+    let containers = engine.containers();
+    let mut images = ImageNames { engine, known: BTreeMap::new() };
+    let rows = containers.list()?.into_iter().map(|seen| {
+        let size = units::short_size(containers.layer_size(&seen.container));
+        row(&seen, false, &mut images).set("Size", size)
+    });
+    Ok(rows.collect())
 }
 
 fn chosen(args: &Args, engine: &Engine, containers: &Containers, filters: &[Filter]) -> Result<Vec<Seen>, CliError> {
@@ -295,15 +309,15 @@ impl ImageNames<'_> {
     }
 }
 
-fn row(seen: &Seen, args: &Args, images: &mut ImageNames<'_>) -> Row {
+fn row(seen: &Seen, no_trunc: bool, images: &mut ImageNames<'_>) -> Row {
     let container = &seen.container;
     let now = SystemTime::now();
-    let id = if args.no_trunc { container.id.as_str() } else { container.short_id() };
+    let id = if no_trunc { container.id.as_str() } else { container.short_id() };
     let labels: Vec<String> = container.labels().iter().map(|(k, v)| format!("{k}={v}")).collect();
     let mut row = Row::default()
         .set("ID", id)
         .set("Image", images.of(seen))
-        .set("Command", quoted(&command(&container.args(), args.no_trunc)))
+        .set("Command", quoted(&command(&container.args(), no_trunc)))
         .set("CreatedAt", units::timestamp(container.created_at()))
         .set("RunningFor", units::ago(container.created_at(), now))
         .set("Ports", seen.ports_column())
@@ -311,7 +325,7 @@ fn row(seen: &Seen, args: &Args, images: &mut ImageNames<'_>) -> Row {
         .set("Status", status(seen, now))
         .set("Names", container.name.as_str())
         .set("Labels", labels.join(","))
-        .set("Mounts", mounts(seen, args.no_trunc))
+        .set("Mounts", mounts(seen, no_trunc))
         .set("LocalVolumes", volumes(seen).to_string())
         .set("Networks", network_name(&container.host.network));
     row.labels.clone_from(container.labels());

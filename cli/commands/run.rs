@@ -55,7 +55,7 @@ async fn run_container(args: &Args, app: &App) -> Result<ExitCode, CliError> {
     if !args.detach {
         check_tty(options.interactive, options.tty)?;
     }
-    let (containers, container) = made(app, options, &args.words, !args.detach).await?;
+    let (containers, container, lock) = made(app, options, &args.words, !args.detach).await?;
     let attached = !args.detach;
     let request = StartRequest {
         stdin: attached && options.interactive,
@@ -64,11 +64,11 @@ async fn run_container(args: &Args, app: &App) -> Result<ExitCode, CliError> {
         here: attached && !options.tty && options.supervision.restart == RestartPolicy::Never,
         size: terminal_size(),
     };
-    let attachment = containers.start(&container, &request).map_err(start_error)?;
-    let Some(attachment) = attachment.filter(|_| attached) else {
+    let attachment = containers.start_held(&container, &request, lock).map_err(start_error)?;
+    if !attached {
         app.print(&format!("{}\n", container.id))?;
         return Ok(ExitCode::SUCCESS);
-    };
+    }
     let follow_options = Follow {
         stdin: request.stdin,
         tty: options.tty,

@@ -45,7 +45,7 @@ pub use start::{StartRequest, helper_main};
 
 pub use rbuild_oci::Healthcheck;
 pub use rbuild_runtime::container::{
-    Attached, AttachedInput, Attachment, Ended, Health, HealthStatus, RestartPolicy, StartFailure, State,
+    Attached, AttachedInput, Attachment, ContainerLock, Ended, Health, HealthStatus, RestartPolicy, StartFailure, State,
 };
 pub use rbuild_runtime::logs::{Entry, LogReader, Stream};
 

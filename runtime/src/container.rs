@@ -377,6 +377,8 @@ impl ContainerLock {
         let file = lock_file(directory)?;
         for _ in 0..20 {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // Locked when it was removed already: then there is nothing left to lock.
+                Ok(()) if rustix::fs::fstat(&file)?.st_nlink == 0 => return Err(io::ErrorKind::NotFound.into()),
                 Ok(()) => return Ok(Some(Self(file))),
                 Err(rustix::io::Errno::WOULDBLOCK) => thread::sleep(Duration::from_millis(1)),
                 Err(error) => return Err(error.into()),

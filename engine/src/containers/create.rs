@@ -26,18 +26,27 @@ impl Containers {
     /// # Errors
     /// `Invalid` for a request that makes no sense, `Conflict` for a name that is taken.
     pub fn create(&self, request: &CreateRequest) -> Result<Container, Error> {
+        Ok(self.create_to_start(request)?.0)
+    }
+
+    /// As [`Containers::create`], still locked: until [`Containers::start_held`] takes the lock over nobody else starts,
+    /// prunes or removes it.
+    ///
+    /// # Errors
+    /// As [`Containers::create`].
+    pub fn create_to_start(&self, request: &CreateRequest) -> Result<(Container, ContainerLock), Error> {
         check(request)?;
         let lease = self.store.lease("create")?;
         let image = self.store.images().resolve(&request.image)?;
         let (manifest, config, _) = self.store.images().manifest(&image, &self.platform(&image))?;
         let parent = self.unpacked(&manifest, &config, &lease)?;
         let container = self.describe(request, &image, &config, parent.as_ref())?;
-        let (directory, _lock) = self.make_directory(&container.id, &lease).map_err(Error::internal)?;
+        let (directory, lock) = self.make_directory(&container.id, &lease).map_err(Error::internal)?;
         let made = self.furnish(request, container, parent.as_ref(), &directory);
         if made.is_err() {
             self.remove_directory(&directory);
         }
-        made
+        Ok((made?, lock))
     }
 
     /// The container's directory, locked before it can be seen: until its row is there the lock is what tells others

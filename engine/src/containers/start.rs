@@ -64,6 +64,20 @@ impl Containers {
                 _ => Err(Error::new(Kind::Conflict, format!("container {} is being changed", container.name))),
             };
         };
+        self.start_held(container, request, lock).map(Some)
+    }
+
+    /// As [`Containers::start`], of a container whose lock the caller has.
+    ///
+    /// # Errors
+    /// As [`Containers::start`].
+    pub fn start_held(
+        &self,
+        container: &Container,
+        request: &StartRequest,
+        lock: ContainerLock,
+    ) -> Result<Attachment, Error> {
+        let directory = self.directory(&container.id);
         let (spec, namespace) = match self.prepare(container, request, &directory) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -87,7 +101,7 @@ impl Containers {
         };
         let mut attachment = begun.inspect_err(|_| self.give_up(container))?;
         match attachment.next_event().map_err(Error::internal)? {
-            Some(Event::Started { .. }) => Ok(Some(attachment)),
+            Some(Event::Started { .. }) => Ok(attachment),
             Some(Event::Failed(failure)) => Err(start_error(failure)),
             _ => Err(Error::internal("the container's monitor ended early")),
         }

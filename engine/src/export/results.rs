@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use rbuild_frontend::Diagnostic;
 use rbuild_oci::{Compression, Descriptor, Digest, ImageId, Platform, Reference};
 use rbuild_solver::{Event, Events, LogStream, StepId, Unit};
 use rbuild_store::archive::{DirectorySink, TarSink};
@@ -36,6 +37,8 @@ pub(crate) struct Built {
     pub(crate) epoch: Option<i64>,
     /// What is to be said about it.
     pub(crate) testimony: Testimony,
+    /// What there is to say about the layers that were made just now.
+    pub(crate) advice: Vec<Diagnostic>,
 }
 
 impl Built {
