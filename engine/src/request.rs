@@ -197,6 +197,8 @@ impl fmt::Debug for InputStream {
 /// A finished build.
 #[derive(Debug, Clone)]
 pub struct BuildResult {
+    /// Its id in the history.
+    pub build: String,
     pub image_id: ImageId,
     /// The manifest or index.
     pub target: Descriptor,
@@ -207,8 +209,6 @@ pub struct BuildResult {
     /// Advice about the Dockerfile.
     pub warnings: Vec<Diagnostic>,
     pub source_text: SourceText,
-    /// The build's own name.
-    pub build: String,
     /// What [`BuildRequest::report`] asked for, for each platform.
     pub provenance: Vec<(Platform, serde_json::Value)>,
 }

@@ -16,6 +16,7 @@ mod determinism;
 mod disk;
 mod faults;
 mod founding;
+mod history;
 mod images;
 mod interrupt;
 mod mounts;
