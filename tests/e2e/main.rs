@@ -21,6 +21,7 @@ mod network;
 mod oracle;
 mod outputs;
 mod peers;
+mod platforms;
 mod registry;
 mod remote;
 mod run;
