@@ -34,6 +34,7 @@ mod progress;
 mod refused;
 mod settings;
 mod signals;
+mod supervision;
 mod terminal;
 mod units;
 mod values;

@@ -15,7 +15,9 @@ commands! {
     /// What stands after `rbuild buildx`.
     BuildxCommand {
         Build(build),
+        Du(builder_du),
         Imagetools(imagetools),
+        Prune(builder_prune),
     }
 }
 

@@ -6,6 +6,7 @@
 mod attach;
 pub mod build;
 mod builder;
+mod builder_du;
 mod builder_prune;
 mod buildx;
 mod check;

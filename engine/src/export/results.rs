@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::sync::Arc;
 
+use rbuild_frontend::Diagnostic;
 use rbuild_oci::{Compression, Descriptor, Digest, ImageId, Index, MediaType, Platform, Reference};
 use rbuild_solver::{Event, Events, LogStream, StepId, Unit};
 use rbuild_store::archive::{DirectorySink, TarSink};
@@ -32,6 +33,8 @@ pub(crate) struct Built {
     /// `None` is an empty file tree.
     pub(crate) files: Option<Snapshot>,
     pub(crate) epoch: Option<i64>,
+    /// What there is to say about the layers that were made just now.
+    pub(crate) advice: Vec<Diagnostic>,
 }
 
 /// What the outputs gave.

@@ -5,6 +5,9 @@
 //! a second process between the pipes a short container starts and ends faster. Both are the same code and listen on
 //! the container's socket, so attaching, signalling and waiting work alike.
 
+mod book;
+mod health;
+mod restart;
 mod session;
 pub(crate) mod wire;
 
@@ -17,22 +20,24 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio as ChildStdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{PidfdFlags, pidfd_open, setsid};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::container::{
-    Attached, Attachment, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, StartFailure, State, connect,
-    socket_address,
+    Attached, Attachment, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, RestartPolicy, StartFailure, State,
+    connect, socket_address,
 };
 use crate::error::{Error, Result};
 use crate::logs::{LogWriter, rfc3339};
 use crate::network::{Namespace, Published};
 use crate::passing;
 use crate::sandbox::{NativeSandbox, Sandbox, SandboxOptions, Stdio};
-use session::Session;
+use book::Book;
+use restart::Restarts;
+use session::{Outputs, Session};
 use wire::{Frame, Hello};
 
 /// Argument zero of a monitor.
@@ -130,67 +135,116 @@ fn serve(at_end: AtEnd) -> io::Result<()> {
     Ok(())
 }
 
-/// The whole life of a container.
+/// A container from its first start to its last end.
 fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     let Start { spec, namespace, lock, stdin, output, note } = start;
-    let directory = spec.directory.clone();
-    let mut state = State { connections: spec.connections.clone(), ..State::default() };
-    let begun = begin(&spec, namespace);
-    let Begun { session, outputs, listener, published } = match begun {
+    let book =
+        Arc::new(Book::new(&spec.directory, State { connections: spec.connections.clone(), ..State::default() }));
+    let namespace = namespace.map(Namespace::into_fd);
+    // Who is started once gives its network away: it is gone with the sandbox, without waiting for the monitor.
+    let kept = match spec.restart {
+        RestartPolicy::Never => Ok(None),
+        _ => namespace.as_ref().map(OwnedFd::try_clone).transpose(),
+    };
+    let begun = kept.map_err(|e| Error::system("keep the network", e));
+    let begun = begun.and_then(|kept| begin(&spec, namespace).map(|begun| (begun, kept)));
+    let (Begun { session, outputs, listener, published }, kept) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             let failure = StartFailure::from(&error);
-            state.exit_code = failure.exit_code.map_or(128, i32::from);
-            state.error.clone_from(&failure.message);
-            let _ = state.write(&directory);
+            book.change(|state| {
+                state.exit_code = failure.exit_code.map_or(128, i32::from);
+                state.error.clone_from(&failure.message);
+            });
             at_end(&spec, &note);
             drop(lock);
             let _ = Frame::Failed(failure).send(&mut starter);
             return;
         }
     };
-    state.started = Some(now());
-    state.pid = session.pid();
-    state.ports = published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default();
-    let _ = state.write(&directory);
+    let ports = published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default();
+    book.started(session.pid(), spec.health.is_some(), |state| state.ports = ports);
     let _ = Frame::Started { pid: session.pid() }.send(&mut starter);
     session.attach(starter, stdin, output);
     listen(listener, &session, &spec);
-    let ended = match outputs.pump(&session).map_err(|e| Error::system("start a thread", e)) {
-        Ok(pumps) => session.finish(pumps),
-        Err(error) => Err(error),
-    };
-    let ended = ended.unwrap_or_else(|error| {
-        state.error = error.to_string();
-        Ended { status: 255, oom: false }
-    });
+    let ended = lives(&spec, kept, &session, outputs, &book);
     // Before anybody is told of the end: who starts it again at once finds its ports free.
     drop(published);
-    state.pid = 0;
-    state.finished = Some(now());
-    state.exit_code = ended.status;
-    state.oom = ended.oom;
-    let _ = state.write(&directory);
-    let _ = fs::remove_file(directory.join("socket"));
+    let _ = fs::remove_file(spec.directory.join("socket"));
     at_end(&spec, &note);
     drop(lock);
     session.tell_end(&ended);
 }
 
+/// Its lives, one after the other; how the last one ended.
+fn lives(
+    spec: &ContainerSpec,
+    namespace: Option<OwnedFd>,
+    session: &Arc<Session>,
+    mut outputs: Outputs,
+    book: &Arc<Book>,
+) -> Ended {
+    let mut restarts = Restarts::default();
+    loop {
+        let begun = Instant::now();
+        let ended = life(spec, session, outputs, book);
+        let again = restarts.after(&spec.restart, &ended, begun.elapsed());
+        let again = again.filter(|_| !session.stopped_within(Duration::ZERO));
+        book.ended(&ended, again.is_some());
+        let Some(wait) = again else { return ended };
+        // Who is attached is attached to one life, as with docker.
+        session.tell_end(&ended);
+        if session.stopped_within(wait) {
+            book.change(|state| state.restarting = false);
+            return ended;
+        }
+        match live_again(spec, namespace.as_ref(), session) {
+            Ok(fresh) => outputs = fresh,
+            Err(error) => {
+                book.change(|state| {
+                    state.restarting = false;
+                    state.error = error.to_string();
+                });
+                return ended;
+            }
+        }
+        book.started(session.pid(), spec.health.is_some(), |state| state.restarts += 1);
+    }
+}
+
+fn life(spec: &ContainerSpec, session: &Arc<Session>, outputs: Outputs, book: &Arc<Book>) -> Ended {
+    let _probing = health::probe(spec, session.pid(), book);
+    let ended = match outputs.pump(session).map_err(|e| Error::system("start a thread", e)) {
+        Ok(pumps) => session.finish(pumps),
+        Err(error) => Err(error),
+    };
+    ended.unwrap_or_else(|error| {
+        book.change(|state| state.error = error.to_string());
+        Ended { status: 255, oom: false }
+    })
+}
+
+fn live_again(spec: &ContainerSpec, namespace: Option<&OwnedFd>, session: &Session) -> Result<Outputs> {
+    let namespace = namespace.map(OwnedFd::try_clone).transpose();
+    let namespace = namespace.map_err(|e| Error::system("keep the network", e))?;
+    let running = NativeSandbox::new(spec.sandbox_options())?.start(spec.process_spec(namespace)?)?;
+    session.renew(running)
+}
+
 struct Begun {
     session: Arc<Session>,
-    outputs: session::Outputs,
+    outputs: Outputs,
     listener: UnixListener,
     published: Option<Published>,
 }
 
-fn begin(spec: &ContainerSpec, namespace: Option<Namespace>) -> Result<Begun> {
+fn begin(spec: &ContainerSpec, namespace: Option<OwnedFd>) -> Result<Begun> {
     let listener = bind(spec)?;
     let log = LogWriter::open(&spec.directory.join("log")).map_err(|e| Error::system("open the container's log", e))?;
     let published = publish(spec)?;
     let sandbox = NativeSandbox::new(spec.sandbox_options())?;
-    let running = sandbox.start(spec.process_spec(namespace.map(Namespace::into_fd))?)?;
-    let (session, outputs) = Session::new(running, Some(log), spec.stdin)?;
+    let running = sandbox.start(spec.process_spec(namespace)?)?;
+    let (session, outputs) = Session::new(running, Some(log), spec.stdin, spec.stop_signal)?;
     Ok(Begun { session, outputs, listener, published })
 }
 
@@ -271,7 +325,7 @@ pub fn exec(options: SandboxOptions, exec: &ExecSpec, pid: i32) -> Result<Attach
     let running = enter(options, exec, pid, stdio)?;
     let (ours, mut theirs) = UnixStream::pair().map_err(|e| Error::system("make a socket pair", e))?;
     let input = if exec.stdin { Input::Once } else { Input::Closed };
-    let (session, outputs) = Session::new(running, None, input)?;
+    let (session, outputs) = Session::new(running, None, input, None)?;
     let _ = Frame::Started { pid: session.pid() }.send(&mut theirs);
     session.attach(theirs, exec.stdin, true);
     let follow = move || {
