@@ -12,6 +12,7 @@ mod containers;
 mod contexts;
 mod crash;
 mod determinism;
+mod diagnostics;
 mod disk;
 mod faults;
 mod founding;
