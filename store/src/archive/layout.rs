@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use rbuild_oci::{Descriptor, Digest, Document, Index, Manifest, Reference, limits};
+use rbuild_oci::{Descriptor, Digest, Document, Index, Manifest, Platform, Reference, limits};
 use serde::{Deserialize, Serialize};
 
 use super::docker::{Item, Repositories};
@@ -128,6 +128,8 @@ fn name_of(root: &Descriptor) -> Result<Option<Reference>> {
 pub struct Saved {
     pub record: ImageRecord,
     pub names: Vec<Reference>,
+    /// Only what it is for this platform.
+    pub platform: Option<Platform>,
 }
 
 /// The images that somebody means by these names: a name with a tag is that, a name without is all tags it has, an id is
@@ -140,7 +142,7 @@ pub fn select(store: &Store, texts: &[String]) -> Result<Vec<Saved>> {
             let names = match known {
                 Some(saved) => &mut saved.names,
                 None => {
-                    all.push(Saved { record, names: Vec::new() });
+                    all.push(Saved { record, names: Vec::new(), platform: None });
                     let last = all.len() - 1;
                     &mut all[last].names
                 }
@@ -182,7 +184,11 @@ pub fn save(images: &[Saved], store: &Store, out: &mut dyn Write) -> Result<()> 
     let source = StoreSource::new(store);
     let mut sink = TarSink::new(out)?;
     for image in images {
-        copy(&source, &whole(store, &image.record)?, &image.names, &mut sink)?;
+        let target = match &image.platform {
+            Some(platform) => plain(&store.images().manifest(&image.record, platform)?.2),
+            None => whole(store, &image.record)?,
+        };
+        copy(&source, &target, &image.names, &mut sink)?;
     }
     sink.finish()
 }
