@@ -8,7 +8,15 @@ pub mod build;
 mod builder;
 mod builder_du;
 mod builder_prune;
+mod builds;
+mod builds_inspect;
+mod builds_logs;
+mod builds_ls;
+mod builds_prune;
+mod builds_rm;
 mod buildx;
+mod buildx_history;
+mod buildx_history_refused;
 mod check;
 mod commit;
 mod completion;
@@ -19,6 +27,7 @@ mod cp;
 mod create;
 mod diff;
 mod exec;
+mod explain;
 mod export;
 mod history;
 mod image;
@@ -74,7 +83,7 @@ mod wait;
 
 use std::process::ExitCode;
 
-use rbuild_engine::oci::Reference;
+use rbuild_engine::oci::{Platform, Reference};
 
 use crate::error::CliError;
 
@@ -108,6 +117,7 @@ commands! {
         Attach(attach),
         Build(build),
         Builder(builder),
+        Builds(builds),
         Buildx(buildx),
         Check(check),
         Commit(commit),
@@ -117,6 +127,7 @@ commands! {
         Create(create),
         Diff(diff),
         Exec(exec),
+        Explain(explain),
         Export(export),
         History(history),
         Image(image),
@@ -163,6 +174,11 @@ pub(crate) fn reference(text: &str) -> Result<Reference, CliError> {
 /// A name that somebody wrote, as it is.
 pub(crate) fn reference_untagged(text: &str) -> Result<Reference, CliError> {
     Reference::parse_untagged(text).map_err(|e| CliError::new(crate::terminal::clean_line(&e.to_string())))
+}
+
+/// The value of an option `--platform`.
+pub(crate) fn platform(text: Option<&str>) -> Result<Option<Platform>, CliError> {
+    text.map(Platform::parse).transpose().map_err(|e| CliError::new(e.to_string()))
 }
 
 /// Success, for commands that have nothing else to say.

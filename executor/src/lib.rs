@@ -22,7 +22,7 @@ use rbuild_graph::ops::{FileOp, Network, Op, SourceOp};
 use rbuild_registry::Client;
 use rbuild_runtime::Sandbox;
 use rbuild_runtime::network::Pool;
-use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
+use rbuild_solver::{OpError, OpFactory, RunOp};
 use rbuild_store::{Lease, Store};
 
 pub use ops::unpack::{starts_tar, unpack_into};
@@ -46,7 +46,6 @@ pub struct Executor {
     pub web: Client,
     /// What fetches from git repositories, where it is installed.
     pub git: Option<sources::git::GitOptions>,
-    pub logs: Arc<dyn StepLogs>,
     pub settings: ExecSettings,
 }
 
@@ -61,21 +60,31 @@ pub struct ExecSettings {
     pub allow_insecure: bool,
     /// Processes one step may have at a time.
     pub pids_limit: Option<i64>,
+    /// What one step may use at most. Part of no key: a limit does not say what to make.
+    pub limits: ResourceLimits,
     /// The host's `/etc/resolv.conf`.
     pub resolv_conf: String,
     /// The address that `host-gateway` stands for.
     pub host_gateway: String,
 }
 
-/// Keeps what steps write, whole.
-pub trait StepLogs: Send + Sync {
-    /// The log of one execution. Never fails: a log that cannot be kept is not worth a build.
-    fn open(&self, context: &RunContext) -> Box<dyn StepLog>;
-}
-
-/// The log of one execution.
-pub trait StepLog {
-    fn write(&mut self, stream: LogStream, bytes: &[u8]);
+/// What the processes of one step may use; `None` is no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResourceLimits {
+    /// Bytes.
+    pub memory: Option<i64>,
+    /// Bytes of memory and swap together; -1 is without limit. Not said, it is twice the memory.
+    pub memory_swap: Option<i64>,
+    /// Weight against others; 1024 is usual.
+    pub cpu_shares: Option<u64>,
+    /// Microseconds.
+    pub cpu_period: Option<u64>,
+    /// Microseconds of processor time in each period; -1 is without limit.
+    pub cpu_quota: Option<i64>,
+    /// Processors, such as `0-2,7`.
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes.
+    pub cpuset_mems: Option<String>,
 }
 
 impl Executor {

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use oci_spec::runtime::{LinuxPidsBuilder, PosixRlimitBuilder, PosixRlimitType, Spec, UserBuilder};
+use oci_spec::runtime::{
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, PosixRlimitBuilder, PosixRlimitType, Spec, UserBuilder,
+};
 use rbuild_graph::ops::{ExecOp, ExtraHost, MountKind, Network, Security, Ulimit};
 use rbuild_runtime::{
     CgroupSpec, EtcFiles, Exit, Network as Attach, ProcessSpec, Running, Seccomp, Stdio, Upper, default_spec,
@@ -30,7 +32,7 @@ use super::source::fail;
 use crate::error::ProcessStatus;
 use crate::files::select::Selected;
 use crate::mounts;
-use crate::{Executor, ExecutorError, Value};
+use crate::{Executor, ExecutorError, ResourceLimits, Value};
 
 /// The path of a process whose image names none (BuildKit's default).
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -158,7 +160,7 @@ fn run(
     let mut mounts = mounts::prepare(mounts::Step { executor, op, inputs, workspace, selections, context })?;
     let spec = process_spec(executor, op, &mut mounts, &active, &scratch, context)?;
     let running = executor.sandbox.start(spec).map_err(|error| start_error(op, error))?;
-    let (exit, log_tail) = follow(executor, running, context)?;
+    let (exit, log_tail) = follow(running, context)?;
     drop(mounts);
     scratch.remove();
     let status = status_of(&exit);
@@ -270,6 +272,7 @@ fn process_spec(
         stdio: Stdio::Output,
         cgroup: CgroupSpec { parent: op.cgroup_parent.as_ref().map(PathBuf::from) },
         seccomp: if op.security == Security::Insecure { Seccomp::Unconfined } else { Seccomp::Default },
+        init: false,
     })
 }
 
@@ -336,6 +339,7 @@ fn oci_spec(
         rbuild_runtime::sandbox::set_shm_size(&mut spec, bytes);
     }
     set_limits(&mut spec, &op.ulimits, executor.settings.pids_limit)?;
+    set_resources(&mut spec, &executor.settings.limits)?;
     if op.security == Security::Insecure {
         super::insecure::unconfine(&mut spec)?;
     }
@@ -366,6 +370,28 @@ fn set_limits(spec: &mut Spec, ulimits: &[Ulimit], pids: Option<i64>) -> Result<
     Ok(())
 }
 
+fn set_resources(spec: &mut Spec, limits: &ResourceLimits) -> Result<(), ExecutorError> {
+    if *limits == ResourceLimits::default() {
+        return Ok(());
+    }
+    let bad = |error: oci_spec::OciSpecError| ExecutorError::Invalid(error.to_string());
+    let Some(linux) = spec.linux_mut() else { return Ok(()) };
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    if let Some(bytes) = limits.memory {
+        let swap = limits.memory_swap.unwrap_or(bytes.saturating_mul(2));
+        resources.set_memory(Some(LinuxMemoryBuilder::default().limit(bytes).swap(swap).build().map_err(bad)?));
+    }
+    let mut cpu = LinuxCpuBuilder::default().build().map_err(bad)?;
+    cpu.set_shares(limits.cpu_shares);
+    cpu.set_period(limits.cpu_period);
+    cpu.set_quota(limits.cpu_quota);
+    cpu.set_cpus(limits.cpuset_cpus.clone());
+    cpu.set_mems(limits.cpuset_mems.clone());
+    resources.set_cpu(Some(cpu));
+    linux.set_resources(Some(resources));
+    Ok(())
+}
+
 fn hosts(executor: &Executor, op: &ExecOp, hostname: &str) -> String {
     let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for ExtraHost { host, address } in &op.extra_hosts {
@@ -377,9 +403,8 @@ fn hosts(executor: &Executor, op: &ExecOp, hostname: &str) -> String {
 }
 
 /// Passes on what the process writes until it ends, or nobody waits for it any more.
-fn follow(executor: &Executor, mut running: Running, context: &RunContext) -> Result<(Exit, Vec<u8>), ExecutorError> {
+fn follow(mut running: Running, context: &RunContext) -> Result<(Exit, Vec<u8>), ExecutorError> {
     let mut tail = Vec::new();
-    let mut log = executor.logs.open(context);
     let mut open: Vec<(LogStream, OwnedFd)> = Vec::new();
     open.extend(running.stdout.take().map(|fd| (LogStream::Stdout, fd)));
     open.extend(running.stderr.take().map(|fd| (LogStream::Stderr, fd)));
@@ -404,7 +429,6 @@ fn follow(executor: &Executor, mut running: Running, context: &RunContext) -> Re
             match rustix::io::read(fd.as_fd(), &mut buffer[..]) {
                 Ok(0) => false,
                 Ok(n) => {
-                    log.write(*stream, &buffer[..n]);
                     keep_tail(&mut tail, &buffer[..n]);
                     context.events.log(context.step, *stream, &buffer[..n]);
                     true
