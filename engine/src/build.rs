@@ -5,16 +5,22 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
+use rbuild_executor::sources::git::GitOptions;
 use rbuild_executor::{ContextCopies, ExecSettings, Executor, ExecutorError, Value, brought};
 use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_frontend::{Diagnostic, Lowered, lint};
+use rbuild_graph::Edge;
 use rbuild_graph::ops::Network;
 use rbuild_graph::{BuildGraph, VertexId};
-use rbuild_oci::limits;
-use rbuild_solver::{Build, CacheKey, Events, LogStream, Outcome, SolveError, StepKind};
-use rbuild_store::Lease;
+use rbuild_oci::{Platform, limits};
+use rbuild_solver::{Build, CacheKey, Events, LogStream, Outcome, SolveError, StepId, StepKind};
+use rbuild_store::{Lease, Root};
 
+use crate::attest::materials::{Material, Witness};
+use crate::attest::provenance::{Asked, Evidence, Graph, ProvenanceOptions};
+use crate::attest::{Testimony, sbom};
 use crate::context::{self, Directory, LocalSession};
 use crate::emulation;
 use crate::engine::{Engine, JOBS};
@@ -27,7 +33,7 @@ use crate::history::recording::Recording;
 use crate::layers::LayerHasher;
 use crate::lending::Lending;
 use crate::output::Output;
-use crate::remote;
+use crate::remote::{self, as_step};
 use crate::request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
 use crate::resolve::BaseImages;
 
@@ -60,19 +66,22 @@ impl Engine {
         recording: &Recording,
     ) -> Result<BuildResult, Error> {
         let outputs = results::outputs(&request);
-        results::check(&outputs, request.platforms.len())?;
-        let request = remote::bring(self, request, &lease, &events).await?;
+        results::check(&outputs, &request)?;
+        let mut record = Record::of(&request, &lease);
+        let (request, brought) = remote::bring(self, request, &lease, &events).await?;
+        record.brought(brought.context, brought.materials);
         let inputs = Inputs::load(&request, &lease, &events)?;
         let (file, parsed) = rbuild_frontend::parse(inputs.source.text.as_bytes(), &inputs.source.name);
-        let images = Arc::new(BaseImages::new(self.clone(), lease.clone(), request.pull));
+        let images = Arc::new(BaseImages::new(self.clone(), lease.clone(), request.pull, brought.images));
         let patterns = inputs.ignore.patterns().map(str::to_owned).collect();
         let options = lower_options(&request, patterns);
         let understood = understand(&file, &options, &inputs.source, parsed, &images, &events).await?;
         recording.arguments(&inputs.source.text);
         warn(&events, &understood.warnings);
+        let (git, _agent) = (brought.git, brought.agent);
         let exchange = Exchange::open(self, &request, &lease, &events)?;
-        let job =
-            Job { engine: self, request: &request, lease, events, source: inputs.source.clone(), exchange, recording };
+        let source = inputs.source.clone();
+        let job = Job { engine: self, request: &request, lease, events, source, git, record, exchange, recording };
         let (mut result, advice) = job.run(inputs, understood.lowered, images, &outputs).await?;
         let advice = lint::wanted(&file, &options, advice);
         warn(&job.events, &advice);
@@ -120,9 +129,12 @@ impl Inputs {
         };
         events.finished(step, outcome);
         let loaded = loaded?;
-        let ignore = match &request.context {
-            BuildContext::Unpacked(_) => IgnoreFile::default(),
-            _ => Inputs::ignore_file(&root, loaded.ignore, events)?,
+        let ignore = match (&request.ignore_file, &request.context) {
+            (Some(path), _) => {
+                Inputs::ignore_file(&root, Some(context::read_host_file(path, limits::DOCKERFILE)?), events)?
+            }
+            (None, BuildContext::Unpacked(_)) => IgnoreFile::default(),
+            (None, _) => Inputs::ignore_file(&root, loaded.ignore, events)?,
         };
         let text = String::from_utf8(loaded.text).map_err(|error| {
             let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
@@ -190,6 +202,63 @@ impl Loaded {
     }
 }
 
+/// What is written down for provenance, if anybody wants some.
+struct Record(Option<Recorded>);
+
+struct Recorded {
+    asked: Asked,
+    context: Option<Material>,
+    materials: Vec<Material>,
+    started: SystemTime,
+    build: String,
+}
+
+impl Record {
+    fn of(request: &BuildRequest, lease: &Lease) -> Record {
+        let wanted = request.attestations.provenance.is_some() || request.report.is_some();
+        Record(wanted.then(|| Recorded {
+            asked: Asked::of(request),
+            context: None,
+            materials: Vec::new(),
+            started: SystemTime::now(),
+            build: lease.id().to_string(),
+        }))
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn brought(&mut self, context: Option<Material>, materials: Vec<Material>) {
+        if let Some(recorded) = &mut self.0 {
+            (recorded.context, recorded.materials) = (context, materials);
+        }
+    }
+
+    fn evidence(&self, lowered: &Lowered, witness: &Witness, source: &SourceText) -> Evidence {
+        let roots: Vec<Edge> = lowered.result.into_iter().collect();
+        let vertices = lowered.graph.reachable(&roots);
+        let recorded = self.0.as_ref();
+        let mut materials = witness.materials(&lowered.graph, &vertices);
+        materials
+            .extend(lowered.base.iter().map(|base| Material::image(&base.reference, &base.platform, &base.digest)));
+        materials.extend(recorded.iter().flat_map(|recorded| recorded.materials.clone()));
+        // A date that the caller fixed stands for a result that does not depend on when it was made.
+        let run = recorded.filter(|_| lowered.source_date_epoch.is_none());
+        Evidence {
+            asked: recorded.map(|recorded| recorded.asked.clone()).unwrap_or_default(),
+            context: recorded.and_then(|recorded| recorded.context.clone()),
+            materials,
+            dockerfile: source.clone(),
+            graph: Graph::of(&lowered.graph, lowered.result, &vertices),
+            run: run.map(|recorded| (recorded.build.clone(), recorded.started)),
+        }
+    }
+}
+
+/// Provenance for each platform.
+type Reports = Vec<(Platform, serde_json::Value)>;
+
 /// A build in progress.
 struct Job<'a> {
     engine: &'a Engine,
@@ -199,6 +268,8 @@ struct Job<'a> {
     source: SourceText,
     /// The caches elsewhere, when the request names any.
     exchange: Option<Exchange>,
+    git: Option<GitOptions>,
+    record: Record,
     recording: &'a Recording,
 }
 
@@ -217,11 +288,21 @@ impl Job<'_> {
             match (done, &self.exchange) {
                 (Err(_), Some(exchange)) if exchange.leaves_out_lost() => {}
                 (done, _) => {
-                    let (Exported { image_id, target, names, pushed }, advice) = done?;
+                    let (Exported { image_id, target, names, pushed }, advice, provenance) = done?;
                     let source_text = self.source.clone();
                     let notes = self.exchange.as_ref().map(Exchange::notes).unwrap_or_default();
                     let (build, warnings) = (self.recording.id().to_owned(), Vec::new());
-                    let result = BuildResult { build, image_id, target, names, pushed, warnings, notes, source_text };
+                    let result = BuildResult {
+                        build,
+                        image_id,
+                        target,
+                        names,
+                        pushed,
+                        warnings,
+                        notes,
+                        source_text,
+                        provenance,
+                    };
                     return Ok((result, advice));
                 }
             }
@@ -235,24 +316,39 @@ impl Job<'_> {
         lowered: &[Lowered],
         images: &BaseImages,
         outputs: &[Output],
-    ) -> Result<(Exported, Vec<Diagnostic>), Error> {
+    ) -> Result<(Exported, Vec<Diagnostic>, Reports), Error> {
         let solver = match &self.exchange {
             Some(exchange) => exchange.solver(self.request.jobs.unwrap_or(JOBS))?,
             None => self.engine.solver(self.request.jobs)?,
         };
         let build = solver.build(self.events.clone()).named(self.lease.id().to_string());
         // Where the result is only cached, its files are not needed.
-        let needs_files = outputs.iter().any(|output| !matches!(output, Output::CacheOnly));
+        let needs_files =
+            self.request.attestations.sbom || outputs.iter().any(|output| !matches!(output, Output::CacheOnly));
         let platforms = lowered.iter().map(|lowered| self.platform(lowered, executor, &build, images, needs_files));
         let results = Arc::new(futures::future::try_join_all(platforms).await?);
         let cached: (Vec<_>, Vec<_>) = results.iter().map(|result| result.cached.clone()).unzip();
+        let provenance = self.reports(&results);
         let advice = advice_of(&results);
         let exporter = Exporter { engine: self.engine, lease: &self.lease, events: &self.events, results };
         let exported = exporter.all(outputs).await?;
         if let Some(exchange) = &self.exchange {
             exchange.export(&cached.0.concat(), &cached.1.concat()).await?;
         }
-        Ok((exported, advice))
+        Ok((exported, advice, provenance))
+    }
+
+    /// The provenance that the caller alone wants to see.
+    fn reports(&self, results: &[Built]) -> Reports {
+        let Some(mode) = self.request.report else { return Vec::new() };
+        let usual = ProvenanceOptions { mode, ..ProvenanceOptions::default() };
+        let options = self.request.attestations.provenance.as_ref().unwrap_or(&usual);
+        let options = ProvenanceOptions { mode, ..options.clone() };
+        let of = |built: &Built| {
+            let evidence = built.testimony.evidence.as_ref()?;
+            Some((built.platform.clone(), evidence.predicate(&options, &built.image.manifest.layers)))
+        };
+        results.iter().filter_map(of).collect()
     }
 
     /// Solves what one platform needs and describes its image.
@@ -280,7 +376,10 @@ impl Job<'_> {
         if let Some(exchange) = &self.exchange {
             exchange.want(&steps);
         }
-        let ops = hasher.wrap(executor.factory(), steps);
+        let witness = self.record.is_wanted().then(Witness::default);
+        let factory = executor.factory();
+        let factory = witness.as_ref().map_or(factory.clone(), |witness| witness.wrap(factory));
+        let ops = hasher.wrap(factory, steps);
         let edges: Vec<_> = lowered.result.into_iter().collect();
         let solved = build.solve(graph.clone(), &edges, ops.clone()).await;
         self.recording.keys(&graph, &build.reports(&graph), solved.is_err());
@@ -294,6 +393,7 @@ impl Job<'_> {
         };
         let advice = hasher.settle().await;
         let (files, below, epoch) = (result.snapshot().cloned(), base_layers.len(), lowered.source_date_epoch);
+        let evidence = witness.map(|witness| self.record.evidence(lowered, &witness, &self.source));
         let store = self.engine.store();
         let finished = Finished { store, build, graph: graph.clone(), ops, lowered, base_layers, result, epoch };
         let mut image = finished.describe(self.exchange.is_some()).await?;
@@ -306,13 +406,37 @@ impl Job<'_> {
             }
             None => Default::default(),
         };
-        Ok(Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch, cached, advice })
+        let provenance = self.request.attestations.provenance.clone();
+        let testimony = Testimony { evidence, provenance, packages: None };
+        let platform = lowered.platform.clone();
+        let mut built = Built { platform, image, base_layers: below, files, epoch, cached, testimony, advice };
+        if self.request.attestations.sbom {
+            built = as_step(&self.events, "[internal] list packages for the SBOM", |step| self.scanned(built, step))
+                .await?;
+        }
+        Ok(built)
+    }
+
+    /// The result with the list of its packages.
+    async fn scanned(&self, mut built: Built, step: StepId) -> Result<Built, Error> {
+        let (store, lease) = (self.engine.store().clone(), self.lease.clone());
+        let work = move || {
+            let root = Root::from_fd(built.open(&store, &lease)?).map_err(Error::internal)?;
+            let created = built.image.config.created.clone().unwrap_or_default();
+            let scanned = sbom::scan(&root, &created)?;
+            built.testimony.packages = Some(scanned.document);
+            Ok::<_, Error>((built, scanned.warning))
+        };
+        let (built, warning) = tokio::task::spawn_blocking(work).await.map_err(Error::internal)??;
+        if let Some(warning) = warning {
+            let (message, id) = (warning.to_owned(), Some(step));
+            self.events.send(rbuild_solver::Event::Warning { id, message, span: None, url: None });
+        }
+        Ok(built)
     }
 
     fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
         let id = session_id(&self.lease);
-        // `--ssh default`; the agent of the caller's own shell is for the context the caller names.
-        let agent = self.request.lent.agents.get("default").cloned();
         let indexes = self.engine.store().root().join("contexts");
         let stays = matches!(self.request.context, BuildContext::Directory(_));
         let main = Directory::new(inputs.root, inputs.ignore, stays.then_some(indexes.as_path()));
@@ -326,12 +450,13 @@ impl Job<'_> {
             copies: ContextCopies::default(),
             images,
             web: self.engine.registry()?.clone(),
-            git: self.engine.options().git.clone().map(|git| git.with_agent(agent)),
+            git: self.git.clone(),
             settings: ExecSettings {
                 default_network: self.request.network,
                 allow_host_network: self.request.allow_host_network || self.request.network == Network::Host,
                 allow_insecure: self.request.allow_insecure,
                 pids_limit: Some(PIDS_LIMIT),
+                limits: self.request.limits.clone(),
                 resolv_conf: self.engine.options().resolv_conf.clone(),
                 host_gateway: self.engine.host_gateway(),
             },

@@ -40,11 +40,13 @@ impl Mirrors {
         Ok(Mirrors { mirrors, insecure })
     }
 
-    /// The same, with `host` (`name` or `name:port`) among the registries that need no TLS.
-    #[must_use]
-    pub fn with_insecure(mut self, host: &str) -> Mirrors {
-        self.insecure.push(Insecure::Host(host.to_owned()));
-        self
+    /// The same, where plain HTTP and unproved certificates will also do for `host`.
+    ///
+    /// # Errors
+    /// As [`Mirrors::new`].
+    pub fn believing(mut self, host: &str) -> Result<Mirrors, Error> {
+        self.insecure.push(insecure_host(host)?);
+        Ok(self)
     }
 
     /// The mirrors of docker.io, in order.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use rbuild_oci::{Compression, Descriptor, DiffId, Digest, MediaType, Reference};
-use rbuild_store::layers::compress::DEFAULT_LEVEL;
+use rbuild_store::layers::compress::{DEFAULT_LEVEL, made_with};
 use rbuild_store::{Lease, Store};
 use tokio::sync::mpsc;
 
@@ -32,7 +32,7 @@ impl Default for LayerPacking {
 impl LayerPacking {
     /// The name under which the store remembers a blob that was made so.
     pub fn options(&self) -> String {
-        format!("{:?}:{}", self.compression, self.level).to_ascii_lowercase()
+        made_with(self.compression, self.level)
     }
 
     /// Whether a layer that is known in this form may travel in it.

@@ -289,7 +289,7 @@ fn registry(engine: &Engine, reference: &Reference, insecure: bool) -> Result<Ar
         false => engine.registry()?.clone(),
         true => {
             let mut options = engine.options().registry.clone();
-            options.mirrors = options.mirrors.with_insecure(reference.registry());
+            options.mirrors = options.mirrors.believing(reference.registry())?;
             Client::new(options)?
         }
     };
