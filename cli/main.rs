@@ -26,6 +26,7 @@ mod format;
 mod image_for_run;
 mod lent;
 mod mounts;
+mod network_options;
 mod outputs;
 mod ports;
 mod progress;

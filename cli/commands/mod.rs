@@ -31,6 +31,14 @@ mod load;
 mod login;
 mod logout;
 mod logs;
+mod network;
+mod network_connect;
+mod network_create;
+mod network_disconnect;
+mod network_inspect;
+mod network_ls;
+mod network_prune;
+mod network_rm;
 mod pause;
 mod port;
 mod ps;
@@ -114,6 +122,7 @@ commands! {
         Login(login),
         Logout(logout),
         Logs(logs),
+        Network(network),
         Pause(pause),
         Port(port),
         Ps(ps),

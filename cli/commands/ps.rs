@@ -117,6 +117,9 @@ enum Filter {
     Ancestor(String),
     Volume(String),
     Network(String),
+    /// Published ports, or exposed ones: the first, the last, `tcp` or `udp`.
+    Publish(PortFilter),
+    Expose(PortFilter),
     Before(String),
     Since(String),
 }
@@ -146,9 +149,11 @@ impl Filter {
             "ancestor" => Filter::Ancestor(owned),
             "volume" => Filter::Volume(owned),
             "network" => Filter::Network(owned),
+            "publish" => Filter::Publish(PortFilter::parse(value)?),
+            "expose" => Filter::Expose(PortFilter::parse(value)?),
             "before" => Filter::Before(owned),
             "since" => Filter::Since(owned),
-            other @ ("health" | "publish" | "expose" | "is-task" | "isolation") => {
+            other @ ("health" | "is-task" | "isolation") => {
                 return Err(CliError::new(format!("filter '{other}' is not supported yet")));
             }
             other => return Err(CliError::new(format!("invalid filter '{other}'"))),
@@ -167,6 +172,8 @@ impl Filter {
             Filter::Network(_) => 7,
             Filter::Before(_) => 8,
             Filter::Since(_) => 9,
+            Filter::Publish(_) => 10,
+            Filter::Expose(_) => 11,
         }
     }
 
@@ -191,15 +198,38 @@ impl Filter {
                     matches!(&mount.kind, MountKind::Bind { source, .. } if source.as_os_str() == volume.as_str());
                 named || bound || mount.destination == *volume
             }),
-            Filter::Network(network) => network_name(&container.host.network) == *network,
+            Filter::Network(network) => {
+                let by_id = |id: &str| !network.is_empty() && id.starts_with(network.as_str());
+                networks(seen).contains(network) || container.memberships().iter().any(|m| by_id(&m.network))
+            }
+            Filter::Publish(wanted) => {
+                seen.ports().iter().any(|b| wanted.holds(b.container_port, &b.protocol.to_string()))
+            }
+            Filter::Expose(wanted) => container.config.exposed_ports.keys().any(|text| {
+                let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+                port.parse().is_ok_and(|port| wanted.holds(port, protocol))
+            }),
             Filter::Before(_) | Filter::Since(_) => true,
         })
     }
 }
 
+/// `80`, `80-90`, `80/udp`.
+struct PortFilter(crate::ports::Expose);
+
+impl PortFilter {
+    fn parse(text: &str) -> Result<Self, CliError> {
+        crate::ports::expose(text).map(Self).map_err(|_| CliError::new(format!("invalid filter '{text}'")))
+    }
+
+    fn holds(&self, port: u16, protocol: &str) -> bool {
+        self.0.0.contains(&format!("{port}/{protocol}"))
+    }
+}
+
 fn matches(filters: &[Filter], seen: &Seen, engine: &Engine) -> Result<bool, CliError> {
     const LABEL: usize = 2;
-    for key in 0..10 {
+    for key in 0..12 {
         let mut any = None;
         for filter in filters.iter().filter(|f| f.key() == key) {
             let holds = filter.matches(seen, engine)?;
@@ -303,17 +333,17 @@ fn row(seen: &Seen, args: &Args, images: &mut ImageNames<'_>) -> Row {
         .set("Labels", labels.join(","))
         .set("Mounts", mounts(seen, args.no_trunc))
         .set("LocalVolumes", volumes(seen).to_string())
-        .set("Networks", network_name(&container.host.network));
+        .set("Networks", networks(seen).join(","));
     row.labels.clone_from(container.labels());
     row
 }
 
-fn network_name(mode: &NetworkMode) -> String {
-    match mode {
-        NetworkMode::Bridge => "bridge".into(),
-        NetworkMode::Host => "host".into(),
-        NetworkMode::None => "none".into(),
-        NetworkMode::Container(_) => String::new(),
+/// The names of its networks.
+fn networks(seen: &Seen) -> Vec<String> {
+    match &seen.container.host.network {
+        NetworkMode::Host => vec!["host".into()],
+        NetworkMode::None => vec!["none".into()],
+        _ => seen.container.memberships().into_iter().map(|membership| membership.network_name).collect(),
     }
 }
 

@@ -19,6 +19,7 @@ pub mod images;
 mod layers;
 mod lending;
 mod logs;
+pub mod networks;
 mod output;
 mod remote;
 mod request;

@@ -7,6 +7,7 @@
 
 mod session;
 pub(crate) mod wire;
+mod wiring;
 
 use std::env;
 use std::fs;
@@ -14,8 +15,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio as ChildStdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -24,16 +26,17 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::container::{
-    Attached, Attachment, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, StartFailure, State, connect,
+    Attached, Attachment, Change, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, StartFailure, State, connect,
     socket_address,
 };
 use crate::error::{Error, Result};
 use crate::logs::{LogWriter, rfc3339};
-use crate::network::{Namespace, Published};
+use crate::network::Namespace;
 use crate::passing;
 use crate::sandbox::{NativeSandbox, Sandbox, SandboxOptions, Stdio};
 use session::Session;
 use wire::{Frame, Hello};
+use wiring::Wiring;
 
 /// Argument zero of a monitor.
 const MARKER: &str = "rbuild-monitor";
@@ -136,7 +139,7 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     let directory = spec.directory.clone();
     let mut state = State { connections: spec.connections.clone(), ..State::default() };
     let begun = begin(&spec, namespace);
-    let Begun { session, outputs, listener, published } = match begun {
+    let Begun { session, outputs, listener, wiring } = match begun {
         Ok(begun) => begun,
         Err(error) => {
             let failure = StartFailure::from(&error);
@@ -151,60 +154,85 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     };
     state.started = Some(now());
     state.pid = session.pid();
-    state.ports = published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default();
+    state.ports = wiring.ports();
     let _ = state.write(&directory);
+    let state = Arc::new(Mutex::new(state));
     let _ = Frame::Started { pid: session.pid() }.send(&mut starter);
     session.attach(starter, stdin, output);
-    listen(listener, &session, &spec);
+    let network = Arc::new(Network { wiring, state: Arc::clone(&state) });
+    listen(listener, &session, &spec, &network);
     let ended = match outputs.pump(&session).map_err(|e| Error::system("start a thread", e)) {
         Ok(pumps) => session.finish(pumps),
         Err(error) => Err(error),
     };
-    let ended = ended.unwrap_or_else(|error| {
-        state.error = error.to_string();
-        Ended { status: 255, oom: false }
-    });
-    // Before anybody is told of the end: who starts it again at once finds its ports free.
-    drop(published);
-    state.pid = 0;
-    state.finished = Some(now());
-    state.exit_code = ended.status;
-    state.oom = ended.oom;
-    let _ = state.write(&directory);
+    {
+        let mut state = locked(&state);
+        // Before anybody is told of the end: who starts it again at once finds its ports free.
+        network.wiring.end();
+        let ended = ended.as_ref();
+        state.error = ended.err().map(ToString::to_string).unwrap_or_default();
+        state.pid = 0;
+        state.finished = Some(now());
+        state.exit_code = ended.map_or(LOST.status, |ended| ended.status);
+        state.oom = ended.is_ok_and(|ended| ended.oom);
+        let _ = state.write(&directory);
+    }
     let _ = fs::remove_file(directory.join("socket"));
     at_end(&spec, &note);
     drop(lock);
-    session.tell_end(&ended);
+    session.tell_end(&ended.unwrap_or(LOST));
+}
+
+/// The end of a process that could not be waited for.
+const LOST: Ended = Ended { status: 255, oom: false };
+
+/// The network of the container, and where changes of it are written down.
+struct Network {
+    wiring: Wiring,
+    state: Arc<Mutex<State>>,
+}
+
+impl Network {
+    fn change(&self, change: &Change, directory: &Path) -> Result<()> {
+        let mut state = locked(&self.state);
+        if state.finished.is_some() {
+            return Err(Error::Refused("the container has ended".to_owned()));
+        }
+        let changed = match change {
+            Change::Join(joining) => self.wiring.join(joining, state.pid),
+            Change::Leave { network } => self.wiring.leave(network, state.pid),
+            Change::Rename { from, to } => {
+                self.wiring.rename(from, to);
+                Ok(())
+            }
+        };
+        // Also after a failure, which may have come half-way.
+        state.connections = self.wiring.connections();
+        state.ports = self.wiring.ports();
+        state.write(directory).map_err(|e| Error::system("write the container's state", e))?;
+        changed
+    }
+}
+
+fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Begun {
     session: Arc<Session>,
     outputs: session::Outputs,
     listener: UnixListener,
-    published: Option<Published>,
+    wiring: Wiring,
 }
 
 fn begin(spec: &ContainerSpec, namespace: Option<Namespace>) -> Result<Begun> {
     let listener = bind(spec)?;
     let log = LogWriter::open(&spec.directory.join("log")).map_err(|e| Error::system("open the container's log", e))?;
-    let published = publish(spec)?;
+    let wiring = Wiring::start(spec, namespace.as_ref())?;
     let sandbox = NativeSandbox::new(spec.sandbox_options())?;
     let running = sandbox.start(spec.process_spec(namespace.map(Namespace::into_fd))?)?;
     let (session, outputs) = Session::new(running, Some(log), spec.stdin)?;
-    Ok(Begun { session, outputs, listener, published })
-}
-
-/// Publishes the ports, in docker's words when one is taken.
-fn publish(spec: &ContainerSpec) -> Result<Option<Published>> {
-    let way_out = spec.connections.iter().find(|connection| !connection.endpoint.internal);
-    let Some(connection) = way_out.filter(|_| !spec.publish.is_empty()) else { return Ok(None) };
-    let table = spec.id.get(..12).unwrap_or(&spec.id);
-    Published::open(table, &spec.publish, &connection.endpoint).map(Some).map_err(|error| {
-        Error::Refused(format!(
-            "driver failed programming external connectivity on endpoint {} ({}): {error}",
-            spec.name, connection.endpoint_id
-        ))
-    })
+    Ok(Begun { session, outputs, listener, wiring })
 }
 
 fn bind(spec: &ContainerSpec) -> Result<UnixListener> {
@@ -216,8 +244,9 @@ fn bind(spec: &ContainerSpec) -> Result<UnixListener> {
 
 /// Accepts connections until the process is gone. The thread ends with the process it belongs to: a monitor's `main`
 /// returns, and a command that ran the container itself exits.
-fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec) {
+fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec, network: &Arc<Network>) {
     let session = Arc::downgrade(session);
+    let network = Arc::clone(network);
     let spec = spec.clone();
     let accept = move || {
         for connection in listener.incoming() {
@@ -229,6 +258,13 @@ fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec) 
             match hello {
                 Ok(Some(Frame::Hello(Hello::Attach { stdin, output }))) => session.attach(socket, stdin, output),
                 Ok(Some(Frame::Hello(Hello::Exec(exec)))) => exec_here(&spec, &session, *exec, socket),
+                Ok(Some(Frame::Hello(Hello::Change(change)))) => {
+                    let answer = match network.change(&change, &spec.directory) {
+                        Ok(()) => Frame::Done,
+                        Err(error) => Frame::Failed((&error).into()),
+                    };
+                    let _ = answer.send(&mut socket);
+                }
                 _ => {}
             }
         }
@@ -284,13 +320,30 @@ pub fn exec(options: SandboxOptions, exec: &ExecSpec, pid: i32) -> Result<Attach
 }
 
 /// Has the container's monitor run a process that nobody is attached to.
-pub fn exec_detached(directory: &std::path::Path, exec: ExecSpec) -> Result<std::result::Result<i32, StartFailure>> {
+pub fn exec_detached(directory: &Path, exec: ExecSpec) -> Result<std::result::Result<i32, StartFailure>> {
     let failed = |e: io::Error| Error::system("talk to the container's monitor", e);
     let socket = connect(directory, Hello::Exec(Box::new(exec))).map_err(failed)?;
     match Attachment::new(socket).next_event().map_err(failed)? {
         Some(Attached::Started { pid }) => Ok(Ok(pid)),
         Some(Attached::Failed(failure)) => Ok(Err(failure)),
         _ => Err(Error::Lost("the container ended".to_owned())),
+    }
+}
+
+/// Has the container's monitor change its network; `None` when it does not run.
+pub fn change(directory: &Path, change: Change) -> Result<Option<std::result::Result<(), StartFailure>>> {
+    let failed = |e: io::Error| Error::system("talk to the container's monitor", e);
+    let mut socket = match connect(directory, Hello::Change(change)) {
+        Ok(socket) => socket,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    match Frame::receive(&mut socket).map_err(failed)? {
+        Some(Frame::Done) => Ok(Some(Ok(()))),
+        Some(Frame::Failed(failure)) => Ok(Some(Err(failure))),
+        _ => Ok(None),
     }
 }
 
