@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use rbuild_engine::images::Images;
+use rbuild_engine::oci::Reference;
 use rbuild_engine::registry::{Client, ClientOptions, Mirrors, Proxies, Roots};
 use rbuild_engine::runtime::network::BridgeOptions;
 use rbuild_engine::{Engine, EngineOptions};
@@ -12,6 +13,7 @@ use rbuild_engine::{Engine, EngineOptions};
 use crate::args::Globals;
 use crate::credentials::CredentialStore;
 use crate::error::CliError;
+use crate::manifest_lists::ManifestLists;
 use crate::settings::{DaemonConfig, Settings};
 use crate::terminal::{clean, tell};
 
@@ -75,6 +77,26 @@ impl App {
     pub fn registry_client(&self) -> Result<Client, CliError> {
         let options = self.client_options(&self.settings.daemon_config()?)?;
         Client::new(options).map_err(|e| CliError::new(e.to_string()))
+    }
+
+    /// As [`App::registry_client`]; when `insecure`, the registries of `names` may be spoken to as badly as it takes.
+    ///
+    /// # Errors
+    /// The settings make no client.
+    pub fn client_for(&self, names: &[Reference], insecure: bool) -> Result<Client, CliError> {
+        let mut config = self.settings.daemon_config()?;
+        if insecure {
+            config.insecure_registries.extend(names.iter().map(|name| name.registry().to_owned()));
+        }
+        Client::new(self.client_options(&config)?).map_err(|e| CliError::new(e.to_string()))
+    }
+
+    /// The lists of manifests that the user is making.
+    ///
+    /// # Errors
+    /// There is no place for them.
+    pub fn manifest_lists(&self) -> Result<ManifestLists, CliError> {
+        ManifestLists::new(self.settings.docker_config.as_deref())
     }
 
     /// Docker's credentials, or podman's where docker has none.

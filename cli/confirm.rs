@@ -9,8 +9,20 @@ use crate::error::CliError;
 /// # Errors
 /// Standard input cannot be read.
 pub fn ask(warning: &str) -> Result<bool, CliError> {
+    ask_after(warning, '\n')
+}
+
+/// As [`ask`], the question on the warning's line, as builders have it.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_in_line(warning: &str) -> Result<bool, CliError> {
+    ask_after(warning, ' ')
+}
+
+fn ask_after(warning: &str, gap: char) -> Result<bool, CliError> {
     let mut err = std::io::stderr().lock();
-    write!(err, "{warning}\nAre you sure you want to continue? [y/N] ")?;
+    write!(err, "{warning}{gap}Are you sure you want to continue? [y/N] ")?;
     err.flush()?;
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;

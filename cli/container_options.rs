@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use rbuild_engine::containers::{CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode};
+use rbuild_engine::containers::{
+    CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, RestartPolicy,
+};
 use rbuild_engine::{ExtraHost, Ulimit};
 
 use crate::error::{CliError, exit};
@@ -11,6 +13,7 @@ use crate::mounts;
 use crate::network_options::NetworkOptions;
 use crate::refused::{self, Missing};
 use crate::settings::Settings;
+use crate::supervision::Supervision;
 use crate::values;
 
 /// What kind of container is wanted.
@@ -159,6 +162,8 @@ pub struct ContainerOptions {
     /// Limit of its processes
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", value_parser = values::ulimit)]
     ulimits: Vec<Ulimit>,
+    #[command(flatten)]
+    pub supervision: Supervision,
     /// User, and group, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
@@ -210,6 +215,7 @@ impl ContainerOptions {
             stdin_once: self.interactive && attached,
             stop_signal: self.stop_signal.clone(),
             stop_timeout: self.stop_timeout,
+            healthcheck: self.supervision.healthcheck()?,
             mounts,
             volumes_from: self.volumes_from.clone(),
             expose: self.network.exposed(),
@@ -219,6 +225,9 @@ impl ContainerOptions {
     }
 
     fn host(&self) -> Result<HostSettings, CliError> {
+        if self.rm && self.supervision.restart != RestartPolicy::Never {
+            return Err(CliError::new("conflicting options: cannot specify both --restart and --rm"));
+        }
         let signed = |bytes: Option<u64>| bytes.map(|b| i64::try_from(b).unwrap_or(i64::MAX));
         let mut host = HostSettings {
             auto_remove: self.rm,
@@ -252,6 +261,7 @@ impl ContainerOptions {
             cgroup_parent: self.cgroup_parent.clone(),
             oom_score_adj: self.oom_score_adj,
             devices: self.devices.clone(),
+            restart: self.supervision.restart,
             ..HostSettings::default()
         };
         for option in &self.security_opt {
@@ -425,21 +435,13 @@ impl refused::Table for NotYet {
         Missing::valued("device-write-bps"),
         Missing::valued("device-write-iops"),
         Missing::valued("gpus"),
-        Missing::valued("health-cmd"),
-        Missing::valued("health-interval"),
-        Missing::valued("health-retries"),
-        Missing::valued("health-start-interval"),
-        Missing::valued("health-start-period"),
-        Missing::valued("health-timeout"),
         Missing::switch("init"),
-        Missing::valued("isolation"),
+        Missing::valued("isolation").harmless("default"),
         Missing::valued("link-local-ip"),
         Missing::valued("log-driver"),
         Missing::valued("log-opt"),
         Missing::valued("memory-swappiness"),
-        Missing::switch("no-healthcheck"),
         Missing::switch("oom-kill-disable"),
-        Missing::valued("restart").harmless("no"),
         Missing::valued("runtime"),
         Missing::valued("storage-opt"),
         Missing::switch("use-api-socket"),

@@ -59,6 +59,10 @@ pub fn warnings(found: &[Diagnostic]) -> String {
         let rule = warning.rule.map(|rule| format!("{rule}: ")).unwrap_or_default();
         let place = warning.span.map(|span| format!(" (line {})", span.line)).unwrap_or_default();
         text.push_str(&format!(" - {rule}{}{place}\n", clean_line(&warning.message)));
+        // A rule with a page explains itself there.
+        if warning.url.is_none() {
+            text.extend(warning.hints.iter().map(|hint| format!("   hint: {}\n", clean_line(hint))));
+        }
     }
     text
 }

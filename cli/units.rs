@@ -92,34 +92,58 @@ pub fn rfc3339(then: SystemTime) -> String {
     text
 }
 
+/// Go's durations: `300ms`, `1.5h`, `2h45m`.
+pub fn duration(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let seconds = match &rest[..unit] {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        rest = &rest[unit..];
+        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
+    }
+    (!text.is_empty()).then_some(total)
+}
+
 /// The time that an `until` filter names: a Go duration before `now` (`1h30m`) or a timestamp (RFC 3339).
 pub fn time_before(text: &str, now: SystemTime) -> Option<SystemTime> {
     if let Ok(time) = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339) {
         return Some(time.into());
     }
-    let (mut rest, mut seconds) = (text, 0.0);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, after) = rest.split_at(digits);
-        let unit = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
-        let (unit, after) = after.split_at(unit);
-        let scale = match unit {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 0.001,
-            _ => return None,
-        };
-        seconds += number.parse::<f64>().ok()? * scale;
-        rest = after;
-    }
-    let before = Duration::try_from_secs_f64(seconds).ok().filter(|_| !text.is_empty())?;
+    let before = duration(text)?;
     now.checked_sub(before)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, want) in [
+            ("10s", Some(10_000)),
+            ("1h30m", Some(5_400_000)),
+            ("1.5h", Some(5_400_000)),
+            ("300ms", Some(300)),
+            ("", None),
+            ("10", None),
+            ("s", None),
+            ("10x", None),
+        ] {
+            assert_eq!(duration(text), want.map(Duration::from_millis), "{text}");
+        }
+    }
 
     #[test]
     fn times_before_now() {

@@ -15,6 +15,7 @@ commands! {
     /// What stands after `rbuild builder`.
     BuilderCommand {
         Build(build),
+        Du(builder_du),
         Prune(builder_prune),
     }
 }

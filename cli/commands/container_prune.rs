@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use rbuild_engine::containers::{Removal, Status};
+use rbuild_engine::containers::Removal;
 
 use super::DONE;
 use crate::app::App;
@@ -31,7 +31,7 @@ pub fn prune(app: &App) -> Result<(String, u64), CliError> {
     let containers = app.engine()?.containers();
     let (mut names, mut bytes) = (Vec::new(), 0);
     for seen in containers.list()? {
-        if matches!(seen.status, Status::Running | Status::Paused) {
+        if seen.status.is_alive() {
             continue;
         }
         let size = containers.layer_size(&seen.container);

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use rbuild_engine::containers::{Container, Containers};
+use rbuild_engine::containers::{Container, ContainerLock, Containers};
 
 use crate::app::App;
 use crate::container_options::{ContainerOptions, NotYet, engine_error};
@@ -24,7 +24,7 @@ pub struct Args {
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     args.refused.check().map_err(engine_error)?;
-    let (_, container) = made(app, &args.options, &args.words, true).await.map_err(engine_error)?;
+    let (_, container, _) = made(app, &args.options, &args.words, true).await.map_err(engine_error)?;
     app.print(&format!("{}\n", container.id))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -38,7 +38,7 @@ pub async fn made(
     options: &ContainerOptions,
     words: &[String],
     attached: bool,
-) -> Result<(Containers, Container), CliError> {
+) -> Result<(Containers, Container, ContainerLock), CliError> {
     let request = options.request(words, &app.settings, attached)?;
     if options.network.publishes_in_vain() {
         app.tell("WARNING: Published ports are discarded when using host network mode");
@@ -46,7 +46,7 @@ pub async fn made(
     options.check_cidfile()?;
     ensure_image(app, options, &request.image).await?;
     let containers = app.engine()?.containers();
-    let container = containers.create(&request)?;
+    let (container, lock) = containers.create_to_start(&request)?;
     options.write_cidfile(&container.id)?;
-    Ok((containers, container))
+    Ok((containers, container, lock))
 }

@@ -80,7 +80,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
 
 /// Repository, tag and digest of each line that an image takes: a line for each tag, and for each repository where only
 /// a digest is known.
-fn lines(image: &Image, digests: bool) -> Vec<(String, String, String)> {
+pub(super) fn lines(image: &Image, digests: bool) -> Vec<(String, String, String)> {
     let mut repositories: BTreeMap<String, (Vec<&Reference>, Vec<&Reference>)> = BTreeMap::new();
     for name in &image.tags {
         repositories.entry(name.familiar_name()).or_default().0.push(name);
@@ -111,7 +111,8 @@ fn lines(image: &Image, digests: bool) -> Vec<(String, String, String)> {
     lines
 }
 
-fn row(image: &Image, size: u64, repository: String, tag: String, digest: String, no_trunc: bool) -> Row {
+/// The cells of a line.
+pub(super) fn row(image: &Image, size: u64, repository: String, tag: String, digest: String, no_trunc: bool) -> Row {
     let id = if no_trunc { image.id.0.to_string() } else { image.id.0.short().to_owned() };
     let created = image.created.unwrap_or(SystemTime::UNIX_EPOCH);
     Row { labels: image.config.config.labels.clone(), ..Row::default() }

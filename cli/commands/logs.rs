@@ -4,11 +4,12 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use rbuild_engine::containers::{Containers, Entry, LogReader, Seen, Status, Stream};
+use rbuild_engine::containers::{Containers, Entry, LogReader, Seen, Stream};
 
 use super::DONE;
 use crate::app::App;
 use crate::error::CliError;
+use crate::units;
 
 /// Show what a container has written
 #[derive(Debug, clap::Args)]
@@ -60,7 +61,7 @@ async fn wait_for_log(args: &Args, containers: &Containers, mut seen: Seen) -> R
 }
 
 async fn follow(args: &Args, containers: &Containers, seen: Seen, log: &mut LogReader) -> Result<(), CliError> {
-    let mut alive = matches!(seen.status, Status::Running | Status::Paused);
+    let mut alive = seen.status.is_alive();
     loop {
         let mut shown = false;
         while let Some(entry) = log.next_entry()? {
@@ -82,7 +83,7 @@ async fn follow(args: &Args, containers: &Containers, seen: Seen, log: &mut LogR
         }
         // Asked before the next look at the log: what came before the end is then in it.
         alive = match containers.find(&seen.container.id) {
-            Ok(now) => matches!(now.status, Status::Running | Status::Paused),
+            Ok(now) => now.status.is_alive(),
             // Removed meanwhile; the open file still has its last words.
             Err(_) => false,
         };
@@ -107,7 +108,7 @@ fn show(args: &Args, entry: &Entry) -> Result<(), CliError> {
 fn point_in_time(text: &str) -> Result<SystemTime, String> {
     use time::format_description::well_known::Rfc3339;
     let wrong = || format!("failed to parse value as time or duration: \"{text}\"");
-    if let Some(ago) = duration(text) {
+    if let Some(ago) = units::duration(text) {
         return SystemTime::now().checked_sub(ago).ok_or_else(wrong);
     }
     if let Ok(seconds) = text.parse::<f64>() {
@@ -123,49 +124,9 @@ fn point_in_time(text: &str) -> Result<SystemTime, String> {
     parsed.map(SystemTime::from).ok_or_else(wrong)
 }
 
-/// Go's durations: `300ms`, `1.5h`, `2h45m`.
-fn duration(text: &str) -> Option<Duration> {
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let seconds = match &rest[..unit] {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        rest = &rest[unit..];
-        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
-    }
-    (!text.is_empty()).then_some(total)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations() {
-        for (text, want) in [
-            ("10s", Some(10_000)),
-            ("1h30m", Some(5_400_000)),
-            ("1.5h", Some(5_400_000)),
-            ("300ms", Some(300)),
-            ("", None),
-            ("10", None),
-            ("s", None),
-            ("10x", None),
-        ] {
-            assert_eq!(duration(text), want.map(Duration::from_millis), "{text}");
-        }
-    }
 
     #[test]
     fn points_in_time() {

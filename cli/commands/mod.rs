@@ -6,7 +6,9 @@
 mod attach;
 pub mod build;
 mod builder;
+mod builder_du;
 mod builder_prune;
+mod buildx;
 mod check;
 mod commit;
 mod completion;
@@ -23,6 +25,9 @@ mod image;
 mod image_inspect;
 mod image_prune;
 mod images;
+mod imagetools;
+mod imagetools_create;
+mod imagetools_inspect;
 mod import;
 mod info;
 mod inspect;
@@ -31,6 +36,12 @@ mod load;
 mod login;
 mod logout;
 mod logs;
+mod manifest;
+mod manifest_annotate;
+mod manifest_create;
+mod manifest_inspect;
+mod manifest_push;
+mod manifest_rm;
 mod network;
 mod network_connect;
 mod network_create;
@@ -44,12 +55,15 @@ mod port;
 mod ps;
 mod pull;
 mod push;
+mod registry;
+mod registry_serve;
 mod rename;
 mod restart;
 mod rm;
 mod rmi;
 mod run;
 mod save;
+mod search;
 mod start;
 mod stop;
 mod system;
@@ -102,6 +116,7 @@ commands! {
         Attach(attach),
         Build(build),
         Builder(builder),
+        Buildx(buildx),
         Check(check),
         Commit(commit),
         Completion(completion),
@@ -114,6 +129,7 @@ commands! {
         History(history),
         Image(image),
         Images(images),
+        Imagetools(imagetools),
         Import(import),
         Info(info),
         Inspect(inspect),
@@ -122,18 +138,21 @@ commands! {
         Login(login),
         Logout(logout),
         Logs(logs),
+        Manifest(manifest),
         Network(network),
         Pause(pause),
         Port(port),
         Ps(ps),
         Pull(pull),
         Push(push),
+        Registry(registry),
         Rename(rename),
         Restart(restart),
         Rm(rm),
         Rmi(rmi),
         Run(run),
         Save(save),
+        Search(search),
         Start(start),
         Stop(stop),
         System(system),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use rbuild_engine::Engine;
-use rbuild_engine::containers::{Containers, MountKind, NetworkMode, Seen, Status};
+use rbuild_engine::containers::{Containers, HealthStatus, MountKind, NetworkMode, Seen, Status};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -78,7 +78,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let rows: Vec<Row> = chosen
         .iter()
         .map(|seen| {
-            let row = row(seen, &args, &mut images);
+            let row = row(seen, args.no_trunc, &mut images);
             if wants_size { row.set("Size", size(seen, &containers, engine)) } else { row }
         })
         .collect();
@@ -90,6 +90,20 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     DONE
 }
 
+/// Every container, with what it has written: for `system df -v`.
+///
+/// # Errors
+/// The store cannot be read.
+pub(super) fn all_with_sizes(engine: &Engine) -> Result<Vec<Row>, CliError> {
+    let containers = engine.containers();
+    let mut images = ImageNames { engine, known: BTreeMap::new() };
+    let rows = containers.list()?.into_iter().map(|seen| {
+        let size = units::short_size(containers.layer_size(&seen.container));
+        row(&seen, false, &mut images).set("Size", size)
+    });
+    Ok(rows.collect())
+}
+
 fn chosen(args: &Args, engine: &Engine, containers: &Containers, filters: &[Filter]) -> Result<Vec<Seen>, CliError> {
     let last = if args.latest { Some(1) } else { args.last.filter(|n| *n >= 0).and_then(|n| usize::try_from(n).ok()) };
     let by_status = filters.iter().any(|f| matches!(f, Filter::Status(_) | Filter::Exited(_)));
@@ -98,7 +112,7 @@ fn chosen(args: &Args, engine: &Engine, containers: &Containers, filters: &[Filt
     let bounds = Bounds::of(filters, &everything)?;
     let mut chosen = Vec::new();
     for seen in everything {
-        let runs = matches!(seen.status, Status::Running | Status::Paused);
+        let runs = seen.status.is_alive();
         if (all || runs) && bounds.hold(&seen) && matches(filters, &seen, engine)? {
             chosen.push(seen);
         }
@@ -122,6 +136,7 @@ enum Filter {
     Expose(PortFilter),
     Before(String),
     Since(String),
+    Health(String),
 }
 
 impl Filter {
@@ -153,7 +168,11 @@ impl Filter {
             "expose" => Filter::Expose(PortFilter::parse(value)?),
             "before" => Filter::Before(owned),
             "since" => Filter::Since(owned),
-            other @ ("health" | "is-task" | "isolation") => {
+            "health" => match value {
+                "starting" | "healthy" | "unhealthy" | "none" => Filter::Health(owned),
+                _ => return Err(CliError::new(format!("invalid filter 'health={value}'"))),
+            },
+            other @ ("is-task" | "isolation") => {
                 return Err(CliError::new(format!("filter '{other}' is not supported yet")));
             }
             other => return Err(CliError::new(format!("invalid filter '{other}'"))),
@@ -174,6 +193,7 @@ impl Filter {
             Filter::Since(_) => 9,
             Filter::Publish(_) => 10,
             Filter::Expose(_) => 11,
+            Filter::Health(_) => 12,
         }
     }
 
@@ -209,6 +229,10 @@ impl Filter {
                 let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
                 port.parse().is_ok_and(|port| wanted.holds(port, protocol))
             }),
+            Filter::Health(wanted) => {
+                let health = seen.state.health.as_ref().filter(|_| seen.status.is_alive());
+                health.map_or("none", |health| health.status.as_str()) == wanted
+            }
             Filter::Before(_) | Filter::Since(_) => true,
         })
     }
@@ -229,7 +253,7 @@ impl PortFilter {
 
 fn matches(filters: &[Filter], seen: &Seen, engine: &Engine) -> Result<bool, CliError> {
     const LABEL: usize = 2;
-    for key in 0..12 {
+    for key in 0..=12 {
         let mut any = None;
         for filter in filters.iter().filter(|f| f.key() == key) {
             let holds = filter.matches(seen, engine)?;
@@ -315,15 +339,15 @@ impl ImageNames<'_> {
     }
 }
 
-fn row(seen: &Seen, args: &Args, images: &mut ImageNames<'_>) -> Row {
+fn row(seen: &Seen, no_trunc: bool, images: &mut ImageNames<'_>) -> Row {
     let container = &seen.container;
     let now = SystemTime::now();
-    let id = if args.no_trunc { container.id.as_str() } else { container.short_id() };
+    let id = if no_trunc { container.id.as_str() } else { container.short_id() };
     let labels: Vec<String> = container.labels().iter().map(|(k, v)| format!("{k}={v}")).collect();
     let mut row = Row::default()
         .set("ID", id)
         .set("Image", images.of(seen))
-        .set("Command", quoted(&command(&container.args(), args.no_trunc)))
+        .set("Command", quoted(&command(&container.args(), no_trunc)))
         .set("CreatedAt", units::timestamp(container.created_at()))
         .set("RunningFor", units::ago(container.created_at(), now))
         .set("Ports", seen.ports_column())
@@ -331,7 +355,7 @@ fn row(seen: &Seen, args: &Args, images: &mut ImageNames<'_>) -> Row {
         .set("Status", status(seen, now))
         .set("Names", container.name.as_str())
         .set("Labels", labels.join(","))
-        .set("Mounts", mounts(seen, args.no_trunc))
+        .set("Mounts", mounts(seen, no_trunc))
         .set("LocalVolumes", volumes(seen).to_string())
         .set("Networks", networks(seen).join(","));
     row.labels.clone_from(container.labels());
@@ -404,7 +428,12 @@ fn status(seen: &Seen, now: SystemTime) -> String {
     };
     match seen.status {
         Status::Created => "Created".into(),
-        Status::Running => format!("Up {}", since(&seen.state.started)),
+        Status::Running => match seen.state.health.as_ref().map(|health| health.status) {
+            None => format!("Up {}", since(&seen.state.started)),
+            Some(HealthStatus::Starting) => format!("Up {} (health: starting)", since(&seen.state.started)),
+            Some(health) => format!("Up {} ({})", since(&seen.state.started), health.as_str()),
+        },
+        Status::Restarting => format!("Restarting ({}) {} ago", seen.state.exit_code, since(&seen.state.finished)),
         Status::Paused => format!("Up {} (Paused)", since(&seen.state.started)),
         Status::Exited => {
             let at = if seen.state.finished.is_some() { &seen.state.finished } else { &seen.state.started };

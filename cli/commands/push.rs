@@ -19,7 +19,7 @@ pub struct Args {
     /// All tags of the repository
     #[arg(short, long)]
     all_tags: bool,
-    /// The image of this platform, where there are several
+    /// The image of this platform only, where there are several
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
     /// Print the name only
@@ -28,10 +28,8 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
-    let platform = match &args.platform {
-        Some(text) => Platform::parse(text).map_err(|e| CliError::new(e.to_string()))?,
-        None => Platform::host(),
-    };
+    let platform = args.platform.as_deref().map(Platform::parse).transpose();
+    let platform = platform.map_err(|e| CliError::new(e.to_string()))?;
     let asked = reference_untagged(&args.name)?;
     if asked.digest().is_some() {
         return Err(CliError::new("cannot push a digest reference"));
@@ -58,7 +56,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     }
     for name in &names {
         let told = Transfer::new(app, args.quiet);
-        let pushed = images.push(name, &platform, &|progress| told.tell(progress)).await;
+        let pushed = images.push(name, platform.as_ref(), &|progress| told.tell(progress)).await;
         drop(told);
         let pushed = pushed?;
         if !args.quiet {

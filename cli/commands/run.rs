@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use rbuild_engine::Kind;
-use rbuild_engine::containers::StartRequest;
+use rbuild_engine::containers::{RestartPolicy, StartRequest};
 
 use super::create::made;
 use crate::app::App;
@@ -55,20 +55,20 @@ async fn run_container(args: &Args, app: &App) -> Result<ExitCode, CliError> {
     if !args.detach {
         check_tty(options.interactive, options.tty)?;
     }
-    let (containers, container) = made(app, options, &args.words, !args.detach).await?;
+    let (containers, container, lock) = made(app, options, &args.words, !args.detach).await?;
     let attached = !args.detach;
     let request = StartRequest {
         stdin: attached && options.interactive,
         output: attached,
         // With a terminal the user may leave it running, so somebody else must look after it.
-        here: attached && !options.tty,
+        here: attached && !options.tty && options.supervision.restart == RestartPolicy::Never,
         size: terminal_size(),
     };
-    let attachment = containers.start(&container, &request).map_err(start_error)?;
-    let Some(attachment) = attachment.filter(|_| attached) else {
+    let attachment = containers.start_held(&container, &request, lock).map_err(start_error)?;
+    if !attached {
         app.print(&format!("{}\n", container.id))?;
         return Ok(ExitCode::SUCCESS);
-    };
+    }
     let follow_options = Follow {
         stdin: request.stdin,
         tty: options.tty,

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use rbuild_engine::images::ImageFilter;
+use rbuild_engine::usage::prune::CachePrune;
 
 use super::{DONE, image_prune, network_prune};
 use crate::app::App;
@@ -41,7 +42,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     }
     let images = app.images()?.prune(args.all, &ImageFilter::default())?;
     text.push_str(&image_prune::deleted(&images.removed));
-    let cache = app.engine()?.prune_cache(None)?;
+    let cache = app.engine()?.prune_cache(&CachePrune { all: args.all, ..CachePrune::default() })?;
     if !cache.records.is_empty() {
         let keys: String = cache.records.iter().map(|key| format!("{key}\n")).collect();
         text.push_str(&format!("Deleted build cache objects:\n{keys}\n"));
@@ -60,7 +61,7 @@ fn warning(args: &Args) -> String {
         true => "all images without at least one container associated to them",
         false => "all dangling images",
     });
-    lines.push("all build cache");
+    lines.push(if args.all { "all build cache" } else { "unused build cache" });
     let lines: Vec<String> = lines.into_iter().map(|line| format!("  - {line}")).collect();
     format!("WARNING! This will remove:\n{}\n", lines.join("\n"))
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rbuild_executor::{ContextCopies, ExecSettings, Executor, ExecutorError, Value};
 use rbuild_frontend::ignore::IgnoreFile;
-use rbuild_frontend::{Diagnostic, Lowered};
+use rbuild_frontend::{Diagnostic, Lowered, lint};
 use rbuild_graph::ops::Network;
 use rbuild_oci::limits;
 use rbuild_solver::{Build, Events, LogStream, Outcome, SolveError, StepKind};
@@ -51,16 +51,25 @@ impl Engine {
         let patterns = inputs.ignore.patterns().map(str::to_owned).collect();
         let options = lower_options(&request, patterns);
         let understood = understand(&file, &options, &inputs.source, parsed, &images, &events).await?;
-        for warning in understood.warnings.iter().filter(|diagnostic| !diagnostic.is_error()) {
-            events.send(rbuild_solver::Event::Warning {
-                id: None,
-                message: warning.message.clone(),
-                span: warning.span,
-                url: warning.url.map(str::to_owned),
-            });
-        }
+        warn(&events, &understood.warnings);
         let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone() };
-        job.run(inputs, understood.lowered, understood.warnings, images, &outputs).await
+        let (mut result, advice) = job.run(inputs, understood.lowered, images, &outputs).await?;
+        let advice = lint::wanted(&file, &options, advice);
+        warn(&job.events, &advice);
+        result.warnings = understood.warnings;
+        result.warnings.extend(advice);
+        Ok(result)
+    }
+}
+
+fn warn(events: &Events, warnings: &[Diagnostic]) {
+    for warning in warnings.iter().filter(|diagnostic| !diagnostic.is_error()) {
+        events.send(rbuild_solver::Event::Warning {
+            id: None,
+            message: warning.message.clone(),
+            span: warning.span,
+            url: warning.url.map(str::to_owned),
+        });
     }
 }
 
@@ -171,22 +180,24 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// The result, still without warnings, and what there is to advise about its layers.
     async fn run(
         &self,
         inputs: Inputs,
         lowered: Vec<Lowered>,
-        warnings: Vec<Diagnostic>,
         images: Arc<BaseImages>,
         outputs: &[Output],
-    ) -> Result<BuildResult, Error> {
+    ) -> Result<(BuildResult, Vec<Diagnostic>), Error> {
         let executor = Arc::new(self.executor(inputs, images.clone())?);
         let build =
             self.engine.solver(self.request.jobs)?.build(self.events.clone()).named(self.lease.id().to_string());
         let platforms = lowered.iter().map(|lowered| self.platform(lowered, &executor, &build, &images));
         let results = Arc::new(futures::future::try_join_all(platforms).await?);
+        let advice = advice_of(&results);
         let exporter = Exporter { engine: self.engine, lease: &self.lease, events: &self.events, results };
         let Exported { image_id, target, names, pushed } = exporter.all(outputs).await?;
-        Ok(BuildResult { image_id, target, names, pushed, warnings, source_text: self.source.clone() })
+        let source_text = self.source.clone();
+        Ok((BuildResult { image_id, target, names, pushed, warnings: Vec::new(), source_text }, advice))
     }
 
     /// Solves what one platform needs and describes its image.
@@ -197,7 +208,11 @@ impl Job<'_> {
         build: &Build<Value>,
         images: &BaseImages,
     ) -> Result<Built, Error> {
-        let hasher = LayerHasher::new(self.engine.store().clone());
+        let base_layers = match &lowered.base {
+            Some(base) => images.layers(&base.reference, &base.platform).await?,
+            None => Vec::new(),
+        };
+        let hasher = LayerHasher::new(self.engine.store().clone(), base_layers.len());
         let graph = Arc::new(lowered.graph.clone());
         emulation::check(&graph)?;
         let steps: HashSet<String> = lowered
@@ -213,15 +228,11 @@ impl Job<'_> {
             Ok(solved) => solved.into_iter().next().map_or(Value::Scratch, |solved| solved.value),
             Err(error) => return Err(failure(error, Some(&self.source))),
         };
-        hasher.settle().await;
-        let base_layers = match &lowered.base {
-            Some(base) => images.layers(&base.reference, &base.platform).await?,
-            None => Vec::new(),
-        };
+        let advice = hasher.settle().await;
         let (files, below, epoch) = (result.snapshot().cloned(), base_layers.len(), lowered.source_date_epoch);
         let finished = Finished { store: self.engine.store(), build, graph, ops, lowered, base_layers, result, epoch };
         let image = finished.describe().await?;
-        Ok(Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch })
+        Ok(Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch, advice })
     }
 
     fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
@@ -254,6 +265,20 @@ impl Job<'_> {
             },
         })
     }
+}
+
+/// What there is to say about all layers, in the order of the file. Platforms differ in bytes and hardly in what is to
+/// be done, so the first that has something to say of a step by a rule speaks for all.
+fn advice_of(results: &[Built]) -> Vec<Diagnostic> {
+    let mut advice: Vec<Diagnostic> = Vec::new();
+    for built in results {
+        let is_new =
+            |found: &&Diagnostic| !advice.iter().any(|said| (said.span, said.rule) == (found.span, found.rule));
+        let new: Vec<Diagnostic> = built.advice.iter().filter(is_new).cloned().collect();
+        advice.extend(new);
+    }
+    advice.sort_by_key(|found| found.span.map_or(usize::MAX, |span| span.start));
+    advice
 }
 
 /// Unique among the builds of all processes: a lease's id, and a count for several builds under one lease.

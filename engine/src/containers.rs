@@ -11,6 +11,7 @@ mod copy;
 mod create;
 mod etc;
 mod exec;
+mod health;
 mod inspect;
 mod lifecycle;
 mod names;
@@ -45,7 +46,10 @@ pub use request::{
 };
 pub use start::{StartRequest, helper_main};
 
-pub use rbuild_runtime::container::{Attached, AttachedInput, Attachment, Ended, StartFailure, State};
+pub use rbuild_oci::Healthcheck;
+pub use rbuild_runtime::container::{
+    Attached, AttachedInput, Attachment, ContainerLock, Ended, Health, HealthStatus, RestartPolicy, StartFailure, State,
+};
 pub use rbuild_runtime::logs::{Entry, LogReader, Stream};
 
 use crate::error::{Error, Kind};

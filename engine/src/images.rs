@@ -185,14 +185,14 @@ impl Images {
         Ok(tags)
     }
 
-    /// Sends the image of this name to its registry, and notes the digest it has there.
+    /// Sends the image of this name to its registry (all platforms that are here, unless one is named), and notes the digest it has there.
     ///
     /// # Errors
     /// No image of this name; the registry's, in its words.
     pub async fn push(
         &self,
         reference: &Reference,
-        platform: &Platform,
+        platform: Option<&Platform>,
         progress: ProgressSink<'_>,
     ) -> Result<Pushed, Error> {
         let Some(image) = self.store.images().get(reference)? else {

@@ -1,7 +1,8 @@
 //! Computes layers while the build goes on.
 //!
 //! The DiffId of a layer is a hash of a canonical tar, and nobody needs it before the image is described. So as soon as
-//! a step of the final image has run, its layer is hashed on another thread; when the last step ends, most are done.
+//! a step of the final image has run, its layer is hashed on another thread; when the last step ends, most are done. What
+//! there is to advise about the layer is found on the way.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,21 +10,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rbuild_executor::Value;
-use rbuild_graph::Vertex;
+use rbuild_frontend::Diagnostic;
+use rbuild_graph::{Span, Vertex};
 use rbuild_solver::{InputContent, KeySpec, OpError, OpFactory, Ran, RunContext, RunOp};
 use rbuild_store::Store;
 use tokio::task::JoinHandle;
+
+use crate::advice;
 
 /// Hashes layers behind the build's back.
 #[derive(Clone)]
 pub(crate) struct LayerHasher {
     store: Store,
-    pending: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    /// Layers of the image under the result.
+    base: usize,
+    pending: Arc<Mutex<Vec<JoinHandle<Vec<Diagnostic>>>>>,
 }
 
 impl LayerHasher {
-    pub(crate) fn new(store: Store) -> LayerHasher {
-        LayerHasher { store, pending: Arc::default() }
+    pub(crate) fn new(store: Store, base: usize) -> LayerHasher {
+        LayerHasher { store, base, pending: Arc::default() }
     }
 
     /// A factory whose operations, if their step is named in `wanted`, have their layers hashed once they ran.
@@ -34,33 +40,38 @@ impl LayerHasher {
             if !wanted.contains(&vertex.meta.name) {
                 return Ok(inner);
             }
-            Ok(Arc::new(Hashed { inner, hasher: hasher.clone() }) as Arc<dyn RunOp<Value>>)
+            Ok(Arc::new(Hashed { inner, hasher: hasher.clone(), span: vertex.meta.span }) as Arc<dyn RunOp<Value>>)
         })
     }
 
-    fn start(&self, value: &Value) {
+    fn start(&self, value: &Value, span: Option<Span>) {
         let Some(snapshot) = value.snapshot().cloned() else { return };
-        let store = self.store.clone();
+        let (store, base) = (self.store.clone(), self.base);
         let work = move || {
             if let Err(error) = store.layers().diff(snapshot.id()) {
                 // Whoever needs the layer asks again and reports it.
                 tracing::debug!(%error, "a layer was not hashed ahead");
             }
+            advice::of_layer(&store, snapshot.id(), base, span).unwrap_or_else(|error| {
+                tracing::debug!(%error, "a layer was not looked into");
+                Vec::new()
+            })
         };
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending.push(tokio::task::spawn_blocking(work));
     }
 
-    /// Waits for what is under way.
-    pub(crate) async fn settle(&self) {
+    /// Waits for what is under way; gives what there is to say about the layers.
+    pub(crate) async fn settle(&self) -> Vec<Diagnostic> {
         let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
-        futures::future::join_all(pending).await;
+        futures::future::join_all(pending).await.into_iter().filter_map(Result::ok).flatten().collect()
     }
 }
 
 struct Hashed {
     inner: Arc<dyn RunOp<Value>>,
     hasher: LayerHasher,
+    span: Option<Span>,
 }
 
 impl RunOp<Value> for Hashed {
@@ -76,7 +87,7 @@ impl RunOp<Value> for Hashed {
         async move {
             let ran = self.inner.run(inputs, context).await?;
             if let Some(output) = ran.outputs.first() {
-                self.hasher.start(output);
+                self.hasher.start(output, self.span);
             }
             Ok(ran)
         }

@@ -6,6 +6,7 @@
 //! The engine is made of explicit parts: it reads no environment, prints nothing and starts no async runtime. Dropping
 //! a future cancels what it does.
 
+mod advice;
 mod build;
 pub mod containers;
 mod context;

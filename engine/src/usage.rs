@@ -1,15 +1,19 @@
 //! What takes room, and what of it could go.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
+pub mod cache;
+pub mod filter;
+pub mod ledger;
+pub mod prune;
+
+use std::collections::BTreeMap;
 
 use rbuild_oci::ChainId;
-use rbuild_store::{CollectOptions, Collected, Records, Root, SnapshotId, StoreError};
+use rbuild_store::Root;
 
-use crate::containers::{Status, content_size};
+use crate::containers::{MountKind, MountPoint, content_size};
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::images::ImageFilter;
+use crate::images::{Image, ImageFilter};
 
 /// How many things of a kind there are, and their size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,8 +33,28 @@ pub struct DiskUsage {
     pub images: Usage,
     pub containers: Usage,
     pub volumes: Usage,
-    /// Results of steps that no image consists of.
+    /// Results of steps, cache mounts, indexes; what images have too counts there.
     pub cache: Usage,
+}
+
+/// An image, and how much of it others have too.
+#[derive(Debug, Clone)]
+pub struct ImageShare {
+    pub image: Image,
+    /// Bytes of the layers that other images have too.
+    pub shared: u64,
+    /// Bytes of those that only this one has.
+    pub unique: u64,
+    /// How many containers were made from it.
+    pub containers: usize,
+}
+
+/// A layer in its place in a chain.
+struct SharedLayer {
+    size: u64,
+    images: usize,
+    /// By an image that is in use.
+    used: bool,
 }
 
 impl Engine {
@@ -47,37 +71,58 @@ impl Engine {
         })
     }
 
-    /// Forgets results of build steps: all, or those that no build used since a time. What only they kept is removed.
-    ///
-    /// # Errors
-    /// The store cannot be changed.
-    pub fn prune_cache(&self, unused_since: Option<SystemTime>) -> Result<Collected, Error> {
-        let records = unused_since.map_or(Records::All, Records::UnusedSince);
-        Ok(self.store().collect(&CollectOptions { records })?)
+    fn images_usage(&self) -> Result<Usage, Error> {
+        let mut usage = Usage::default();
+        let (images, layers) = self.images_and_layers()?;
+        for image in &images {
+            usage.total += 1;
+            usage.active += usize::from(image.containers > 0);
+        }
+        usage.size = layers.values().map(|layer| layer.size).sum();
+        usage.reclaimable = layers.values().filter(|layer| !layer.used).map(|layer| layer.size).sum();
+        Ok(usage)
     }
 
-    fn images_usage(&self) -> Result<Usage, Error> {
+    /// Each image with what it shares with others.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn image_shares(&self) -> Result<Vec<ImageShare>, Error> {
+        Ok(self.images_and_layers()?.0)
+    }
+
+    fn images_and_layers(&self) -> Result<(Vec<ImageShare>, BTreeMap<String, SharedLayer>), Error> {
         let images = self.images()?;
-        let mut usage = Usage::default();
-        // Each layer by its place in a chain, with its size and whether an image in use has it.
-        let mut layers: BTreeMap<String, (u64, bool)> = BTreeMap::new();
+        let containers = self.containers().list()?;
+        let mut layers: BTreeMap<String, SharedLayer> = BTreeMap::new();
+        let mut shares = Vec::new();
         for image in images.list(&ImageFilter::default())? {
-            let used = images.is_used(&image)?;
-            usage.total += 1;
-            usage.active += usize::from(used);
+            let id = image.id.0.to_string();
+            let count = containers.iter().filter(|seen| seen.container.image_id == id).count();
+            let mut chains = Vec::new();
             let mut chain: Option<ChainId> = None;
             for (diff, size) in image.config.rootfs.diff_ids.iter().zip(images.layer_sizes(&image)?) {
                 let next = match &chain {
                     Some(below) => below.then(diff),
                     None => ChainId(diff.0.clone()),
                 };
-                layers.entry(next.0.to_string()).or_insert((size, false)).1 |= used;
+                let name = next.0.to_string();
+                let layer = layers.entry(name.clone()).or_insert(SharedLayer { size, images: 0, used: false });
+                layer.images += 1;
+                layer.used |= count > 0 || images.is_used(&image)?;
+                chains.push(name);
                 chain = Some(next);
             }
+            shares.push((image, count, chains));
         }
-        usage.size = layers.values().map(|(size, _)| size).sum();
-        usage.reclaimable = layers.values().filter(|(_, used)| !used).map(|(size, _)| size).sum();
-        Ok(usage)
+        let shares = shares.into_iter().map(|(image, containers, chains)| {
+            let sum = |shared: bool| {
+                let layers = chains.iter().filter_map(|chain| layers.get(chain));
+                layers.filter(|layer| (layer.images > 1) == shared).map(|layer| layer.size).sum()
+            };
+            ImageShare { shared: sum(true), unique: sum(false), image, containers }
+        });
+        Ok((shares.collect(), layers))
     }
 
     fn containers_usage(&self) -> Result<Usage, Error> {
@@ -85,7 +130,7 @@ impl Engine {
         let mut usage = Usage::default();
         for seen in containers.list()? {
             let size = containers.layer_size(&seen.container);
-            let runs = matches!(seen.status, Status::Running | Status::Paused);
+            let runs = seen.status.is_alive();
             usage.total += 1;
             usage.active += usize::from(runs);
             usage.size += size;
@@ -94,49 +139,47 @@ impl Engine {
         Ok(usage)
     }
 
-    fn volumes_usage(&self) -> Result<Usage, Error> {
-        let volumes = self.volumes();
-        let used = volumes.in_use()?;
-        let mut usage = Usage::default();
-        for volume in volumes.list()? {
+    /// Each volume's name, the bytes of its files, and how many containers have it.
+    ///
+    /// # Errors
+    /// A volume's files cannot be read.
+    pub fn volume_sizes(&self) -> Result<Vec<(String, u64, usize)>, Error> {
+        let containers = self.containers().list()?;
+        let links = |name: &str| {
+            let has = |mount: &MountPoint| matches!(&mount.kind, MountKind::Volume { name: used, .. } if used == name);
+            containers.iter().filter(|seen| seen.container.mounts.iter().any(has)).count()
+        };
+        let mut sizes = Vec::new();
+        for volume in self.volumes().list()? {
             let size = Root::open(&volume.mountpoint).and_then(|root| content_size(&root));
             let size = size.map_err(|e| Error::internal(format!("measuring volume {}: {e}", volume.name)))?;
-            let active = used.contains(&volume.name);
+            let links = links(&volume.name);
+            sizes.push((volume.name, size, links));
+        }
+        Ok(sizes)
+    }
+
+    fn volumes_usage(&self) -> Result<Usage, Error> {
+        let mut usage = Usage::default();
+        for (_, size, links) in self.volume_sizes()? {
             usage.total += 1;
-            usage.active += usize::from(active);
+            usage.active += usize::from(links > 0);
             usage.size += size;
-            usage.reclaimable += if active { 0 } else { size };
+            usage.reclaimable += if links > 0 { 0 } else { size };
         }
         Ok(usage)
     }
 
     fn cache_usage(&self) -> Result<Usage, Error> {
-        let snapshots = self.store().snapshots();
-        let (records, kept) = self.store().db().read(|tx| {
-            let records: i64 = tx.query_row("SELECT count(*) FROM records", [], |row| row.get(0))?;
-            let mut query = tx.prepare_cached(
-                "SELECT s.id FROM snapshots s JOIN images i ON i.chain_id = s.chain_id
-                 UNION SELECT substr(target, 10) FROM refs WHERE target LIKE 'snapshot:%' AND owner LIKE 'container:%'",
-            )?;
-            let kept: BTreeSet<String> = query.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-            Ok((records, kept))
-        })?;
-        let mut kept: Vec<SnapshotId> = kept.iter().map(|id| id.parse()).collect::<Result<_, StoreError>>()?;
-        let rows = snapshots.list()?;
-        let parents: BTreeMap<&SnapshotId, Option<&SnapshotId>> =
-            rows.iter().map(|row| (&row.id, row.parent.as_ref())).collect();
-        let mut shared = BTreeSet::new();
-        while let Some(id) = kept.pop() {
-            kept.extend(parents.get(&id).copied().flatten().cloned());
-            shared.insert(id);
+        let mut usage = Usage::default();
+        for entry in self.cache_entries()? {
+            // What images have too is counted there.
+            let size = if entry.shared { 0 } else { entry.size };
+            usage.total += 1;
+            usage.active += usize::from(entry.in_use);
+            usage.size += size;
+            usage.reclaimable += if entry.in_use { 0 } else { size };
         }
-        let mut size = 0;
-        for row in rows.iter().filter(|row| !shared.contains(&row.id)) {
-            size += match snapshots.size(&row.id) {
-                Err(error) if error.is_not_found() => 0, // collected meanwhile
-                size => size?,
-            };
-        }
-        Ok(Usage { total: usize::try_from(records).unwrap_or(0), active: 0, size, reclaimable: size })
+        Ok(usage)
     }
 }

@@ -28,7 +28,7 @@ use rbuild_store::{Lease, Store};
 pub use ops::unpack::{starts_tar, unpack_into};
 
 pub use error::{ExecutorError, ProcessStatus};
-pub use mounts::ContextCopies;
+pub use mounts::{ContextCopies, cache_objects};
 pub use session::{AgentStream, Images, PinnedImage, Secret, Session};
 pub use value::{Context, Value};
 

@@ -25,7 +25,7 @@ pub struct Diagnostic {
     pub label: Option<String>,
     /// What to try, one sentence each.
     pub hints: Vec<String>,
-    /// The lint rule it comes from, by BuildKit's name.
+    /// The lint rule it comes from.
     pub rule: Option<&'static str>,
     /// A page that explains it.
     pub url: Option<&'static str>,
@@ -67,9 +67,9 @@ impl Diagnostic {
         self
     }
 
-    pub(crate) fn rule(mut self, rule: &'static str, url: &'static str) -> Diagnostic {
+    pub(crate) fn rule(mut self, rule: &'static str, url: Option<&'static str>) -> Diagnostic {
         self.rule = Some(rule);
-        self.url = Some(url);
+        self.url = url;
         self
     }
 

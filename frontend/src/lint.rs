@@ -9,13 +9,17 @@ mod commands;
 mod descriptions;
 mod expose;
 mod from;
+mod layers;
 mod old_forms;
 mod paths;
 mod stage_names;
 mod variables;
 
+use crate::lower::check::Check;
 use crate::syntax::lines::Line;
-use crate::{Diagnostic, Dockerfile};
+use crate::{Diagnostic, Dockerfile, LowerOptions, Purpose};
+
+pub use layers::{deleted_files_remain, files_stored_again, package_cache_in_layer};
 
 pub(crate) use commands::{Once, json_args_recommended};
 pub(crate) use expose::{invalid_format, proto_casing};
@@ -30,7 +34,7 @@ pub struct Rule {
     pub name: &'static str,
     /// What it asks for, one sentence.
     pub description: &'static str,
-    /// The page that explains it.
+    /// The page that explains it; empty for a rule of our own, whose page is in `docs/lint`.
     pub url: &'static str,
     /// It counts only when a `check=experimental=` names it.
     pub experimental: bool,
@@ -62,14 +66,28 @@ pub const RULES: [&Rule; 22] = [
     &paths::WORKDIR_RELATIVE_PATH,
 ];
 
+/// The rules about what steps wrote, which are not the reference's.
+pub const LAYER_RULES: [&Rule; 3] =
+    [&layers::DELETED_FILES_REMAIN, &layers::FILES_STORED_AGAIN, &layers::PACKAGE_CACHE_IN_LAYER];
+
 /// The rule of a name, in any case.
 pub fn rule(name: &str) -> Option<&'static Rule> {
-    RULES.into_iter().find(|rule| rule.name.eq_ignore_ascii_case(name))
+    RULES.into_iter().chain(LAYER_RULES).find(|rule| rule.name.eq_ignore_ascii_case(name))
+}
+
+/// Of findings made after lowering, those that file and caller want to hear. An `error=true` does not make errors of
+/// them, for the steps are done.
+pub fn wanted(file: &Dockerfile, options: &LowerOptions, mut found: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    match Check::of(file, options) {
+        Ok(check) => check.apply(&mut found, &file.local_checks, Purpose::Check),
+        Err(_) => found.clear(),
+    }
+    found
 }
 
 impl Rule {
     pub(crate) fn warn(&self, message: impl Into<String>) -> Diagnostic {
-        Diagnostic::warning(message).rule(self.name, self.url)
+        Diagnostic::warning(message).rule(self.name, Some(self.url).filter(|url| !url.is_empty()))
     }
 }
 
@@ -92,6 +110,10 @@ mod tests {
         assert!(rule("NoSuchRule").is_none());
         for rule in RULES {
             assert!(!rule.description.is_empty() && rule.url.ends_with('/'), "{}", rule.name);
+        }
+        for own in LAYER_RULES {
+            assert!(RULES.iter().all(|rule| rule.name != own.name) && own.url.is_empty(), "{}", own.name);
+            assert_eq!(rule(own.name).map(|rule| rule.name), Some(own.name));
         }
     }
 }

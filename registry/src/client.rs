@@ -237,6 +237,10 @@ impl Client {
         &self.inner.transport
     }
 
+    pub(crate) fn mirrors(&self) -> &Mirrors {
+        &self.inner.mirrors
+    }
+
     pub(crate) fn endpoints(&self, reference: &Reference) -> Result<Vec<Endpoint>, Error> {
         self.inner.mirrors.endpoints(reference)
     }
@@ -379,7 +383,7 @@ impl Client {
         Ok(agreed.zip(kind).zip(size).map(|((digest, kind), size)| Descriptor::new(kind, digest, size)))
     }
 
-    fn manifest_ask(&self, access: &Access, method: Method, reference: &Reference) -> Result<Ask, Error> {
+    pub(crate) fn manifest_ask(&self, access: &Access, method: Method, reference: &Reference) -> Result<Ask, Error> {
         let which = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => digest.to_string(),
             (None, tag) => tag.unwrap_or("latest").to_owned(),
@@ -515,7 +519,7 @@ pub(crate) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
 }
 
 /// The `rel="next"` page of a list, when it lies at the same origin.
-fn next_page(access: &Access, current: &Url, headers: &HeaderMap) -> Option<Url> {
+pub(crate) fn next_page(access: &Access, current: &Url, headers: &HeaderMap) -> Option<Url> {
     let link = header(headers, &reqwest::header::LINK)?;
     let (target, rest) = link.trim().strip_prefix('<')?.split_once('>')?;
     rest.contains("next").then(|| current.join(target).ok())?.filter(|u| u.origin() == access.base.origin())

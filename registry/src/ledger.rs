@@ -50,6 +50,14 @@ pub(crate) fn origins(
     })
 }
 
+/// Whether any repository of `registry` is known to have had the blob.
+pub(crate) fn is_seen(store: &Store, blob: &Digest, registry: &str) -> Result<bool, StoreError> {
+    store.db().read(|tx| {
+        let sql = "SELECT 1 FROM blob_origins WHERE digest = ? AND registry = ?";
+        Ok(tx.prepare_cached(sql)?.exists((blob.to_string(), registry))?)
+    })
+}
+
 /// Writes down that `repository` of `registry` has these blobs.
 pub(crate) fn remember_origins(
     store: &Store,

@@ -9,6 +9,9 @@
 //! * [`transport`] sends one request: redirects, retries and bounds live there and nowhere else.
 //! * [`download`] is a blob's body that survives cuts.
 //! * `web` fetches plain files (`ADD https://…`).
+//! * `relay` copies from registry to registry, `compose` makes indexes of what is there, `referrers` finds what refers
+//!   to an image.
+//! * [`serve`] is a registry over a store.
 //! * [`memory`] is a strict registry in memory, on loopback, for tests of this crate and of its users.
 //!
 //! The crate reads no environment and no files: certificates, proxies, mirrors and credentials come in
@@ -16,11 +19,16 @@
 
 pub mod auth;
 mod client;
+mod compose;
 mod download;
 mod error;
 mod ledger;
 pub mod memory;
 pub mod mirrors;
+mod referrers;
+mod relay;
+mod search;
+pub mod serve;
 mod sink;
 mod source;
 mod text;
@@ -28,12 +36,15 @@ mod tls;
 mod transport;
 mod upload;
 mod web;
+mod wire;
 
 pub use auth::{CredentialSource, Credentials, anonymous};
 pub use client::{Client, ClientOptions, Fetched, Resolved};
+pub use compose::{Composed, Part, compose};
 pub use download::BlobStream;
 pub use error::Error;
 pub use mirrors::Mirrors;
+pub use search::Match;
 pub use sink::Pushed;
 pub use source::{Progress, ProgressSink, Pulled, Stage, choose};
 pub use text::clean;

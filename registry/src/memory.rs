@@ -55,6 +55,10 @@ pub struct Behaviour {
     pub no_patch: bool,
     /// HEAD is not understood.
     pub no_head: bool,
+    /// The referrers API is there.
+    pub referrers: bool,
+    /// What a search finds, as JSON; without it there is no search.
+    pub search: Option<String>,
     /// Blobs are answered by a redirect to this base with the same path.
     pub redirect_blobs: Option<String>,
 }

@@ -8,16 +8,18 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
-use rbuild_oci::{Compression, Descriptor, DiffId, Digest, Manifest, MediaType, Platform, Reference};
+use rbuild_oci::{
+    Compression, Descriptor, DiffId, Digest, Document, ImageConfig, Index, Manifest, MediaType, Platform, Reference,
+    limits,
+};
 use rbuild_store::layers::compress::{Compressor, DEFAULT_LEVEL};
 use rbuild_store::{ImageRecord, Lease, Store, StoreError};
-use reqwest::header::{CONTENT_TYPE, HeaderValue};
-use reqwest::{Method, StatusCode};
 use tokio::sync::mpsc;
 
 use crate::Error;
-use crate::client::{Client, content_digest, failure};
+use crate::client::Client;
 use crate::ledger::{self, OWN_GZIP};
 use crate::source::{Progress, ProgressSink, Stage, forward};
 use crate::upload::{Content, Destination, Uploaded};
@@ -32,31 +34,29 @@ pub struct Pushed {
 }
 
 impl Client {
-    /// Sends the image's manifest for `platform`, with all it consists of, to the tag (or digest) of `reference`.
+    /// Sends an image, with all it consists of, to the tag (or digest) of `reference`: its manifest for `platform`; without
+    /// one, the whole index when all of it is in the store, else the manifest for this machine.
     ///
     /// # Errors
     /// The registry does not take it, or a part of the image is not in the store. What arrived stays there, unnamed.
     pub async fn push(
         &self,
         image: &ImageRecord,
-        platform: &Platform,
+        platform: Option<&Platform>,
         reference: &Reference,
         store: &Store,
         lease: &Lease,
         progress: ProgressSink<'_>,
     ) -> Result<Pushed, Error> {
         let (told, receiver) = mpsc::unbounded_channel();
-        let access = self.access(&self.origin(reference)?).await?;
-        let repository = reference.repository().to_owned();
-        let destination = Destination { client: self.clone(), access, repository };
         let push = Push {
-            destination,
+            destination: self.destination(reference).await?,
             registry: reference.registry().to_owned(),
             store: store.clone(),
             lease: lease.clone(),
             told,
         };
-        forward(push.image(image.clone(), platform.clone(), reference), receiver, progress).await
+        forward(push.image(image.clone(), platform.cloned(), reference), receiver, progress).await
     }
 }
 
@@ -71,31 +71,80 @@ struct Push {
 }
 
 impl Push {
-    async fn image(&self, record: ImageRecord, wanted: Platform, reference: &Reference) -> Result<Pushed, Error> {
-        let (manifest, config, descriptor) =
-            self.blocking(move |p| p.store.images().manifest(&record, &wanted)).await?;
-        let diffs = config.rootfs.diff_ids;
-        if diffs.len() != manifest.layers.len() {
-            let reason = "manifest and config list different numbers of layers".into();
-            return Err(Error::Document { what: reference.familiar(), reason });
+    async fn image(
+        &self,
+        record: ImageRecord,
+        wanted: Option<Platform>,
+        reference: &Reference,
+    ) -> Result<Pushed, Error> {
+        let (target, whole) = (record.target.clone(), wanted.is_none());
+        if whole && let Some(index) = self.blocking(move |p| whole_index(&p.store, &target)).await? {
+            let sent = self.index(&record.target, index).await?;
+            return self.destination.manifest(reference.tag(), &sent.kind, sent.bytes).await;
         }
-        for diff in &diffs {
-            self.tell(diff, Stage::Preparing);
+        let wanted = wanted.unwrap_or_else(Platform::host);
+        let (.., descriptor) = self.blocking(move |p| p.store.images().manifest(&record, &wanted)).await?;
+        let sent = self.manifest(&descriptor, Form::Docker).await?;
+        self.destination.manifest(reference.tag(), &sent.kind, sent.bytes).await
+    }
+
+    /// Sends what an index consists of; gives the index as it is to be put.
+    async fn index(&self, descriptor: &Descriptor, index: Index) -> Result<Sent, Error> {
+        let mut changed = index.clone();
+        let mut became: Vec<(String, String)> = Vec::new();
+        for child in &mut changed.manifests {
+            let sent = self.manifest(child, Form::Oci).await?;
+            let pushed = self.destination.manifest(None, &sent.kind, sent.bytes).await?;
+            became.push((child.digest.to_string(), pushed.digest.to_string()));
+            (child.digest, child.size, child.media_type) = (pushed.digest, pushed.size, sent.kind);
         }
-        let pairs: Vec<_> = manifest.layers.iter().cloned().zip(diffs).collect();
-        let layers: Vec<Descriptor> = futures::stream::iter(pairs)
-            .map(|(layer, diff)| self.layer(layer, diff))
-            .buffered(self.destination.client.parallel())
-            .try_collect()
-            .await?;
-        self.config(&manifest.config).await?;
-        let (kind, bytes) = self.manifest_bytes(&manifest, &descriptor, &layers).await?;
-        let pushed = self.put_manifest(reference, &kind, bytes).await?;
+        // Attestations say which manifest they are about.
+        for about in changed.manifests.iter_mut().flat_map(|child| child.annotations.values_mut()) {
+            if let Some((_, now)) = became.iter().find(|(before, _)| before == about) {
+                about.clone_from(now);
+            }
+        }
+        let kind = descriptor.media_type.clone();
+        if changed == index {
+            let digest = descriptor.digest.clone();
+            let bytes = self.blocking(move |p| p.store.blobs().read(&digest, limits::INDEX)).await?;
+            return Ok(Sent { kind, bytes: bytes.into() });
+        }
+        let bytes = serde_json::to_vec(&changed).map_err(|e| Error::Options(format!("writing the index: {e}")))?;
+        Ok(Sent { kind, bytes: bytes.into() })
+    }
+
+    /// Sends what a manifest consists of; gives the manifest as it is to be put.
+    async fn manifest(&self, descriptor: &Descriptor, form: Form) -> Result<Sent, Error> {
+        let wanted = descriptor.clone();
+        let (manifest, diffs) = self.blocking(move |p| image_parts(&p.store, &wanted)).await?;
+        let layers = match diffs {
+            Some(diffs) => {
+                for diff in &diffs {
+                    self.tell(diff, Stage::Preparing);
+                }
+                let pairs: Vec<_> = manifest.layers.iter().cloned().zip(diffs).collect();
+                futures::stream::iter(pairs)
+                    .map(|(layer, diff)| self.layer(layer, diff))
+                    .buffered(self.destination.client.parallel())
+                    .try_collect()
+                    .await?
+            }
+            // No image: its blobs are sent as they are.
+            None => {
+                for blob in manifest.layers.iter().filter(|blob| !blob.media_type.is_foreign_layer()) {
+                    self.blob(blob).await?;
+                }
+                manifest.layers.clone()
+            }
+        };
+        self.blob(&manifest.config).await?;
+        let (kind, bytes) = self.manifest_bytes(&manifest, descriptor, &layers, form).await?;
         let mut blobs: Vec<Digest> = layers.into_iter().map(|l| l.digest).collect();
         blobs.push(manifest.config.digest);
         self.blocking(move |p| ledger::remember_origins(&p.store, &blobs, &p.registry, &p.destination.repository))
             .await?;
-        Ok(pushed)
+        Ok(Sent { kind, bytes: bytes.into() })
     }
 
     fn tell(&self, layer: &DiffId, stage: Stage) {
@@ -123,7 +172,8 @@ impl Push {
         let forms: Vec<(Descriptor, bool)> = self
             .blocking(move |p| {
                 let mut forms = Vec::new();
-                if compressed {
+                // A plain tar goes as it is only where it came from so: others are given less to carry.
+                if compressed || ledger::is_seen(&p.store, &known.digest, &p.registry)? {
                     forms.push((known.clone(), p.store.blobs().hold(&known.digest, &p.lease)?));
                 }
                 for blob in ledger::compressed_blobs(&p.store, &mine)? {
@@ -214,9 +264,9 @@ impl Push {
         Ok(blob)
     }
 
-    async fn config(&self, config: &Descriptor) -> Result<(), Error> {
-        if !self.destination.has(&config.digest).await? {
-            self.destination.put(&self.stored(config), None, &|_| {}).await?;
+    async fn blob(&self, blob: &Descriptor) -> Result<(), Error> {
+        if !self.destination.has(&blob.digest).await? {
+            self.destination.put(&self.stored(blob), None, &|_| {}).await?;
         }
         Ok(())
     }
@@ -227,49 +277,83 @@ impl Push {
         manifest: &Manifest,
         descriptor: &Descriptor,
         layers: &[Descriptor],
+        form: Form,
     ) -> Result<(MediaType, Vec<u8>), Error> {
         if manifest.layers.iter().zip(layers).all(|(a, b)| a.digest == b.digest) {
             let digest = descriptor.digest.clone();
-            let bytes = self.blocking(move |p| p.store.blobs().read(&digest, rbuild_oci::limits::MANIFEST)).await?;
+            let bytes = self.blocking(move |p| p.store.blobs().read(&digest, limits::MANIFEST)).await?;
             return Ok((manifest.media_type.clone().unwrap_or(descriptor.media_type.clone()), bytes));
         }
-        let rewritten = rewritten(manifest, layers);
+        let rewritten = rewritten(manifest, layers, form);
         let kind = rewritten.media_type.clone().unwrap_or(MediaType::OciManifest);
         let bytes = serde_json::to_vec(&rewritten).map_err(|e| Error::Options(format!("writing the manifest: {e}")))?;
         Ok((kind, bytes))
     }
+}
 
-    async fn put_manifest(&self, reference: &Reference, kind: &MediaType, bytes: Vec<u8>) -> Result<Pushed, Error> {
-        let digest = Digest::sha256_of(&bytes);
-        let name = reference.tag().map_or_else(|| digest.to_string(), str::to_owned);
-        let destination = &self.destination;
-        let path = format!("{}/manifests/{name}", destination.repository);
-        let mut ask = destination.access.ask(Method::PUT, &path)?;
-        let kind =
-            HeaderValue::from_str(kind.as_str()).map_err(|_| Error::Options("a media type is no header".into()))?;
-        ask.headers.insert(CONTENT_TYPE, kind);
-        ask.body = bytes.into();
-        let size = ask.body.len() as u64;
-        let answer = destination.client.call(&destination.access, &destination.scope(), &ask).await?;
-        if answer.status() != StatusCode::CREATED && !answer.status().is_success() {
-            return Err(failure(&ask.shown(), answer).await);
+/// A manifest or index whose parts have been sent.
+struct Sent {
+    kind: MediaType,
+    bytes: Bytes,
+}
+
+/// What a manifest becomes that has to be written anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Docker's, where that says everything.
+    Docker,
+    Oci,
+}
+
+/// The index that `target` is, if the store has all of it.
+fn whole_index(store: &Store, target: &Descriptor) -> Result<Option<Index>, StoreError> {
+    if !target.media_type.is_index() {
+        return Ok(None);
+    }
+    let bytes = store.blobs().read(&target.digest, limits::INDEX)?;
+    let Document::Index(index) = Document::parse(&bytes, Some(&target.media_type))? else { return Ok(None) };
+    for child in &index.manifests {
+        if !child.media_type.is_manifest() || !store.blobs().has(&child.digest)? {
+            return Ok(None);
         }
-        match content_digest(answer.headers()) {
-            Some(actual) if actual.algorithm() == digest.algorithm() && actual != digest => {
-                let what = "the manifest the registry says it stored".into();
-                Err(Error::WrongDigest { what, expected: digest, actual })
+        let (manifest, diffs) = image_parts(store, child)?;
+        for (at, layer) in manifest.layers.iter().enumerate() {
+            let known = diffs.as_ref().and_then(|diffs| diffs.get(at));
+            let here = store.layers().has(&layer.digest)?
+                || known.is_some_and(|diff| store.layers().has(&diff.0).unwrap_or(false));
+            if !here && !layer.media_type.is_foreign_layer() {
+                return Ok(None);
             }
-            _ => Ok(Pushed { digest, size }),
         }
     }
+    Ok(Some(index))
+}
+
+/// A manifest of the store with the DiffIds of its layers; without these when it is no image.
+fn image_parts(store: &Store, descriptor: &Descriptor) -> Result<(Manifest, Option<Vec<DiffId>>), StoreError> {
+    let bytes = store.blobs().read(&descriptor.digest, limits::MANIFEST)?;
+    let Document::Manifest(manifest) = Document::parse(&bytes, Some(&descriptor.media_type))? else {
+        return Err(StoreError::invalid(format!("manifest {}", descriptor.digest), "it is an index"));
+    };
+    if !manifest.config.media_type.is_config() || manifest.layers.iter().any(|layer| !layer.media_type.is_layer()) {
+        return Ok((manifest, None));
+    }
+    let config = ImageConfig::parse(&store.blobs().read(&manifest.config.digest, limits::CONFIG)?)?;
+    let diffs = config.rootfs.diff_ids;
+    if diffs.len() != manifest.layers.len() {
+        let reason = "it and its config list different numbers of layers";
+        return Err(StoreError::invalid(format!("manifest {}", descriptor.digest), reason));
+    }
+    Ok((manifest, Some(diffs)))
 }
 
 /// `manifest` with `layers` in place of its own. It becomes docker's schema 2 where that can say everything the manifest
 /// says: every registry and every client understands it, also those that do not ask for OCI's types.
-fn rewritten(manifest: &Manifest, layers: &[Descriptor]) -> Manifest {
+fn rewritten(manifest: &Manifest, layers: &[Descriptor], form: Form) -> Manifest {
     let plain = |d: &Descriptor| d.annotations.is_empty() && d.urls.is_empty() && d.artifact_type.is_none();
     let gzip = |d: &Descriptor| d.media_type.layer_compression() == Some(Compression::Gzip);
-    let docker = manifest.annotations.is_empty()
+    let docker = form == Form::Docker
+        && manifest.annotations.is_empty()
         && manifest.artifact_type.is_none()
         && manifest.subject.is_none()
         && plain(&manifest.config)

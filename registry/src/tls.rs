@@ -46,7 +46,7 @@ pub(crate) fn unchecked() -> Result<ClientConfig, Error> {
     Ok(with_protocols(config))
 }
 
-fn add(store: &mut RootCertStore, pem: &[u8]) -> Result<(), Error> {
+pub(crate) fn add(store: &mut RootCertStore, pem: &[u8]) -> Result<(), Error> {
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
     let (added, _) = store.add_parsable_certificates(certificates);
     if added == 0 {
@@ -55,7 +55,7 @@ fn add(store: &mut RootCertStore, pem: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 

@@ -123,7 +123,8 @@ async fn pull(fixture: &Fixture, reference: &Reference) -> Result<(ImageRecord, 
 async fn push(fixture: &Fixture, image: &ImageRecord, reference: &Reference) -> Result<(Digest, Vec<Stage>), Error> {
     let told = Mutex::new(Vec::new());
     let progress = |p: Progress| told.lock().unwrap().push(p.stage);
-    let pushed = fixture.client.push(image, &amd64(), reference, &fixture.store, &fixture.lease, &progress).await?;
+    let pushed =
+        fixture.client.push(image, Some(&amd64()), reference, &fixture.store, &fixture.lease, &progress).await?;
     let mut stages = told.into_inner().unwrap();
     stages.retain(|s| !matches!(s, Stage::Pushing | Stage::Preparing));
     Ok((pushed.digest, stages))

@@ -63,8 +63,46 @@ pub struct ContainerSpec {
     pub stdin: Input,
     pub cgroup_parent: Option<PathBuf>,
     pub seccomp: SeccompChoice,
+    /// How its health is found out, if it is.
+    #[serde(default)]
+    pub health: Option<Box<HealthProbe>>,
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// The signal that asks its program to end, where it is not the usual one.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
     pub helper: PathBuf,
     pub state_dir: PathBuf,
+}
+
+/// Whether a container is started again after its program ended. One that a command stopped or killed never is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    #[default]
+    Never,
+    Always,
+    /// As `Always`; they differ after the machine was started anew.
+    UnlessStopped,
+    /// After an exit status other than 0, at most so many times (0: without limit).
+    OnFailure {
+        most: u32,
+    },
+}
+
+/// A program that is run inside again and again, and says by its exit status whether the container does its work.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HealthProbe {
+    pub exec: ExecSpec,
+    /// From the end of one probe to the beginning of the next.
+    pub interval: Duration,
+    /// After which a probe is killed and has failed.
+    pub timeout: Duration,
+    /// While the container is this young failures do not count.
+    pub start_period: Duration,
+    /// The interval within the start period.
+    pub start_interval: Duration,
+    /// Failures in a row that make the container unhealthy.
+    pub retries: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -292,6 +330,56 @@ pub struct State {
     /// What is published while it runs.
     #[serde(default)]
     pub ports: Vec<PortBinding>,
+    /// It ended and is about to be started again.
+    #[serde(default)]
+    pub restarting: bool,
+    /// How often it was started again since a command started it.
+    #[serde(default)]
+    pub restarts: u32,
+    /// `None` when its health is not checked.
+    #[serde(default)]
+    pub health: Option<Health>,
+}
+
+/// What the probes of a container's health add up to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    pub status: HealthStatus,
+    /// Failures in a row.
+    pub failing_streak: u32,
+    /// The last results, oldest first.
+    pub log: Vec<ProbeResult>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthStatus {
+    #[default]
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+impl HealthStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HealthStatus::Starting => "starting",
+            HealthStatus::Healthy => "healthy",
+            HealthStatus::Unhealthy => "unhealthy",
+        }
+    }
+}
+
+/// One probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeResult {
+    /// RFC 3339.
+    pub start: String,
+    pub end: String,
+    /// -1 when it could not be run, or was killed for taking too long.
+    pub exit_code: i32,
+    /// The beginning of its output.
+    pub output: String,
 }
 
 impl State {
@@ -323,6 +411,8 @@ impl ContainerLock {
         let file = lock_file(directory)?;
         for _ in 0..20 {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // Locked when it was removed already: then there is nothing left to lock.
+                Ok(()) if rustix::fs::fstat(&file)?.st_nlink == 0 => return Err(io::ErrorKind::NotFound.into()),
                 Ok(()) => return Ok(Some(Self(file))),
                 Err(rustix::io::Errno::WOULDBLOCK) => thread::sleep(Duration::from_millis(1)),
                 Err(error) => return Err(error.into()),

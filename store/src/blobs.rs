@@ -44,6 +44,11 @@ impl Blobs {
         self.begin(lease, expected.algorithm())
     }
 
+    /// Begins a blob that will be named by its digest of this algorithm.
+    pub fn writer_by(&self, algorithm: Algorithm, lease: &Lease) -> Result<BlobWriter> {
+        self.begin(lease, algorithm)
+    }
+
     /// Stores `bytes`, held by `lease`, and returns their sha256.
     pub fn put_bytes(&self, bytes: &[u8], lease: &Lease) -> Result<Digest> {
         let digest = Digest::sha256_of(bytes);

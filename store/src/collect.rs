@@ -65,7 +65,7 @@ pub(crate) fn collect(core: &Arc<Core>, options: &CollectOptions) -> Result<Coll
         (done.snapshots, done.blobs) = drop_rest(tx, &kept)?;
         Ok(())
     })?;
-    done.bytes = sweep_strays(core)?;
+    done.bytes = sweep_strays(core)? + lease::sweep_ingest(core)?;
     core.restore_reserve();
     Ok(done)
 }

@@ -148,7 +148,8 @@ impl Images {
         let config_bytes = self.blobs.read(&image.config, limits::CONFIG)?;
         let config = ImageConfig::parse(&config_bytes)?;
         let chain_id = config.chain_id();
-        if !self.is_put(image)? {
+        // What an index names may have come since it was put.
+        if image.target.media_type.is_index() || !self.is_put(image)? {
             let parts = self.parts(image)?;
             let generation = flush::flush_files(&self.core)?;
             self.core.db.write(Durability::Named, |tx| {

@@ -321,6 +321,26 @@ pub(crate) fn sweep(core: &Core) -> Result<()> {
     Ok(())
 }
 
+/// Removes unfinished work whose lease has no file: a lease's file is there before its work, and goes after it. Returns
+/// the bytes freed.
+pub(crate) fn sweep_ingest(core: &Core) -> Result<u64> {
+    let what = || format!("sweeping {:?}", core.path.join("ingest"));
+    let (leases, ingest) = (core.open_dir("leases")?, core.open_dir("ingest")?);
+    let mut freed = 0;
+    for entry in ingest.entries().context(what)? {
+        let name = entry.context(what)?.name;
+        match leases.stat(&name) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                freed += ingest.remove_all(&name).context(what)?;
+            }
+            there => {
+                there.context(what)?;
+            }
+        }
+    }
+    Ok(freed)
+}
+
 /// Whether the lease `id` belongs to a living process.
 pub(crate) fn is_alive(core: &Core, id: &str) -> Result<bool> {
     let what = || format!("looking at lease {id}");

@@ -5,6 +5,7 @@ mod fixture;
 use std::io::Read as _;
 
 use fixture::{DRIVERS, TestStore, run};
+use rbuild_store::layers::Change;
 use rbuild_store::layers::read::Reader;
 use rbuild_store::layers::tar::EntryKind;
 use rbuild_store::{Driver, Snapshot, StoreError};
@@ -66,6 +67,54 @@ fn three(store: &TestStore) -> [Snapshot; 3] {
     let torture = store.change(Some(&base), TORTURE);
     let change = store.change(Some(&torture), CHANGE);
     [base, torture, change]
+}
+
+/// What the layer of a snapshot does to files, those of the lowest `base` layers left out where they are removed.
+fn changes(store: &TestStore, snapshot: &Snapshot, base: usize) -> Vec<String> {
+    let mut told = Vec::new();
+    let mut tell = |change: Change<'_>| {
+        told.push(match change {
+            Change::Written { path, bytes } => format!("written {} {bytes}", String::from_utf8_lossy(path)),
+            Change::Repeated { path, bytes } => format!("repeated {} {bytes}", String::from_utf8_lossy(path)),
+            Change::Removed { path, files, bytes } => {
+                format!("removed {} {files} {bytes}", String::from_utf8_lossy(path))
+            }
+        });
+    };
+    store.store.layers().changes(snapshot.id(), base, &mut tell).unwrap();
+    told.sort();
+    told
+}
+
+#[test]
+fn what_a_layer_repeats_and_removes_is_told_by_its_bytes() {
+    for driver in DRIVERS {
+        let store = TestStore::new(driver);
+        let base = store.change(None, "mkdir -p d o; printf 12345 >d/base; printf 1 >keep; printf 22 >o/x; : >empty");
+        let own = store.change(
+            Some(&base),
+            "printf 123 >d/own; mkdir -p d/sub/deep; printf 1234567 >d/sub/deep/f; printf 1234 >c; printf same >s; ln s t",
+        );
+        let last = store.change(
+            Some(&own),
+            "rm -r d; chmod 600 c s; printf 22 >keep; printf n >new; rm -r o; mkdir o; printf 4444 >o/y; chmod 600 empty",
+        );
+        let want = |removed: &str| {
+            let mut all = vec!["removed o 1 2", removed, "repeated c 4", "repeated s 4", "written keep 2"];
+            all.extend(["written new 1", "written o/y 4"]);
+            all.iter().map(|&text| text.to_owned()).collect::<Vec<_>>()
+        };
+        let mut all = want("removed d 3 15");
+        all.sort();
+        assert_eq!(changes(&store, &last, 0), all, "{driver}");
+        if driver == Driver::Overlay {
+            let mut above = want("removed d 2 10");
+            above.retain(|told| told != "removed o 1 2");
+            above.sort();
+            assert_eq!(changes(&store, &last, 1), above, "of what the base holds nothing counts");
+        }
+        assert_eq!(changes(&store, &base, 0), ["written d/base 5", "written keep 1", "written o/x 2"], "{driver}");
+    }
 }
 
 #[test]

@@ -283,3 +283,35 @@ fn what_cannot_be_put_right_stays_as_it_is() {
     scene.rb(&["check", "--fix", "-f", "Skipped"]).ok();
     assert!(std::fs::read_to_string(&skipped).unwrap().ends_with("from scratch AS a\n"));
 }
+
+const WASTEFUL: &str = "FROM busybox\nRUN dd if=/dev/zero of=/big bs=1000 count=300 2>/dev/null\nCOPY f /f\nRUN chown 5 /f\n\
+                        RUN rm /big\nRUN mkdir -p /var/cache/apk && cp /f /var/cache/apk/index && cp /f /other\n\
+                        RUN rm /bin/wget && chmod 600 /etc/passwd\n";
+
+/// Bytes that ship for nothing are told with their numbers by the build whose steps wrote them, and by no other.
+#[test]
+fn layers_that_waste_bytes_are_named() {
+    let scene = Scene::with_busybox();
+    scene.write("f", vec![b'x'; 200_000]);
+    scene.write("Dockerfile", WASTEFUL);
+    let first = scene.rb(&["build", "-t", "a", "."]).ok().says(&[
+        " 3 warnings found:\n",
+        " - FilesStoredAgain: 200kB of unchanged files are stored again for their new owner, mode or time (/f) (line 4)\n   hint: ",
+        " - DeletedFilesRemain: Deleting /big makes the image no smaller: an earlier layer keeps 300kB in 1 file (line 5)\n",
+        " - PackageCacheInLayer: The cache of apk takes 200kB of the layer (/var/cache/apk) (line 6)\n   hint: use apk add ",
+    ]);
+    assert!(!first.err.contains("(line 7)"), "what the base image has is not this file's to mend: {first:#?}");
+    let again = scene.rb(&["build", "-t", "a", "."]).ok();
+    assert!(!again.err.contains("warning"), "no step ran: {again:#?}");
+
+    scene.write(
+        "Dockerfile",
+        format!(
+            "# check=skip=PackageCacheInLayer;error=true\n{}",
+            WASTEFUL.replace("RUN chown", "# check=skip=all\nRUN chown")
+        ),
+    );
+    let skipped = scene.rb(&["build", "--no-cache", "."]).ok();
+    assert!(skipped.err.contains(" 1 warning found:\n - DeletedFilesRemain: "), "{skipped:#?}");
+    scene.rb(&["check"]).ok();
+}

@@ -8,13 +8,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::scene::Scene;
 
 /// A container in the background, removed when the test ends, whichever way.
-struct Background<'a> {
+pub(crate) struct Background<'a> {
     scene: &'a Scene,
     name: &'a str,
 }
 
 impl<'a> Background<'a> {
-    fn start(scene: &'a Scene, name: &'a str, options: &[&str], script: &str) -> Background<'a> {
+    pub(crate) fn start(scene: &'a Scene, name: &'a str, options: &[&str], script: &str) -> Background<'a> {
         let mut arguments = vec!["run", "-d", "--name", name];
         if !options.contains(&"--network") {
             arguments.extend(["--network", "none"]);
@@ -26,17 +26,17 @@ impl<'a> Background<'a> {
         Background { scene, name }
     }
 
-    fn field(&self, template: &str) -> String {
+    pub(crate) fn field(&self, template: &str) -> String {
         let said = self.scene.rb(&["container", "inspect", "-f", template, self.name]).ok();
         said.out.trim_end().to_owned()
     }
 
-    fn exec(&self, script: &str) -> crate::scene::Said {
+    pub(crate) fn exec(&self, script: &str) -> crate::scene::Said {
         self.scene.rb(&["exec", self.name, "sh", "-c", script])
     }
 
     /// Waits until the script succeeds inside.
-    fn until(&self, script: &str) {
+    pub(crate) fn until(&self, script: &str) {
         until(|| self.exec(script).code == 0);
     }
 }
@@ -47,10 +47,10 @@ impl Drop for Background<'_> {
     }
 }
 
-fn until(mut holds: impl FnMut() -> bool) {
+pub(crate) fn until(mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(20), "not within time");
+        assert!(start.elapsed() < Duration::from_secs(60), "not within time");
         std::thread::sleep(Duration::from_millis(30));
     }
 }

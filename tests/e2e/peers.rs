@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::scene::Scene;
 
-fn are_installed(programs: &[&str]) -> bool {
+pub(crate) fn are_installed(programs: &[&str]) -> bool {
     let lacks =
         |program: &&&str| !["/usr/bin", "/usr/local/bin", "/bin"].iter().any(|d| Path::new(d).join(program).exists());
     let missing: Vec<_> = programs.iter().filter(lacks).collect();

@@ -8,12 +8,12 @@ use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
 use rbuild_oci::{ContainerConfig, EmptyObject, ImageConfig, Platform};
-use rbuild_runtime::container::ContainerLock;
+use rbuild_runtime::container::{ContainerLock, RestartPolicy};
 use rbuild_store::{Durability, ImageRecord, Lease, Root, Snapshot, StoreError, db};
 
 use super::record::{self, Container, MountKind, MountPoint};
 use super::request::{CreateRequest, MountRequest, MountWish, NetworkMode};
-use super::{Containers, names, process, random_id};
+use super::{Containers, health, names, process, random_id};
 use crate::error::{Error, Kind};
 use crate::volumes;
 
@@ -26,18 +26,27 @@ impl Containers {
     /// # Errors
     /// `Invalid` for a request that makes no sense, `Conflict` for a name that is taken.
     pub fn create(&self, request: &CreateRequest) -> Result<Container, Error> {
+        Ok(self.create_to_start(request)?.0)
+    }
+
+    /// As [`Containers::create`], still locked: until [`Containers::start_held`] takes the lock over nobody else starts,
+    /// prunes or removes it.
+    ///
+    /// # Errors
+    /// As [`Containers::create`].
+    pub fn create_to_start(&self, request: &CreateRequest) -> Result<(Container, ContainerLock), Error> {
         check(request)?;
         let lease = self.store.lease("create")?;
         let image = self.store.images().resolve(&request.image)?;
         let (manifest, config, _) = self.store.images().manifest(&image, &self.platform(&image))?;
         let parent = self.unpacked(&manifest, &config, &lease)?;
         let container = self.describe(request, &image, &config, parent.as_ref())?;
-        let (directory, _lock) = self.make_directory(&container.id, &lease).map_err(Error::internal)?;
+        let (directory, lock) = self.make_directory(&container.id, &lease).map_err(Error::internal)?;
         let made = self.furnish(request, container, parent.as_ref(), &directory);
         if made.is_err() {
             self.remove_directory(&directory);
         }
-        made
+        Ok((made?, lock))
     }
 
     /// The container's directory, locked before it can be seen: until its row is there the lock is what tells others
@@ -279,7 +288,13 @@ fn check(request: &CreateRequest) -> Result<(), Error> {
             return Err(Error::invalid(format!("invalid environment variable: {variable}")));
         }
     }
+    if let Some(check) = &request.healthcheck {
+        health::check(check)?;
+    }
     let host = &request.host;
+    if host.auto_remove && host.restart != RestartPolicy::Never {
+        return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
+    }
     if matches!(host.network, NetworkMode::Container(_)) && !host.ports.is_empty() {
         return Err(Error::invalid("conflicting options: port publishing and the container type network mode"));
     }
@@ -314,6 +329,9 @@ fn merge(request: &CreateRequest, image: &ContainerConfig) -> ContainerConfig {
     }
     if let Some(signal) = &request.stop_signal {
         config.stop_signal.clone_from(signal);
+    }
+    if let Some(check) = &request.healthcheck {
+        config.healthcheck = Some(health::merge(check, image.healthcheck.as_ref()));
     }
     if request.stop_timeout.is_some() {
         config.stop_timeout = request.stop_timeout;

@@ -46,11 +46,7 @@ impl Containers {
             terminal: request.tty.then_some(request.size),
             stdin: request.stdin,
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: if host.privileged || host.seccomp_unconfined || request.privileged {
-                SeccompChoice::Unconfined
-            } else {
-                SeccompChoice::Default
-            },
+            seccomp: if request.privileged { SeccompChoice::Unconfined } else { host.seccomp() },
         };
         if detached {
             let answer = monitor::exec_detached(&self.directory(&container.id), spec)?;

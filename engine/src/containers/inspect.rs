@@ -1,6 +1,6 @@
 //! A container as docker's JSON shows it.
 
-use rbuild_runtime::container::Connection;
+use rbuild_runtime::container::{Connection, Health, RestartPolicy};
 use serde_json::{Map, Value, json};
 
 use super::record::{Container, MountKind, MountPoint, Seen, Status};
@@ -18,16 +18,16 @@ impl Containers {
         let Seen { container, state, status } = seen;
         let args = container.args();
         let directory = self.directory(&container.id);
-        json!({
+        let mut value = json!({
             "Id": container.id,
             "Created": timestamp(container.created),
             "Path": args.first().cloned().unwrap_or_default(),
             "Args": args.get(1..).unwrap_or_default(),
             "State": {
                 "Status": status.as_str(),
-                "Running": matches!(status, Status::Running | Status::Paused),
+                "Running": status.is_alive(),
                 "Paused": *status == Status::Paused,
-                "Restarting": false,
+                "Restarting": *status == Status::Restarting,
                 "OOMKilled": state.oom,
                 "Dead": false,
                 "Pid": if matches!(status, Status::Running | Status::Paused) { state.pid } else { 0 },
@@ -42,7 +42,7 @@ impl Containers {
             "HostsPath": directory.join("hosts"),
             "LogPath": directory.join("log"),
             "Name": format!("/{}", container.name),
-            "RestartCount": 0,
+            "RestartCount": state.restarts,
             "Driver": self.store.driver().to_string(),
             "Platform": "linux",
             "MountLabel": "",
@@ -54,7 +54,11 @@ impl Containers {
             "Mounts": container.mounts.iter().map(|m| self.mount(m)).collect::<Vec<_>>(),
             "Config": config(container),
             "NetworkSettings": network_settings(seen),
-        })
+        });
+        if let Some(known) = &state.health {
+            value["State"]["Health"] = health(known);
+        }
+        value
     }
 
     fn mount(&self, mount: &MountPoint) -> Value {
@@ -82,6 +86,29 @@ impl Containers {
             MountKind::Tmpfs { .. } => common("tmpfs", json!(""), ""),
         }
     }
+}
+
+fn health(health: &Health) -> Value {
+    let result = |result: &rbuild_runtime::container::ProbeResult| {
+        json!({
+            "Start": result.start, "End": result.end, "ExitCode": result.exit_code, "Output": result.output,
+        })
+    };
+    json!({
+        "Status": health.status.as_str(),
+        "FailingStreak": health.failing_streak,
+        "Log": health.log.iter().map(result).collect::<Vec<_>>(),
+    })
+}
+
+fn restart_policy(policy: RestartPolicy) -> Value {
+    let (name, most) = match policy {
+        RestartPolicy::Never => ("no", 0),
+        RestartPolicy::Always => ("always", 0),
+        RestartPolicy::UnlessStopped => ("unless-stopped", 0),
+        RestartPolicy::OnFailure { most } => ("on-failure", most),
+    };
+    json!({ "Name": name, "MaximumRetryCount": most })
 }
 
 pub(crate) fn timestamp(nanos: i64) -> String {
@@ -152,7 +179,7 @@ fn host_config(container: &Container) -> Value {
     json!({
         "Binds": if binds.is_empty() { Value::Null } else { json!(binds) },
         "NetworkMode": network_mode(&host.network),
-        "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+        "RestartPolicy": restart_policy(host.restart),
         "AutoRemove": host.auto_remove,
         "LogConfig": { "Type": "json-file", "Config": {} },
         "PortBindings": ports::bindings(container),

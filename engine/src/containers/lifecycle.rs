@@ -239,6 +239,11 @@ impl Containers {
                 let message = format!("Container {} is paused, unpause the container before exec", seen.container.id);
                 Err(Error::new(Kind::Conflict, message))
             }
+            Status::Restarting => {
+                let message =
+                    format!("Container {} is restarting, wait until the container is running", seen.container.id);
+                Err(Error::new(Kind::Conflict, message))
+            }
             _ => Err(Error::new(Kind::Conflict, format!("container {} is not running", seen.container.id))),
         }
     }

@@ -63,6 +63,8 @@ pub enum Status {
     Created,
     Running,
     Paused,
+    /// Its program ended and is about to be started again.
+    Restarting,
     Exited,
 }
 
@@ -72,8 +74,14 @@ impl Status {
             Status::Created => "created",
             Status::Running => "running",
             Status::Paused => "paused",
+            Status::Restarting => "restarting",
             Status::Exited => "exited",
         }
+    }
+
+    /// Whether it runs, or will without anybody asking: it has a monitor.
+    pub fn is_alive(self) -> bool {
+        matches!(self, Status::Running | Status::Paused | Status::Restarting)
     }
 }
 
@@ -116,6 +124,7 @@ impl Container {
             (true, Some(_), None) if directory.join("paused").exists() => Status::Paused,
             (true, Some(_), None) => Status::Running,
             (_, None, _) => Status::Created,
+            (true, Some(_), Some(_)) if state.restarting => Status::Restarting,
             (false, Some(_), None) => {
                 unseen_end(&mut state);
                 Status::Exited

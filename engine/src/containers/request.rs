@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use rbuild_graph::ops::Ulimit;
+use rbuild_oci::Healthcheck;
+use rbuild_runtime::container::{RestartPolicy, SeccompChoice};
 use rbuild_runtime::network::{Mac, PortRequest};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,8 @@ pub struct CreateRequest {
     pub stdin_once: bool,
     pub stop_signal: Option<String>,
     pub stop_timeout: Option<i64>,
+    /// What is set in it stands in place of the image's.
+    pub healthcheck: Option<Healthcheck>,
     /// Binds, volumes and tmpfs, in the user's order.
     pub mounts: Vec<MountRequest>,
     /// Containers whose mounts this one gets too, `NAME[:ro|rw]`.
@@ -108,6 +112,15 @@ pub struct HostSettings {
     pub oom_score_adj: Option<i32>,
     pub devices: Vec<DeviceRequest>,
     pub sysctls: BTreeMap<String, String>,
+    #[serde(default)]
+    pub restart: RestartPolicy,
+}
+
+impl HostSettings {
+    /// Which system calls its processes may make.
+    pub(super) fn seccomp(&self) -> SeccompChoice {
+        if self.privileged || self.seccomp_unconfined { SeccompChoice::Unconfined } else { SeccompChoice::Default }
+    }
 }
 
 /// A device of the host's.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxDeviceBuilder, LinuxDeviceType, LinuxNamespaceType, Spec};
 use rbuild_runtime::container::{
     Attached as Event, Attachment, Connection, ContainerLock, ContainerNetwork, ContainerSpec, Input, InsideMount,
-    SeccompChoice, StartFailure,
+    RestartPolicy, StartFailure,
 };
 use rbuild_runtime::monitor::{self, Start};
 use rbuild_runtime::network::Namespace;
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Container, MountKind, Status};
 use super::request::{NamespaceMode, NetworkMode};
-use super::{ContainerParts, Containers, etc, ports, process};
+use super::{ContainerParts, Containers, etc, health, ports, process, signal_number};
 use crate::error::{Error, Kind};
 use crate::volumes;
 
@@ -59,10 +59,24 @@ impl Containers {
         let lock = ContainerLock::try_take(&directory).map_err(Error::internal)?;
         let Some(lock) = lock else {
             return match self.see(container.clone()).status {
-                Status::Running | Status::Paused => Ok(None),
+                status if status.is_alive() => Ok(None),
                 _ => Err(Error::new(Kind::Conflict, format!("container {} is being changed", container.name))),
             };
         };
+        self.start_held(container, request, lock).map(Some)
+    }
+
+    /// As [`Containers::start`], of a container whose lock the caller has.
+    ///
+    /// # Errors
+    /// As [`Containers::start`].
+    pub fn start_held(
+        &self,
+        container: &Container,
+        request: &StartRequest,
+        lock: ContainerLock,
+    ) -> Result<Attachment, Error> {
+        let directory = self.directory(&container.id);
         let (spec, namespace) = match self.prepare(container, request, &directory) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -77,7 +91,8 @@ impl Containers {
             String::new()
         };
         let start = Start { spec, namespace, lock, stdin: request.stdin, output: request.output, note };
-        let begun = if request.here {
+        // What is to be started again needs somebody who lives longer than this command.
+        let begun = if request.here && start.spec.restart == RestartPolicy::Never {
             let (containers, id) = (self.clone(), container.id.clone());
             monitor::run_here(start, Box::new(move |_, note| containers.after_end(note, &id)))
         } else {
@@ -85,7 +100,7 @@ impl Containers {
         };
         let mut attachment = begun.inspect_err(|_| self.give_up(container))?;
         match attachment.next_event().map_err(Error::internal)? {
-            Some(Event::Started { .. }) => Ok(Some(attachment)),
+            Some(Event::Started { .. }) => Ok(attachment),
             Some(Event::Failed(failure)) => Err(start_error(failure)),
             _ => Err(Error::internal("the container's monitor ended early")),
         }
@@ -161,11 +176,10 @@ impl Containers {
                 (true, false) => Input::Open,
             },
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: if host.privileged || host.seccomp_unconfined {
-                SeccompChoice::Unconfined
-            } else {
-                SeccompChoice::Default
-            },
+            seccomp: host.seccomp(),
+            health: health::probe(container, &root)?.map(Box::new),
+            restart: host.restart,
+            stop_signal: signal_number(&container.config.stop_signal),
             helper: self.parts.helper.clone(),
             state_dir: self.parts.state_dir.clone(),
         };

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::sync::Arc;
 
+use rbuild_frontend::Diagnostic;
 use rbuild_oci::{Compression, Descriptor, Digest, ImageId, Index, MediaType, Platform, Reference};
 use rbuild_solver::{Event, Events, LogStream, StepId, Unit};
 use rbuild_store::archive::{DirectorySink, TarSink};
@@ -32,6 +33,8 @@ pub(crate) struct Built {
     /// `None` is an empty file tree.
     pub(crate) files: Option<Snapshot>,
     pub(crate) epoch: Option<i64>,
+    /// What there is to say about the layers that were made just now.
+    pub(crate) advice: Vec<Diagnostic>,
 }
 
 /// What the outputs gave.
@@ -141,7 +144,6 @@ impl Exporter<'_> {
         let store = self.engine.store();
         let image = store.images().by_target(&target.digest)?;
         let image = image.ok_or_else(|| Error::internal("the image is not in the store"))?;
-        let platform = &self.results[0].platform;
         let report = |progress: rbuild_registry::Progress| {
             let (current, total, done) = (progress.current, progress.total, progress.done);
             let item = progress.blob.to_string();
@@ -150,7 +152,7 @@ impl Exporter<'_> {
         let mut pushed = Vec::new();
         for name in names {
             let registry = self.engine.registry()?;
-            let sent = registry.push(&image, platform, name, store, self.lease, &report).await.map_err(|error| {
+            let sent = registry.push(&image, None, name, store, self.lease, &report).await.map_err(|error| {
                 let mut error = Error::from(error);
                 error.message = format!("failed to push {}: {}", name.canonical(), error.message);
                 error

@@ -16,6 +16,8 @@
 //! together with others, `private` one nobody uses, `locked` waits for the first. A process takes its caches
 //! in the order of their keys: no two can wait for each other.
 //!
+//! Taking a slot notes in its lock what for ([`super::cache_objects`] lists, measures and removes them).
+//!
 //! A slot without `data` is one whose maker was killed; it is made again. What a killed step left in `data` stays, as
 //! with any cache that lies on a disk.
 
@@ -31,12 +33,13 @@ use rbuild_runtime::MountSource;
 use rbuild_solver::Cancel;
 use rbuild_store::lock::{Lock, try_lock};
 
+use super::cache_objects::note_use;
 use super::{Step, cancelled, local, open_path, tree};
 use crate::ops::file::Source;
 use crate::{ExecutorError, Value};
 
 /// How often a wait looks again. Locks of dead holders wake nobody who polls, and a cancelled step must not wait on.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// The caches of one process by key: named twice, one is taken once.
 pub(super) type Caches = BTreeMap<String, Taken>;
@@ -67,7 +70,8 @@ pub(super) fn take_all(step: &Step<'_>) -> Result<Caches, ExecutorError> {
         };
         let Some(&(n, mount)) = mounts.iter().max_by_key(strict) else { continue };
         let MountKind::Cache { id, sharing, .. } = &mount.kind else { continue };
-        let place = Place { dir: root.join(&key), id, sharing: *sharing, cancel: &step.context.cancel };
+        let about = format!("cached mount {} from exec {}", crate::error::show(&mount.target), step.op.args.join(" "));
+        let place = Place { dir: root.join(&key), id, about, sharing: *sharing, cancel: &step.context.cancel };
         caches.insert(key, place.take(|dir| make(step, n, mount, dir))?);
     }
     Ok(caches)
@@ -140,6 +144,8 @@ fn look(dir: &Path, mode: u32, (uid, gid): (u32, u32)) -> Result<(), ExecutorErr
 struct Place<'a> {
     dir: PathBuf,
     id: &'a str,
+    /// What it is used for, for people.
+    about: String,
     sharing: CacheSharing,
     cancel: &'a Cancel,
 }
@@ -155,7 +161,9 @@ impl Place<'_> {
                 make_dir(&dir)?;
                 let lock = lock_file(&dir.join("lock"))?;
                 if try_lock(&lock, how)? {
-                    return Ok(Taken { data: ready(&dir, &make)?, _lock: lock });
+                    let data = ready(&dir, &make)?;
+                    note_use(&lock, self.sharing, &self.about).map_err(local)?;
+                    return Ok(Taken { data, _lock: lock });
                 }
                 if self.sharing == CacheSharing::Locked {
                     break;
@@ -223,8 +231,8 @@ fn make_dir(path: &Path) -> Result<(), ExecutorError> {
     }
 }
 
-fn lock_file(path: &Path) -> Result<File, ExecutorError> {
-    OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(local)
+pub(super) fn lock_file(path: &Path) -> Result<File, ExecutorError> {
+    OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(local)
 }
 
 #[cfg(test)]
@@ -237,7 +245,7 @@ mod tests {
     }
 
     fn place<'a>(dir: &Path, sharing: CacheSharing, cancel: &'a Cancel) -> Place<'a> {
-        Place { dir: dir.join("key"), id: "an id", sharing, cancel }
+        Place { dir: dir.join("key"), id: "an id", about: "for a test".into(), sharing, cancel }
     }
 
     fn empty(dir: &Path) -> Result<PathBuf, ExecutorError> {

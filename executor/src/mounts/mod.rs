@@ -8,6 +8,7 @@
 
 mod bind;
 mod cache;
+pub mod cache_objects;
 mod inline;
 mod secret;
 mod ssh;

@@ -44,7 +44,7 @@ pub(crate) fn local(comment: &str) -> Option<&str> {
 }
 
 impl Check {
-    pub(super) fn of(file: &Dockerfile, options: &LowerOptions) -> Result<Check, Diagnostic> {
+    pub(crate) fn of(file: &Dockerfile, options: &LowerOptions) -> Result<Check, Diagnostic> {
         if let Some(text) = options.build_args.get(ARGUMENT) {
             return Check::parse(text);
         }
@@ -95,7 +95,8 @@ impl Check {
         let unknown = names.filter(|name| !name.eq_ignore_ascii_case("all") && lint::rule(name).is_none());
         unknown.map(|name| {
             let message = format!("check= names {name:?}, and there is no such rule");
-            Diagnostic::warning(message).suggest(name, lint::RULES.map(|rule| rule.name))
+            Diagnostic::warning(message)
+                .suggest(name, lint::RULES.into_iter().chain(lint::LAYER_RULES).map(|rule| rule.name))
         })
     }
 
@@ -124,7 +125,7 @@ impl Check {
     }
 
     /// Drops what is skipped; an error for the rest, if so wanted.
-    pub(super) fn apply(&self, problems: &mut Vec<Diagnostic>, locals: &[LocalCheck], purpose: Purpose) {
+    pub(crate) fn apply(&self, problems: &mut Vec<Diagnostic>, locals: &[LocalCheck], purpose: Purpose) {
         problems.retain(|problem| problem.rule.is_none_or(|rule| !self.skips_at(rule, problem.span, locals)));
         let mut rules: Vec<&str> = problems.iter().filter_map(|problem| problem.rule).collect();
         if self.error && !rules.is_empty() && purpose == Purpose::Build {

@@ -8,10 +8,11 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use rbuild_oci::{Digest, Document, MediaType};
+use rbuild_oci::{Descriptor, Digest, Document, Index, MediaType};
 
 use super::faults::{self, Action};
 use super::{Access, Grant, Request, Shared, State, TokenRules, uploads};
+use crate::wire::{What, error, json, with_header};
 
 /// One request, its body read.
 pub(super) struct Call {
@@ -100,49 +101,31 @@ fn dispatch(state: &mut State, call: &Call) -> Response {
     if call.path == "/token" {
         return token(state, call);
     }
-    let Some(rest) = call.path.strip_prefix("/v2/") else {
+    if let Some(found) = state.behaviour.search.as_ref().filter(|_| call.path == "/v1/search") {
+        return with_header(Response::new(Body::from(found.clone())), "content-type", "application/json");
+    }
+    let Some(what) = What::parse(&call.path) else {
         return error(StatusCode::NOT_FOUND, "NOT_FOUND", "no such page");
     };
-    let parsed = parse(rest);
     let push = !matches!(call.method, Method::GET | Method::HEAD);
-    if let Err(denied) = allow(state, call, parsed.as_ref().map(|(name, _)| *name), push) {
+    if let Err(denied) = allow(state, call, what.repository(), push) {
         return *denied;
     }
-    if rest.is_empty() {
+    if what == What::Base {
         return json(&serde_json::json!({}));
     }
     if call.method == Method::HEAD && state.behaviour.no_head {
         return error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "HEAD is not supported");
     }
-    match parsed {
-        Some((name, What::Tags)) => tags(state, name),
-        Some((name, What::Manifest(which))) if push => put_manifest(state, call, name, which),
-        Some((name, What::Manifest(which))) => get_manifest(state, call, name, which),
-        Some((name, What::Blob(digest))) if !push => get_blob(state, call, name, digest),
-        Some((name, What::Uploads(id))) => uploads::handle(state, call, name, id),
+    match what {
+        What::Tags(name) => tags(state, name),
+        What::Manifest(name, which) if push => put_manifest(state, call, name, which),
+        What::Manifest(name, which) => get_manifest(state, call, name, which),
+        What::Blob(name, digest) if !push => get_blob(state, call, name, digest),
+        What::Uploads(name, id) => uploads::handle(state, call, name, id),
+        What::Referrers(name, digest) if !push && state.behaviour.referrers => referrers(state, name, digest),
         _ => error(StatusCode::NOT_FOUND, "NAME_INVALID", "no such page"),
     }
-}
-
-pub(super) enum What<'a> {
-    Tags,
-    Manifest(&'a str),
-    Blob(&'a str),
-    Uploads(&'a str),
-}
-
-/// Repository names have slashes, so a path is read from its end.
-fn parse(rest: &str) -> Option<(&str, What<'_>)> {
-    if let Some(name) = rest.strip_suffix("/tags/list") {
-        return Some((name, What::Tags));
-    }
-    if let Some((name, id)) = rest.split_once("/blobs/uploads/") {
-        return Some((name, What::Uploads(id)));
-    }
-    if let Some((name, digest)) = rest.rsplit_once("/blobs/") {
-        return Some((name, What::Blob(digest)));
-    }
-    rest.rsplit_once("/manifests/").map(|(name, which)| (name, What::Manifest(which)))
 }
 
 fn allow(state: &mut State, call: &Call, repository: Option<&str>, push: bool) -> Result<(), Box<Response>> {
@@ -219,6 +202,25 @@ fn tags(state: &State, name: &str) -> Response {
     json(&serde_json::json!({ "name": name, "tags": tags }))
 }
 
+/// The manifests that have this one as their subject.
+fn referrers(state: &State, name: &str, digest: &str) -> Response {
+    let mut found = Vec::new();
+    for (digest_of, (kind, bytes)) in state.repositories.get(name).into_iter().flat_map(|r| &r.manifests) {
+        let Ok(document) = Document::parse(bytes, None) else { continue };
+        let (subject, artifact_type, annotations) = match document {
+            Document::Manifest(m) => (m.subject, m.artifact_type, m.annotations),
+            Document::Index(i) => (i.subject, i.artifact_type, i.annotations),
+        };
+        if subject.is_some_and(|s| s.digest.to_string() == digest) {
+            let (kind, size) = (MediaType::from(kind.as_str()), bytes.len() as u64);
+            let descriptor = Descriptor::new(kind, digest_of.clone(), size);
+            found.push(Descriptor { artifact_type, annotations, ..descriptor });
+        }
+    }
+    let index = serde_json::to_value(Index::new(found)).unwrap_or_default();
+    with_header(json(&index), "content-type", MediaType::OciIndex.as_str())
+}
+
 fn get_manifest(state: &State, call: &Call, name: &str, which: &str) -> Response {
     let Some(repository) = state.repositories.get(name) else { return unknown_name() };
     let digest: Option<Digest> = which.parse().ok().or_else(|| repository.tags.get(which).cloned());
@@ -262,7 +264,15 @@ fn put_manifest(state: &mut State, call: &Call, name: &str, which: &str) -> Resp
         Err(_) => drop(repository.tags.insert(which.to_owned(), digest.clone())),
     }
     repository.manifests.insert(digest.clone(), (kind, call.body.clone()));
-    with_header(StatusCode::CREATED.into_response(), "docker-content-digest", &digest.to_string())
+    let answer = with_header(StatusCode::CREATED.into_response(), "docker-content-digest", &digest.to_string());
+    let subject = match document {
+        Document::Manifest(m) => m.subject,
+        Document::Index(i) => i.subject,
+    };
+    match subject.filter(|_| state.behaviour.referrers) {
+        Some(subject) => with_header(answer, "oci-subject", &subject.digest.to_string()),
+        None => answer,
+    }
 }
 
 fn get_blob(state: &State, call: &Call, name: &str, digest: &str) -> Response {
@@ -301,21 +311,6 @@ fn redirect(to: &str) -> Response {
 
 pub(super) fn unknown_name() -> Response {
     error(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "repository name not known to registry")
-}
-
-pub(super) fn error(status: StatusCode, code: &str, message: &str) -> Response {
-    (status, json(&serde_json::json!({ "errors": [{ "code": code, "message": message }] }))).into_response()
-}
-
-pub(super) fn with_header(mut answer: Response, name: &'static str, value: &str) -> Response {
-    if let Ok(value) = value.parse() {
-        answer.headers_mut().insert(name, value);
-    }
-    answer
-}
-
-fn json(value: &serde_json::Value) -> Response {
-    with_header(Response::new(Body::from(value.to_string())), "content-type", "application/json")
 }
 
 fn basic(username: &str, password: &str) -> String {

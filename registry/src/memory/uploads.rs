@@ -5,8 +5,9 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use rbuild_oci::Digest;
 
-use super::routes::{Call, error, with_header};
+use super::routes::Call;
 use super::{State, Upload};
+use crate::wire::{accepted, created, error};
 
 pub(super) fn handle(state: &mut State, call: &Call, name: &str, id: &str) -> Response {
     if call.method == Method::POST && id.is_empty() {
@@ -35,7 +36,7 @@ fn start(state: &mut State, call: &Call, name: &str) -> Response {
         && state.repositories.get(from).is_some_and(|r| r.blobs.contains(&digest))
     {
         state.repositories.entry(name.to_owned()).or_default().blobs.insert(digest.clone());
-        return created(name, &digest);
+        return created(&format!("/v2/{name}/blobs/{digest}"), &digest);
     }
     state.next += 1;
     let id = format!("upload-{}", state.next);
@@ -54,7 +55,7 @@ fn append(state: &mut State, call: &Call, name: &str, id: &str) -> Response {
         }
     }
     upload.bytes.extend_from_slice(&call.body);
-    accepted(name, id, upload.bytes.len())
+    accepted(name, id, upload.bytes.len() as u64)
 }
 
 fn finish(state: &mut State, call: &Call, name: &str, id: &str) -> Response {
@@ -70,16 +71,5 @@ fn finish(state: &mut State, call: &Call, name: &str, id: &str) -> Response {
     }
     state.blobs.insert(digest.clone(), Bytes::from(upload.bytes));
     state.repositories.entry(name.to_owned()).or_default().blobs.insert(digest.clone());
-    created(name, &digest)
-}
-
-fn created(name: &str, digest: &Digest) -> Response {
-    let answer = with_header(StatusCode::CREATED.into_response(), "docker-content-digest", &digest.to_string());
-    with_header(answer, "location", &format!("/v2/{name}/blobs/{digest}"))
-}
-
-fn accepted(name: &str, id: &str, size: usize) -> Response {
-    let answer =
-        with_header(StatusCode::ACCEPTED.into_response(), "location", &format!("/v2/{name}/blobs/uploads/{id}"));
-    with_header(answer, "range", &format!("0-{}", size.saturating_sub(1)))
+    created(&format!("/v2/{name}/blobs/{digest}"), &digest)
 }

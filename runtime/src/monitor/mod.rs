@@ -5,6 +5,9 @@
 //! a second process between the pipes a short container starts and ends faster. Both are the same code and listen on
 //! the container's socket, so attaching, signalling and waiting work alike.
 
+mod book;
+mod health;
+mod restart;
 mod session;
 pub(crate) mod wire;
 mod wiring;
@@ -19,22 +22,24 @@ use std::path::Path;
 use std::process::{Command, Stdio as ChildStdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{PidfdFlags, pidfd_open, setsid};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::container::{
-    Attached, Attachment, Change, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, StartFailure, State, connect,
-    socket_address,
+    Attached, Attachment, Change, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, RestartPolicy, StartFailure,
+    State, connect, socket_address,
 };
 use crate::error::{Error, Result};
 use crate::logs::{LogWriter, rfc3339};
 use crate::network::Namespace;
 use crate::passing;
 use crate::sandbox::{NativeSandbox, Sandbox, SandboxOptions, Stdio};
-use session::Session;
+use book::Book;
+use restart::Restarts;
+use session::{Outputs, Session};
 use wire::{Frame, Hello};
 use wiring::Wiring;
 
@@ -133,105 +138,155 @@ fn serve(at_end: AtEnd) -> io::Result<()> {
     Ok(())
 }
 
-/// The whole life of a container.
+/// A container from its first start to its last end.
 fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     let Start { spec, namespace, lock, stdin, output, note } = start;
-    let directory = spec.directory.clone();
-    let mut state = State { connections: spec.connections.clone(), ..State::default() };
-    let begun = begin(&spec, namespace);
-    let Begun { session, outputs, listener, wiring } = match begun {
+    let book =
+        Arc::new(Book::new(&spec.directory, State { connections: spec.connections.clone(), ..State::default() }));
+    let namespace = namespace.map(Namespace::into_fd);
+    // Who is started once gives its network away: it is gone with the sandbox, without waiting for the monitor.
+    let kept = match spec.restart {
+        RestartPolicy::Never => Ok(None),
+        _ => namespace.as_ref().map(OwnedFd::try_clone).transpose(),
+    };
+    let begun = kept.map_err(|e| Error::system("keep the network", e));
+    let begun = begun.and_then(|kept| begin(&spec, namespace).map(|begun| (begun, kept)));
+    let (Begun { session, outputs, listener, wiring }, kept) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             let failure = StartFailure::from(&error);
-            state.exit_code = failure.exit_code.map_or(128, i32::from);
-            state.error.clone_from(&failure.message);
-            let _ = state.write(&directory);
+            book.change(|state| {
+                state.exit_code = failure.exit_code.map_or(128, i32::from);
+                state.error.clone_from(&failure.message);
+            });
             at_end(&spec, &note);
             drop(lock);
             let _ = Frame::Failed(failure).send(&mut starter);
             return;
         }
     };
-    state.started = Some(now());
-    state.pid = session.pid();
-    state.ports = wiring.ports();
-    let _ = state.write(&directory);
-    let state = Arc::new(Mutex::new(state));
+    let ports = wiring.ports();
+    book.started(session.pid(), spec.health.is_some(), |state| state.ports = ports);
     let _ = Frame::Started { pid: session.pid() }.send(&mut starter);
     session.attach(starter, stdin, output);
-    let network = Arc::new(Network { wiring, state: Arc::clone(&state) });
+    let network = Arc::new(Network { wiring, book: Arc::clone(&book), ended: Mutex::new(false) });
     listen(listener, &session, &spec, &network);
-    let ended = match outputs.pump(&session).map_err(|e| Error::system("start a thread", e)) {
-        Ok(pumps) => session.finish(pumps),
-        Err(error) => Err(error),
-    };
-    {
-        let mut state = locked(&state);
-        // Before anybody is told of the end: who starts it again at once finds its ports free.
-        network.wiring.end();
-        let ended = ended.as_ref();
-        state.error = ended.err().map(ToString::to_string).unwrap_or_default();
-        state.pid = 0;
-        state.finished = Some(now());
-        state.exit_code = ended.map_or(LOST.status, |ended| ended.status);
-        state.oom = ended.is_ok_and(|ended| ended.oom);
-        let _ = state.write(&directory);
-    }
-    let _ = fs::remove_file(directory.join("socket"));
+    let ended = lives(&spec, kept, &session, outputs, &book);
+    network.end();
+    let _ = fs::remove_file(spec.directory.join("socket"));
     at_end(&spec, &note);
     drop(lock);
-    session.tell_end(&ended.unwrap_or(LOST));
+    session.tell_end(&ended);
 }
-
-/// The end of a process that could not be waited for.
-const LOST: Ended = Ended { status: 255, oom: false };
 
 /// The network of the container, and where changes of it are written down.
 struct Network {
     wiring: Wiring,
-    state: Arc<Mutex<State>>,
+    book: Arc<Book>,
+    ended: Mutex<bool>,
 }
 
 impl Network {
-    fn change(&self, change: &Change, directory: &Path) -> Result<()> {
-        let mut state = locked(&self.state);
-        if state.finished.is_some() {
+    fn change(&self, change: &Change, pid: i32) -> Result<()> {
+        let ended = self.lock();
+        if *ended {
             return Err(Error::Refused("the container has ended".to_owned()));
         }
         let changed = match change {
-            Change::Join(joining) => self.wiring.join(joining, state.pid),
-            Change::Leave { network } => self.wiring.leave(network, state.pid),
+            Change::Join(joining) => self.wiring.join(joining, pid),
+            Change::Leave { network } => self.wiring.leave(network, pid),
             Change::Rename { from, to } => {
                 self.wiring.rename(from, to);
                 Ok(())
             }
         };
         // Also after a failure, which may have come half-way.
-        state.connections = self.wiring.connections();
-        state.ports = self.wiring.ports();
-        state.write(directory).map_err(|e| Error::system("write the container's state", e))?;
+        let (connections, ports) = (self.wiring.connections(), self.wiring.ports());
+        self.book.change(|state| (state.connections, state.ports) = (connections, ports));
         changed
+    }
+
+    /// Ends what listens, before anybody is told of the end: who starts the container again at once finds its ports free.
+    fn end(&self) {
+        *self.lock() = true;
+        self.wiring.end();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+/// Its lives, one after the other; how the last one ended.
+fn lives(
+    spec: &ContainerSpec,
+    namespace: Option<OwnedFd>,
+    session: &Arc<Session>,
+    mut outputs: Outputs,
+    book: &Arc<Book>,
+) -> Ended {
+    let mut restarts = Restarts::default();
+    loop {
+        let begun = Instant::now();
+        let ended = life(spec, session, outputs, book);
+        let again = restarts.after(&spec.restart, &ended, begun.elapsed());
+        let again = again.filter(|_| !session.stopped_within(Duration::ZERO));
+        book.ended(&ended, again.is_some());
+        let Some(wait) = again else { return ended };
+        // Who is attached is attached to one life, as with docker.
+        session.tell_end(&ended);
+        if session.stopped_within(wait) {
+            book.change(|state| state.restarting = false);
+            return ended;
+        }
+        match live_again(spec, namespace.as_ref(), session) {
+            Ok(fresh) => outputs = fresh,
+            Err(error) => {
+                book.change(|state| {
+                    state.restarting = false;
+                    state.error = error.to_string();
+                });
+                return ended;
+            }
+        }
+        book.started(session.pid(), spec.health.is_some(), |state| state.restarts += 1);
+    }
+}
+
+fn life(spec: &ContainerSpec, session: &Arc<Session>, outputs: Outputs, book: &Arc<Book>) -> Ended {
+    let _probing = health::probe(spec, session.pid(), book);
+    let ended = match outputs.pump(session).map_err(|e| Error::system("start a thread", e)) {
+        Ok(pumps) => session.finish(pumps),
+        Err(error) => Err(error),
+    };
+    ended.unwrap_or_else(|error| {
+        book.change(|state| state.error = error.to_string());
+        Ended { status: 255, oom: false }
+    })
+}
+
+fn live_again(spec: &ContainerSpec, namespace: Option<&OwnedFd>, session: &Session) -> Result<Outputs> {
+    let namespace = namespace.map(OwnedFd::try_clone).transpose();
+    let namespace = namespace.map_err(|e| Error::system("keep the network", e))?;
+    let running = NativeSandbox::new(spec.sandbox_options())?.start(spec.process_spec(namespace)?)?;
+    session.renew(running)
 }
 
 struct Begun {
     session: Arc<Session>,
-    outputs: session::Outputs,
+    outputs: Outputs,
     listener: UnixListener,
     wiring: Wiring,
 }
 
-fn begin(spec: &ContainerSpec, namespace: Option<Namespace>) -> Result<Begun> {
+fn begin(spec: &ContainerSpec, namespace: Option<OwnedFd>) -> Result<Begun> {
     let listener = bind(spec)?;
     let log = LogWriter::open(&spec.directory.join("log")).map_err(|e| Error::system("open the container's log", e))?;
+    let namespace = namespace.map(Namespace::from_fd);
     let wiring = Wiring::start(spec, namespace.as_ref())?;
     let sandbox = NativeSandbox::new(spec.sandbox_options())?;
     let running = sandbox.start(spec.process_spec(namespace.map(Namespace::into_fd))?)?;
-    let (session, outputs) = Session::new(running, Some(log), spec.stdin)?;
+    let (session, outputs) = Session::new(running, Some(log), spec.stdin, spec.stop_signal)?;
     Ok(Begun { session, outputs, listener, wiring })
 }
 
@@ -259,7 +314,7 @@ fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec, 
                 Ok(Some(Frame::Hello(Hello::Attach { stdin, output }))) => session.attach(socket, stdin, output),
                 Ok(Some(Frame::Hello(Hello::Exec(exec)))) => exec_here(&spec, &session, *exec, socket),
                 Ok(Some(Frame::Hello(Hello::Change(change)))) => {
-                    let answer = match network.change(&change, &spec.directory) {
+                    let answer = match network.change(&change, session.pid()) {
                         Ok(()) => Frame::Done,
                         Err(error) => Frame::Failed((&error).into()),
                     };
@@ -307,7 +362,7 @@ pub fn exec(options: SandboxOptions, exec: &ExecSpec, pid: i32) -> Result<Attach
     let running = enter(options, exec, pid, stdio)?;
     let (ours, mut theirs) = UnixStream::pair().map_err(|e| Error::system("make a socket pair", e))?;
     let input = if exec.stdin { Input::Once } else { Input::Closed };
-    let (session, outputs) = Session::new(running, None, input)?;
+    let (session, outputs) = Session::new(running, None, input, None)?;
     let _ = Frame::Started { pid: session.pid() }.send(&mut theirs);
     session.attach(theirs, exec.stdin, true);
     let follow = move || {

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -20,14 +20,20 @@ use crate::error::{Error, Result};
 use crate::logs::{LogWriter, Stream};
 use crate::sandbox::Running;
 
-/// A started process with those who are attached to it.
+/// A started process with those who are attached to it. Of a container that is started again it is the same session
+/// with another process.
 pub(super) struct Session {
-    running: Running,
+    running: Mutex<Arc<Running>>,
     clients: Mutex<Vec<Arc<Client>>>,
     log: Mutex<Option<LogWriter>>,
     stdin: Mutex<Option<File>>,
     input: Input,
     terminal: bool,
+    /// The signal that asks the process to end, where it is not the usual one.
+    stop_signal: Option<i32>,
+    /// Whether somebody asked for its end.
+    stopped: Mutex<bool>,
+    told: Condvar,
 }
 
 struct Client {
@@ -41,33 +47,48 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Session {
-    pub(super) fn new(mut running: Running, log: Option<LogWriter>, input: Input) -> Result<(Arc<Self>, Outputs)> {
-        let mut outputs = Vec::new();
+    pub(super) fn new(
+        running: Running,
+        log: Option<LogWriter>,
+        input: Input,
+        stop_signal: Option<i32>,
+    ) -> Result<(Arc<Self>, Outputs)> {
         let terminal = running.terminal.is_some();
-        let stdin = match &running.terminal {
-            Some(master) => {
-                let duplicate = |e| Error::system("duplicate the terminal", e);
-                outputs.push((Stream::Stdout, File::from(master.try_clone().map_err(duplicate)?)));
-                (input != Input::Closed).then_some(master.try_clone().map_err(duplicate)?)
-            }
-            None => running.stdin.take(),
-        };
-        let file = |fd: Option<OwnedFd>| fd.map(File::from);
-        outputs.extend(file(running.stdout.take()).map(|f| (Stream::Stdout, f)));
-        outputs.extend(file(running.stderr.take()).map(|f| (Stream::Stderr, f)));
+        let (running, stdin, outputs) = streams(running, input)?;
         let session = Arc::new(Self {
-            running,
+            running: Mutex::new(running),
             clients: Mutex::default(),
             log: Mutex::new(log),
-            stdin: Mutex::new(file(stdin)),
+            stdin: Mutex::new(stdin),
             input,
             terminal,
+            stop_signal,
+            stopped: Mutex::new(false),
+            told: Condvar::new(),
         });
-        Ok((session, Outputs(outputs)))
+        Ok((session, outputs))
+    }
+
+    /// The session goes on with another process.
+    pub(super) fn renew(&self, running: Running) -> Result<Outputs> {
+        let (running, stdin, outputs) = streams(running, self.input)?;
+        *lock(&self.stdin) = stdin;
+        *lock(&self.running) = running;
+        Ok(outputs)
     }
 
     pub(super) fn pid(&self) -> i32 {
-        self.running.pid()
+        self.running().pid()
+    }
+
+    fn running(&self) -> Arc<Running> {
+        Arc::clone(&lock(&self.running))
+    }
+
+    /// Whether somebody asked for the end, waiting for it at most so long.
+    pub(super) fn stopped_within(&self, time: Duration) -> bool {
+        let waited = self.told.wait_timeout_while(lock(&self.stopped), time, |stopped| !*stopped);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Adds somebody who is told of the end and, if so wanted, of the output from here on.
@@ -89,7 +110,7 @@ impl Session {
                 Frame::Stdin(bytes) if stdin => self.feed(&bytes),
                 Frame::StdinEnd if stdin => self.end_input(),
                 Frame::Resize { rows, columns } if self.terminal => {
-                    let _ = self.running.resize(rows, columns);
+                    let _ = self.running().resize(rows, columns);
                 }
                 Frame::Signal(number) => self.signal(number),
                 _ => {}
@@ -117,11 +138,16 @@ impl Session {
         if !(1..=64).contains(&number) {
             return;
         }
+        // Docker's rule: where the image names no signal of its own, any one is meant to end it for good.
+        if number == Signal::KILL.as_raw() || self.stop_signal.is_none_or(|stop| stop == number) {
+            *lock(&self.stopped) = true;
+            self.told.notify_all();
+        }
         // SAFETY: within the kernel's range. That the C library keeps two real-time signals to itself is no concern here:
         // the number is only passed to the kernel, for a process that is not ours.
         #[allow(unsafe_code)]
         let signal = unsafe { Signal::from_raw_unchecked(number) };
-        let _ = self.running.kill(signal);
+        let _ = self.running().kill(signal);
     }
 
     fn spread(&self, stream: Stream, bytes: &[u8]) {
@@ -141,7 +167,7 @@ impl Session {
 
     /// Waits until the process and every other of its sandbox has ended and all output is handed on.
     pub(super) fn finish(&self, pumps: Vec<JoinHandle<()>>) -> Result<Ended> {
-        let exit = self.running.wait();
+        let exit = self.running().wait();
         for pump in pumps {
             let _ = pump.join();
         }
@@ -162,6 +188,23 @@ impl Session {
             let _ = socket.shutdown(Shutdown::Write);
         }
     }
+}
+
+/// The process's streams: what feeds it, and what it says.
+fn streams(mut running: Running, input: Input) -> Result<(Arc<Running>, Option<File>, Outputs)> {
+    let mut outputs = Vec::new();
+    let stdin = match &running.terminal {
+        Some(master) => {
+            let duplicate = |e| Error::system("duplicate the terminal", e);
+            outputs.push((Stream::Stdout, File::from(master.try_clone().map_err(duplicate)?)));
+            (input != Input::Closed).then_some(master.try_clone().map_err(duplicate)?)
+        }
+        None => running.stdin.take(),
+    };
+    let file = |fd: Option<OwnedFd>| fd.map(File::from);
+    outputs.extend(file(running.stdout.take()).map(|f| (Stream::Stdout, f)));
+    outputs.extend(file(running.stderr.take()).map(|f| (Stream::Stderr, f)));
+    Ok((Arc::new(running), file(stdin), Outputs(outputs)))
 }
 
 /// The output ends of a session that nobody reads yet.

@@ -231,7 +231,7 @@ impl Found {
 
 /// Opens a regular file of a snapshot in one step instead of the four of [`Dir::open_file`]: a snapshot does not change,
 /// so what was a file a moment ago is no device now. If it were, neither its opening would block nor would it be read.
-fn open_file(dir: &Dir, name: &OsStr, metadata: &Metadata) -> std::io::Result<File> {
+pub(super) fn open_file(dir: &Dir, name: &OsStr, metadata: &Metadata) -> std::io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
@@ -263,7 +263,7 @@ fn unchanged(found: &mut Found, node: &Node, below: &Below, buffer: &mut [u8]) -
 }
 
 /// Compares kind, mode, owner, size (for files), device and time as the archive would show them.
-fn same_metadata(a: &Metadata, b: &Metadata) -> bool {
+pub(super) fn same_metadata(a: &Metadata, b: &Metadata) -> bool {
     let shown = |m: &Metadata| {
         let size = if m.kind == Kind::File { m.size } else { 0 };
         let device = if matches!(m.kind, Kind::CharDevice | Kind::BlockDevice) { m.rdev } else { 0 };
@@ -272,7 +272,7 @@ fn same_metadata(a: &Metadata, b: &Metadata) -> bool {
     shown(a) == shown(b)
 }
 
-fn same_content(a: &mut File, b: &mut File, buffer: &mut [u8]) -> std::io::Result<bool> {
+pub(super) fn same_content(a: &mut File, b: &mut File, buffer: &mut [u8]) -> std::io::Result<bool> {
     use std::io::{Seek, SeekFrom};
     let (left, right) = buffer.split_at_mut(buffer.len() / 2);
     let same = loop {

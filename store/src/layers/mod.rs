@@ -8,6 +8,7 @@
 //! one layer into a directory of its own, which depends on nothing else; [`Layers::stack`] puts it on its parent.
 
 mod apply;
+mod changes;
 pub mod compress;
 mod diff;
 mod merge;
@@ -32,6 +33,7 @@ use crate::root::Root;
 use crate::snapshots::{Driver, Snapshot, SnapshotId};
 use crate::store::Store;
 
+pub use changes::Change;
 pub use staged::Staged;
 
 use compress::{Compressor, Decompressed};
@@ -85,6 +87,17 @@ impl Layers {
         };
         self.store.snapshots().set_dated_layer(id, &made.diff_id, made.size, made.newest)?;
         Ok(made)
+    }
+
+    /// Tells what the layer of a snapshot does to files. Removed ones count as far as layers above the first `base` of
+    /// the snapshot's stack hold them. (The `vfs` driver cannot tell whose a file is: there they count on base 0 only.)
+    ///
+    /// # Errors
+    /// The snapshot is gone or cannot be read.
+    pub fn changes(&self, id: &SnapshotId, base: usize, tell: &mut dyn FnMut(Change<'_>)) -> Result<()> {
+        let tree = self.tree(id)?;
+        let own = tree.lowers.len().saturating_sub(base);
+        changes::visit(&tree, own, tell)
     }
 
     /// What the canonical tar of a snapshot is, whatever its row says.

@@ -84,6 +84,10 @@ impl Lowers {
         Ok(Lowers { roots: paths.into_iter().map(|path| Root::open(path.as_ref())).collect::<io::Result<_>>()? })
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.roots.len()
+    }
+
     /// What they show together in their top directory.
     pub(crate) fn top(&self) -> io::Result<Below> {
         let dirs = self.roots.iter().enumerate().map(|(at, root)| Ok((at, root.top().try_clone()?)));
@@ -129,10 +133,19 @@ impl Below {
 
     /// What has this name, and the directory that holds it.
     pub(crate) fn find(&self, name: &OsStr) -> io::Result<Option<(&Dir, Metadata)>> {
-        for (_, dir) in &self.dirs {
+        Ok(self.find_in(name)?.map(|(_, dir, metadata)| (dir, metadata)))
+    }
+
+    /// What has this name, and the number of the root that holds it.
+    pub(crate) fn find_part(&self, name: &OsStr) -> io::Result<Option<(usize, Metadata)>> {
+        Ok(self.find_in(name)?.map(|(at, _, metadata)| (at, metadata)))
+    }
+
+    fn find_in(&self, name: &OsStr) -> io::Result<Option<(usize, &Dir, Metadata)>> {
+        for (at, dir) in &self.dirs {
             match dir.stat(name) {
                 Ok(metadata) if metadata.is_whiteout() || metadata.kind == Kind::Socket => return Ok(None),
-                Ok(metadata) => return Ok(Some((dir, metadata))),
+                Ok(metadata) => return Ok(Some((*at, dir, metadata))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }

@@ -33,7 +33,7 @@ pub use active::Active;
 pub use copy::Copy;
 pub use overlay::{Overlay, probe};
 pub use rows::SnapshotRow;
-pub use tree::copy_tree;
+pub use tree::{copy_tree, disk_use};
 
 /// The most snapshots in one stack. The kernel stacks 500 directories in an overlay and one overlay on another, so
 /// whoever mounts so many folds the lowest into one; a sandbox needs some places itself.
@@ -341,6 +341,14 @@ impl Snapshots {
             rows.map(|id| id?.parse()).collect()
         })
     }
+}
+
+/// All snapshots, for others that ask inside a transaction of their own.
+///
+/// # Errors
+/// The database cannot be read.
+pub fn list_in(tx: &rusqlite::Transaction<'_>) -> Result<Vec<SnapshotRow>> {
+    rows::list(tx)
 }
 
 /// Whether the directory of a snapshot is there.

@@ -32,7 +32,7 @@ pub fn copy_tree(from: &Dir, to: &Dir) -> io::Result<()> {
 }
 
 /// The disk a tree uses, in bytes. A file of several names counts once.
-pub(crate) fn disk_use(top: &Dir) -> io::Result<u64> {
+pub fn disk_use(top: &Dir) -> io::Result<u64> {
     let mut used = top.metadata()?.disk;
     let mut seen = HashSet::new();
     let mut queue = vec![PathBuf::new()];
