@@ -8,7 +8,15 @@ pub mod build;
 mod builder;
 mod builder_du;
 mod builder_prune;
+mod builds;
+mod builds_inspect;
+mod builds_logs;
+mod builds_ls;
+mod builds_prune;
+mod builds_rm;
 mod buildx;
+mod buildx_history;
+mod buildx_history_refused;
 mod check;
 mod commit;
 mod completion;
@@ -19,6 +27,7 @@ mod cp;
 mod create;
 mod diff;
 mod exec;
+mod explain;
 mod export;
 mod history;
 mod image;
@@ -116,6 +125,7 @@ commands! {
         Attach(attach),
         Build(build),
         Builder(builder),
+        Builds(builds),
         Buildx(buildx),
         Check(check),
         Commit(commit),
@@ -125,6 +135,7 @@ commands! {
         Create(create),
         Diff(diff),
         Exec(exec),
+        Explain(explain),
         Export(export),
         History(history),
         Image(image),
