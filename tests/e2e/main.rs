@@ -21,6 +21,7 @@ mod history;
 mod images;
 mod interrupt;
 mod mounts;
+mod mutations;
 mod network;
 mod oracle;
 mod outputs;
