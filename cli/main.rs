@@ -16,6 +16,7 @@ mod attach;
 mod batch;
 mod call;
 mod changes;
+mod collection;
 mod commands;
 mod confirm;
 mod container_options;

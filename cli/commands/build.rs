@@ -9,6 +9,7 @@ use rbuild_oci::{Platform, Reference};
 use crate::app::App;
 use crate::args::key_value;
 use crate::call::Call;
+use crate::collection;
 use crate::commands::DONE;
 use crate::diagnostics;
 use crate::error::CliError;
@@ -164,7 +165,9 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         }
     }
     let engine = app.engine()?;
-    let result = watched(mode, app, |events| engine.build(request, events)).await?;
+    let result = watched(mode, app, |events| engine.build(request, events)).await;
+    collection::after_build(app);
+    let result = result?;
     if let Some(path) = &args.iidfile {
         write_whole(path, &result.image_id.to_string())?;
     }

@@ -299,27 +299,27 @@ impl Read for BlobReader {
     }
 }
 
-enum Hasher {
+pub(crate) enum Hasher {
     Sha256(Sha256),
     Sha512(Box<sha2::Sha512>),
 }
 
 impl Hasher {
-    fn new(algorithm: Algorithm) -> Hasher {
+    pub(crate) fn new(algorithm: Algorithm) -> Hasher {
         match algorithm {
             Algorithm::Sha256 => Hasher::Sha256(Sha256::new()),
             Algorithm::Sha512 => Hasher::Sha512(Box::default()),
         }
     }
 
-    fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         match self {
             Hasher::Sha256(hasher) => hasher.update(bytes),
             Hasher::Sha512(hasher) => sha2::Digest::update(hasher.as_mut(), bytes),
         }
     }
 
-    fn finish(self) -> Result<Digest> {
+    pub(crate) fn finish(self) -> Result<Digest> {
         match self {
             Hasher::Sha256(hasher) => Ok(hasher.finish()),
             Hasher::Sha512(hasher) => {

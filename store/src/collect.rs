@@ -99,6 +99,18 @@ pub(crate) fn sweep_strays(core: &Arc<Core>) -> Result<u64> {
     Ok(freed)
 }
 
+/// What [`sweep_strays`] would remove now, as paths beneath the store. Nobody publishes or removes while it is listed.
+pub(crate) fn strays(core: &Core) -> Result<Vec<String>> {
+    core.db.write(Durability::Cache, |tx| {
+        let mut found = Vec::new();
+        for place in PLACES {
+            let strays = without_row(tx, place, names(core, place)?)?;
+            found.extend(strays.iter().map(|name| format!("{}/{}", place.path.join("/"), name.to_string_lossy())));
+        }
+        Ok(found)
+    })
+}
+
 /// Removes the files of `digest` and their like, whose rows are gone.
 pub(crate) fn remove_blob_file(core: &Arc<Core>, digest: &Digest) -> Result<u64> {
     let place = PLACES.iter().find(|place| place.path == ["blobs", digest.algorithm().name()]);

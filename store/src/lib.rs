@@ -8,6 +8,7 @@
 
 pub mod archive;
 pub mod blobs;
+pub mod check;
 pub mod collect;
 pub mod db;
 pub mod error;
@@ -23,6 +24,7 @@ mod store;
 pub mod transfer;
 
 pub use blobs::{BlobReader, BlobWriter, Blobs};
+pub use check::{CheckOptions, Checked, Problem};
 pub use collect::{CollectOptions, Collected, Records};
 pub use db::{Db, Durability};
 pub use error::{FULL_DISK_HINT, Result, StoreError};

@@ -125,6 +125,10 @@ impl Store {
         self.inner.core.driver
     }
 
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.inner.core
+    }
+
     pub fn db(&self) -> &Db {
         &self.inner.core.db
     }

@@ -16,6 +16,7 @@ mod disk;
 mod faults;
 mod founding;
 mod images;
+mod integrity;
 mod interrupt;
 mod mounts;
 mod network;
