@@ -272,6 +272,8 @@ impl ContainerOptions {
             oom_score_adj: self.oom_score_adj,
             devices: self.devices.clone(),
             restart: self.supervision.restart,
+            init: self.supervision.init,
+            log: self.supervision.log()?,
             ..HostSettings::default()
         };
         for option in &self.security_opt {
@@ -473,14 +475,11 @@ impl refused::Table for NotYet {
         Missing::valued("device-write-bps"),
         Missing::valued("device-write-iops"),
         Missing::valued("gpus"),
-        Missing::switch("init"),
         Missing::valued("ip"),
         Missing::valued("ip6"),
         Missing::valued("isolation").harmless("default"),
         Missing::valued("link"),
         Missing::valued("link-local-ip"),
-        Missing::valued("log-driver"),
-        Missing::valued("log-opt"),
         Missing::valued("mac-address"),
         Missing::valued("memory-swappiness"),
         Missing::valued("network-alias"),

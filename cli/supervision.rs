@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use rbuild_engine::containers::{Healthcheck, RestartPolicy};
+use rbuild_engine::containers::{Healthcheck, LogDriver, LogLimits, RestartPolicy};
 
 use crate::error::CliError;
-use crate::units;
+use crate::{units, values};
 
 /// How the container is looked after while it runs.
 #[derive(Debug, clap::Args)]
@@ -31,6 +31,15 @@ pub struct Supervision {
     /// Do not check its health, whatever the image says
     #[arg(long)]
     no_healthcheck: bool,
+    /// Run the program under an init that passes signals on and takes in orphans
+    #[arg(long)]
+    pub init: bool,
+    /// What becomes of its output: json-file or none
+    #[arg(long, value_name = "DRIVER", default_value = "json-file", hide_default_value = true, value_parser = ["json-file", "none"])]
+    log_driver: String,
+    /// Limit of the log: max-size=BYTES or max-file=N
+    #[arg(long = "log-opt", value_name = "NAME=VALUE")]
+    log_options: Vec<String>,
     /// When to start it again after its end: no, always, unless-stopped, on-failure or on-failure:N
     #[arg(long, value_name = "POLICY", default_value = "no", value_parser = restart_policy)]
     pub restart: RestartPolicy,
@@ -65,6 +74,36 @@ impl Supervision {
             (false, true) => Ok(None),
             (false, false) => Ok(Some(check)),
         }
+    }
+}
+
+impl Supervision {
+    /// What becomes of its output.
+    ///
+    /// # Errors
+    /// Options that the driver does not have.
+    pub fn log(&self) -> Result<LogDriver, CliError> {
+        let mut limits = LogLimits::default();
+        for option in &self.log_options {
+            let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            let wrong = |why: String| CliError::new(format!("invalid value \"{value}\" for log-opt \"{name}\": {why}"));
+            match name {
+                _ if self.log_driver == "none" => {
+                    return Err(CliError::new(format!("unknown log opt '{name}' for none log driver")));
+                }
+                "max-size" if value == "-1" => limits.max_size = None,
+                "max-size" => limits.max_size = Some(values::bytes(value).map_err(wrong)?),
+                "max-file" => match value.parse() {
+                    Ok(count) if count > 0 => limits.max_file = count,
+                    _ => return Err(wrong("max-file cannot be less than 1".to_owned())),
+                },
+                "compress" | "labels" | "labels-regex" | "env" | "env-regex" | "tag" | "mode" | "max-buffer-size" => {
+                    return Err(CliError::new(format!("--log-opt {name} is not supported yet")));
+                }
+                _ => return Err(CliError::new(format!("unknown log opt '{name}' for json-file log driver"))),
+            }
+        }
+        Ok(if self.log_driver == "none" { LogDriver::None } else { LogDriver::JsonFile(limits) })
     }
 }
 

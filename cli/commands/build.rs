@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use rbuild_engine::{BuildContext, BuildRequest, DockerfileSource, ExtraHost, InputStream, Network, Question, Ulimit};
 use rbuild_oci::{Platform, Reference};
@@ -56,6 +57,9 @@ pub struct Args {
     /// Write the id of the image to a file
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
+    /// Say afterwards why each step ran that did not come from the cache
+    #[arg(long)]
+    explain: bool,
     /// Print nothing but the id of the image
     #[arg(short, long)]
     quiet: bool,
@@ -165,7 +169,17 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         }
     }
     let engine = app.engine()?;
-    let result = watched(mode, app, |events| engine.build(request, events)).await;
+    let recorded = OnceLock::new();
+    let result = watched(mode, app, |events| async {
+        let built = engine.build(request, events).await;
+        let id = built.as_ref().map_or_else(|error| error.build.clone(), |result| Some(result.build.clone()));
+        id.into_iter().for_each(|id| drop(recorded.set(id)));
+        built
+    })
+    .await;
+    if let (true, Some(id)) = (args.explain, recorded.get()) {
+        app.tell(super::explain::after_build(&engine.builds(), id)?.trim_end());
+    }
     collection::after_build(app);
     let result = result?;
     if let Some(path) = &args.iidfile {

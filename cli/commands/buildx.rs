@@ -16,6 +16,7 @@ commands! {
     BuildxCommand {
         Build(build),
         Du(builder_du),
+        History(buildx_history),
         Imagetools(imagetools),
         Prune(builder_prune),
     }

@@ -9,7 +9,15 @@ mod builder;
 mod builder_du;
 mod builder_gc;
 mod builder_prune;
+mod builds;
+mod builds_inspect;
+mod builds_logs;
+mod builds_ls;
+mod builds_prune;
+mod builds_rm;
 mod buildx;
+mod buildx_history;
+mod buildx_history_refused;
 mod check;
 mod commit;
 mod completion;
@@ -20,6 +28,7 @@ mod cp;
 mod create;
 mod diff;
 mod exec;
+mod explain;
 mod export;
 mod history;
 mod image;
@@ -110,6 +119,7 @@ commands! {
         Attach(attach),
         Build(build),
         Builder(builder),
+        Builds(builds),
         Buildx(buildx),
         Check(check),
         Commit(commit),
@@ -119,6 +129,7 @@ commands! {
         Create(create),
         Diff(diff),
         Exec(exec),
+        Explain(explain),
         Export(export),
         History(history),
         Image(image),

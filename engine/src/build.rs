@@ -21,9 +21,9 @@ use crate::error::{Error, FailedStep, Kind, SourceText};
 use crate::export::image::Finished;
 use crate::export::results::{self, Built, Exported, Exporter};
 use crate::frontends::dockerfile::{lower_options, understand};
+use crate::history::recording::Recording;
 use crate::layers::LayerHasher;
 use crate::lending::Lending;
-use crate::logs::BuildLogs;
 use crate::output::Output;
 use crate::remote;
 use crate::request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
@@ -42,6 +42,21 @@ impl Engine {
     /// what images, registries and the store say.
     pub async fn build(&self, request: BuildRequest, events: Events) -> Result<BuildResult, Error> {
         let lease = self.store().lease("build")?;
+        let recording = Recording::start(self.store(), &lease, &request);
+        let events = recording.observe(events);
+        let built = self.build_recorded(request, lease, events, &recording).await;
+        let build = recording.id().to_owned();
+        recording.end(built.as_ref().err());
+        built.map_err(|error| Error { build: Some(build), ..error })
+    }
+
+    async fn build_recorded(
+        &self,
+        request: BuildRequest,
+        lease: Lease,
+        events: Events,
+        recording: &Recording,
+    ) -> Result<BuildResult, Error> {
         let outputs = results::outputs(&request);
         results::check(&outputs, request.platforms.len())?;
         let request = remote::bring(self, request, &lease, &events).await?;
@@ -51,8 +66,9 @@ impl Engine {
         let patterns = inputs.ignore.patterns().map(str::to_owned).collect();
         let options = lower_options(&request, patterns);
         let understood = understand(&file, &options, &inputs.source, parsed, &images, &events).await?;
+        recording.arguments(&inputs.source.text);
         warn(&events, &understood.warnings);
-        let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone() };
+        let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone(), recording };
         let (mut result, advice) = job.run(inputs, understood.lowered, images, &outputs).await?;
         let advice = lint::wanted(&file, &options, advice);
         warn(&job.events, &advice);
@@ -177,6 +193,7 @@ struct Job<'a> {
     lease: Lease,
     events: Events,
     source: SourceText,
+    recording: &'a Recording,
 }
 
 impl Job<'_> {
@@ -196,8 +213,16 @@ impl Job<'_> {
         let advice = advice_of(&results);
         let exporter = Exporter { engine: self.engine, lease: &self.lease, events: &self.events, results };
         let Exported { image_id, target, names, pushed } = exporter.all(outputs).await?;
-        let source_text = self.source.clone();
-        Ok((BuildResult { image_id, target, names, pushed, warnings: Vec::new(), source_text }, advice))
+        let result = BuildResult {
+            build: self.recording.id().to_owned(),
+            image_id,
+            target,
+            names,
+            pushed,
+            warnings: Vec::new(),
+            source_text: self.source.clone(),
+        };
+        Ok((result, advice))
     }
 
     /// Solves what one platform needs and describes its image.
@@ -224,6 +249,7 @@ impl Job<'_> {
         let ops = hasher.wrap(executor.factory(), steps);
         let edges: Vec<_> = lowered.result.into_iter().collect();
         let solved = build.solve(graph.clone(), &edges, ops.clone()).await;
+        self.recording.keys(&graph, &build.reports(&graph), solved.is_err());
         let result = match solved {
             Ok(solved) => solved.into_iter().next().map_or(Value::Scratch, |solved| solved.value),
             Err(error) => return Err(failure(error, Some(&self.source))),
@@ -243,7 +269,6 @@ impl Job<'_> {
         let stays = matches!(self.request.context, BuildContext::Directory(_));
         let main = Directory::new(inputs.root, inputs.ignore, stays.then_some(indexes.as_path()));
         let lending = Lending::open(self.request, &indexes)?;
-        let logs = BuildLogs::new(self.engine.store().root().join("builds").join(self.lease.id().to_string()));
         Ok(Executor {
             store: self.engine.store().clone(),
             lease: self.lease.clone(),
@@ -254,7 +279,6 @@ impl Job<'_> {
             images,
             web: self.engine.registry()?.clone(),
             git: self.engine.options().git.clone().map(|git| git.with_agent(agent)),
-            logs: Arc::new(logs),
             settings: ExecSettings {
                 default_network: self.request.network,
                 allow_host_network: self.request.allow_host_network || self.request.network == Network::Host,

@@ -39,7 +39,8 @@ pub use exec::Executed;
 pub use lifecycle::{Removal, signal_number};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
-    CreateRequest, DeviceRequest, ExecRequest, HostSettings, MountRequest, MountWish, NamespaceMode, NetworkMode,
+    CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, MountRequest, MountWish, NamespaceMode,
+    NetworkMode,
 };
 pub use start::{StartRequest, helper_main};
 
@@ -47,7 +48,7 @@ pub use rbuild_oci::Healthcheck;
 pub use rbuild_runtime::container::{
     Attached, AttachedInput, Attachment, ContainerLock, Ended, Health, HealthStatus, RestartPolicy, StartFailure, State,
 };
-pub use rbuild_runtime::logs::{Entry, LogReader, Stream};
+pub use rbuild_runtime::logs::{Entry, LogLimits, LogReader, Stream};
 
 use crate::error::{Error, Kind};
 use crate::volumes::Volumes;
@@ -131,8 +132,14 @@ impl Containers {
         }
     }
 
-    /// The log, from its beginning or the last `tail` entries.
+    /// The log, from its beginning or the last `tail` entries; `None` while there is none.
+    ///
+    /// # Errors
+    /// `Unsupported`, in docker's words, for one whose output is not kept.
     pub fn logs(&self, container: &Container, tail: Option<u64>) -> Result<Option<LogReader>, Error> {
+        if container.host.log == LogDriver::None {
+            return Err(Error::new(Kind::Unsupported, "configured logging driver does not support reading"));
+        }
         match LogReader::open(&self.log_path(container), tail) {
             Ok(reader) => Ok(Some(reader)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

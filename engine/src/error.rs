@@ -51,6 +51,8 @@ pub struct Error {
     pub source_text: Option<SourceText>,
     /// The step that failed and the end of what it wrote.
     pub step: Option<FailedStep>,
+    /// The id in the history of the build that failed.
+    pub build: Option<String>,
 }
 
 /// A text that positions refer to.
@@ -80,6 +82,7 @@ impl Error {
             diagnostics: Vec::new(),
             source_text: None,
             step: None,
+            build: None,
         }
     }
 

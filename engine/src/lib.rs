@@ -8,18 +8,20 @@
 
 mod advice;
 mod build;
+mod causes;
 pub mod containers;
 mod context;
 mod describe;
 mod emulation;
 mod engine;
 pub mod error;
+pub mod explain;
 mod export;
 mod frontends;
+pub mod history;
 pub mod images;
 mod layers;
 mod lending;
-mod logs;
 mod output;
 mod remote;
 mod request;

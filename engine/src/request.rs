@@ -159,6 +159,8 @@ impl fmt::Debug for InputStream {
 /// A finished build.
 #[derive(Debug, Clone)]
 pub struct BuildResult {
+    /// Its id in the history.
+    pub build: String,
     pub image_id: ImageId,
     /// The manifest or index.
     pub target: Descriptor,

@@ -22,7 +22,7 @@ use rbuild_graph::ops::{FileOp, Network, Op, SourceOp};
 use rbuild_registry::Client;
 use rbuild_runtime::Sandbox;
 use rbuild_runtime::network::Pool;
-use rbuild_solver::{LogStream, OpError, OpFactory, RunContext, RunOp};
+use rbuild_solver::{OpError, OpFactory, RunOp};
 use rbuild_store::{Lease, Store};
 
 pub use ops::unpack::{starts_tar, unpack_into};
@@ -46,7 +46,6 @@ pub struct Executor {
     pub web: Client,
     /// What fetches from git repositories, where it is installed.
     pub git: Option<sources::git::GitOptions>,
-    pub logs: Arc<dyn StepLogs>,
     pub settings: ExecSettings,
 }
 
@@ -65,17 +64,6 @@ pub struct ExecSettings {
     pub resolv_conf: String,
     /// The address that `host-gateway` stands for.
     pub host_gateway: String,
-}
-
-/// Keeps what steps write, whole.
-pub trait StepLogs: Send + Sync {
-    /// The log of one execution. Never fails: a log that cannot be kept is not worth a build.
-    fn open(&self, context: &RunContext) -> Box<dyn StepLog>;
-}
-
-/// The log of one execution.
-pub trait StepLog {
-    fn write(&mut self, stream: LogStream, bytes: &[u8]);
 }
 
 impl Executor {

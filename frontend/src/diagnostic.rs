@@ -40,7 +40,12 @@ impl Diagnostic {
         Diagnostic::new(Severity::Warning, message.into())
     }
 
-    fn new(severity: Severity, message: String) -> Diagnostic {
+    /// What a file holds may get into a message; it stays one line, and harms no terminal.
+    fn new(severity: Severity, mut message: String) -> Diagnostic {
+        if message.contains(char::is_control) {
+            let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+            message = message.chars().map(shown).collect();
+        }
         Diagnostic { severity, message, span: None, label: None, hints: Vec::new(), rule: None, url: None }
     }
 
@@ -124,6 +129,11 @@ fn distance(from: &str, to: &str, enough: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_is_one_line() {
+        assert_eq!(Diagnostic::error("unsupported (\n\u{1b}) é").message, "unsupported (\\n\\u{1b}) é");
+    }
 
     #[test]
     fn the_nearest_word_is_found_within_two_edits() {

@@ -12,8 +12,6 @@
 #![allow(clippy::result_large_err, reason = "a diagnostic is made once per mistake, never on a hot path")]
 
 mod change;
-#[cfg(test)]
-mod conformance;
 pub mod describe;
 mod diagnostic;
 mod facts;
@@ -25,6 +23,8 @@ mod lower;
 mod options;
 mod stages;
 mod syntax;
+#[cfg(test)]
+mod tests;
 
 pub use rbuild_graph::pattern as glob;
 

@@ -21,7 +21,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::logs::Stream;
+use crate::logs::{LogLimits, Stream};
 use crate::monitor::wire::{Frame, Hello};
 use crate::network::{Endpoint, PortBinding, PortRequest};
 use crate::sandbox::{
@@ -59,6 +59,11 @@ pub struct ContainerSpec {
     pub stdin: Input,
     pub cgroup_parent: Option<PathBuf>,
     pub seccomp: SeccompChoice,
+    /// See [`ProcessSpec::init`].
+    #[serde(default)]
+    pub init: bool,
+    /// How much of its output is kept; `None` keeps none.
+    pub log: Option<LogLimits>,
     /// How its health is found out, if it is.
     #[serde(default)]
     pub health: Option<Box<HealthProbe>>,
@@ -211,6 +216,7 @@ impl ContainerSpec {
             stdio,
             cgroup: self.cgroup(),
             seccomp: self.seccomp.clone().into(),
+            init: self.init,
         })
     }
 }

@@ -8,11 +8,13 @@
 //! [`LONGEST`] is written in pieces of which only the last ends with a newline. What a container writes cannot imitate
 //! the frame, since it is JSON-escaped (S58). Each batch of entries is one `write` to a file opened for appending: a
 //! reader sees whole entries, and a killed writer leaves at most one torn line at the end, which readers skip.
+//!
+//! A log with a limit is rotated as docker does it: `log` becomes `log.1`, `log.1` becomes `log.2`, and the oldest goes.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -45,17 +47,29 @@ impl Entry {
     }
 }
 
+/// How much of a log is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLimits {
+    /// Bytes of one file; `None` is without limit.
+    pub max_size: Option<u64>,
+    /// How many files there are, the one written to included; 0 and 1 both mean that one.
+    pub max_file: u32,
+}
+
 /// Appends a container's output to its log.
 #[derive(Debug)]
 pub struct LogWriter {
     file: File,
+    path: PathBuf,
+    limits: LogLimits,
+    size: u64,
     partial: [Vec<u8>; 2],
 }
 
 impl LogWriter {
     /// Opens the log for appending, makes it when missing.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let mut file = OpenOptions::new().append(true).create(true).read(true).mode(0o600).open(path)?;
+    pub fn open(path: &Path, limits: LogLimits) -> io::Result<Self> {
+        let mut file = create(path)?;
         // A writer that was killed may have left a torn entry: end it, so that ours begins a line.
         if file.seek(SeekFrom::End(-1)).is_ok() {
             let mut last = [b'\n'];
@@ -64,7 +78,8 @@ impl LogWriter {
                 file.write_all(b"\n")?;
             }
         }
-        Ok(Self { file, partial: [Vec::new(), Vec::new()] })
+        let size = file.metadata()?.len();
+        Ok(Self { file, path: path.to_owned(), limits, size, partial: [Vec::new(), Vec::new()] })
     }
 
     /// Takes output as it was read; whole lines are in the file when this returns.
@@ -91,7 +106,48 @@ impl LogWriter {
                 }
             }
         }
-        self.file.write_all(&out)
+        self.append(&out)
+    }
+
+    /// Writes whole entries, to the next file when this one is full.
+    fn append(&mut self, entries: &[u8]) -> io::Result<()> {
+        let mut rest = entries;
+        while let Some(room) = self.limits.max_size.map(|most| most.saturating_sub(self.size)) {
+            if rest.len() as u64 <= room {
+                break;
+            }
+            // As many entries as fit, but at least one in each file: an entry is never cut.
+            let fitting = rest[..usize::try_from(room).unwrap_or(rest.len())].iter().rposition(|b| *b == b'\n');
+            let end = match fitting {
+                Some(at) => at + 1,
+                None if self.size == 0 => rest.iter().position(|b| *b == b'\n').map_or(rest.len(), |at| at + 1),
+                None => 0,
+            };
+            self.file.write_all(&rest[..end])?;
+            self.size += end as u64;
+            rest = &rest[end..];
+            if rest.is_empty() {
+                return Ok(());
+            }
+            self.rotate()?;
+        }
+        self.file.write_all(rest)?;
+        self.size += rest.len() as u64;
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        let older = self.limits.max_file.max(1) - 1;
+        for n in (1..older).rev() {
+            rename_if_there(&numbered(&self.path, n), &numbered(&self.path, n + 1))?;
+        }
+        match older {
+            0 => fs::remove_file(&self.path)?,
+            _ => fs::rename(&self.path, numbered(&self.path, 1))?,
+        }
+        self.file = create(&self.path)?;
+        self.size = 0;
+        Ok(())
     }
 
     /// Writes what is left of lines without end.
@@ -103,7 +159,25 @@ impl LogWriter {
                 encode(&mut out, stream, &partial, &now())?;
             }
         }
-        self.file.write_all(&out)
+        self.append(&out)
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).read(true).mode(0o600).open(path)
+}
+
+/// The `n`-th last file of a rotated log.
+fn numbered(path: &Path, n: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{n}"));
+    name.into()
+}
+
+fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        renamed => renamed,
     }
 }
 
@@ -138,9 +212,10 @@ pub fn rfc3339(t: OffsetDateTime) -> String {
     )
 }
 
-/// Reads a log from some point on, also while it grows.
+/// Reads a log from some point on, also while it grows and is rotated.
 #[derive(Debug)]
 pub struct LogReader {
+    path: PathBuf,
     reader: BufReader<File>,
     line: Vec<u8>,
 }
@@ -149,11 +224,23 @@ impl LogReader {
     /// The whole log, or its last `tail` entries.
     pub fn open(path: &Path, tail: Option<u64>) -> io::Result<Self> {
         let mut file = File::open(path)?;
-        if let Some(tail) = tail {
-            let at = nth_line_from_end(&mut file, tail)?;
-            file.seek(SeekFrom::Start(at))?;
+        let mut left = tail;
+        for n in 0.. {
+            if let Some(tail) = left {
+                let (at, more) = nth_line_from_end(&mut file, tail)?;
+                file.seek(SeekFrom::Start(at))?;
+                left = Some(more);
+                if more == 0 {
+                    break;
+                }
+            }
+            match File::open(numbered(path, n + 1)) {
+                Ok(older) => file = older,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            }
         }
-        Ok(Self { reader: BufReader::with_capacity(64 * 1024, file), line: Vec::new() })
+        Ok(Self { path: path.to_owned(), reader: BufReader::with_capacity(64 * 1024, file), line: Vec::new() })
     }
 
     /// The next entry; `None` when there is none yet. May be asked again later.
@@ -161,7 +248,19 @@ impl LogReader {
         loop {
             self.reader.read_until(b'\n', &mut self.line)?;
             if self.line.last() != Some(&b'\n') {
-                return Ok(None); // end, or an entry half written: its rest is appended to what is held
+                // The end, or an entry half written, whose rest is appended to what is held.
+                match self.newer()? {
+                    Some(file) => {
+                        // What was written between the last look and the rotation comes first.
+                        self.reader.read_until(b'\n', &mut self.line)?;
+                        if self.line.last() != Some(&b'\n') {
+                            self.line.clear();
+                            self.reader = BufReader::with_capacity(64 * 1024, file);
+                            continue;
+                        }
+                    }
+                    None => return Ok(None),
+                }
             }
             let entry = serde_json::from_slice(&self.line).ok();
             self.line.clear();
@@ -170,10 +269,31 @@ impl LogReader {
             }
         }
     }
+
+    /// The file after the one being read; `None` while that is the newest. A file that is no longer there at all was
+    /// rotated away while nobody read: then the oldest there is comes next.
+    fn newer(&self) -> io::Result<Option<File>> {
+        let own = self.reader.get_ref().metadata()?.ino();
+        let mut newer = None;
+        for n in 0.. {
+            let path = if n == 0 { self.path.clone() } else { numbered(&self.path, n) };
+            let file = match File::open(path) {
+                // Between two renames a number may be missing for an instant; a removed container has none.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(newer),
+                file => file?,
+            };
+            if file.metadata()?.ino() == own {
+                return Ok(newer);
+            }
+            newer = Some(file);
+        }
+        Ok(newer)
+    }
 }
 
-/// Where the last `n` lines of the file begin. Reads from the end, so the length of the file does not matter.
-fn nth_line_from_end(file: &mut File, n: u64) -> io::Result<u64> {
+/// Where the last `n` lines of the file begin, and how many of them it does not have. Reads from the end, so the length of
+/// the file does not matter.
+fn nth_line_from_end(file: &mut File, n: u64) -> io::Result<(u64, u64)> {
     const BLOCK: u64 = 64 * 1024;
     let length = file.seek(SeekFrom::End(0))?;
     let mut end = length;
@@ -187,13 +307,13 @@ fn nth_line_from_end(file: &mut File, n: u64) -> io::Result<u64> {
         for (at, _) in block.iter().enumerate().rev().filter(|(_, b)| **b == b'\n') {
             // The newline that ends the line before the n-th from the end; the file's last byte ends the last line.
             if seen == n {
-                return Ok(start + at as u64 + 1);
+                return Ok((start + at as u64 + 1, 0));
             }
             seen += 1;
         }
         end = start;
     }
-    Ok(0)
+    Ok((0, n - seen.min(n)))
 }
 
 #[cfg(test)]
@@ -208,7 +328,7 @@ mod tests {
     fn lines_keep_their_stream_and_their_bytes() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        let mut log = LogWriter::open(&path).expect("open");
+        let mut log = LogWriter::open(&path, LogLimits::default()).expect("open");
         log.write(Stream::Stdout, b"one\ntw").expect("write");
         log.write(Stream::Stderr, b"\x1b[31m\"e\"\xff\n").expect("write");
         log.write(Stream::Stdout, b"o\nend").expect("write");
@@ -229,7 +349,7 @@ mod tests {
     fn long_lines_come_in_pieces_and_memory_stays_flat() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        let mut log = LogWriter::open(&path).expect("open");
+        let mut log = LogWriter::open(&path, LogLimits::default()).expect("open");
         let long = vec![b'x'; LONGEST * 2 + 5];
         log.write(Stream::Stdout, &long[..7]).expect("write");
         log.write(Stream::Stdout, &long[7..]).expect("write");
@@ -243,7 +363,7 @@ mod tests {
     fn the_tail_is_the_last_entries() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        let mut log = LogWriter::open(&path).expect("open");
+        let mut log = LogWriter::open(&path, LogLimits::default()).expect("open");
         let lines: Vec<String> = (0..3000).map(|n| format!("line {n}\n")).collect();
         log.write(Stream::Stdout, lines.concat().as_bytes()).expect("write");
         for tail in [0usize, 1, 2, 2999, 3000, 4000] {
@@ -253,15 +373,57 @@ mod tests {
         }
     }
 
+    /// What a reader that came at once, one that comes at the end, and one that wants the last entries see.
+    #[test]
+    fn a_limited_log_is_rotated() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("log");
+        let limits = LogLimits { max_size: Some(1000), max_file: 3 };
+        let mut log = LogWriter::open(&path, limits).expect("open");
+        let mut early = LogReader::open(&path, None).expect("open");
+        let lines: Vec<String> = (0..100).map(|n| format!("line {n}\n")).collect();
+        let mut seen = Vec::new();
+        for line in &lines {
+            log.write(Stream::Stdout, line.as_bytes()).expect("write");
+            seen.extend(texts(&mut early).into_iter().map(|(_, text)| text));
+        }
+        assert_eq!(seen, lines);
+        let files: Vec<u64> = ["log", "log.1", "log.2", "log.3"]
+            .map(|name| fs::metadata(dir.path().join(name)).map_or(0, |metadata| metadata.len()))
+            .to_vec();
+        assert!(files[0] > 0 && files[..3].iter().all(|size| *size <= 1000), "{files:?}");
+        assert!(files[1] > 900 && files[2] > 900 && files[3] == 0, "{files:?}");
+        let late: Vec<String> =
+            texts(&mut LogReader::open(&path, None).expect("open")).into_iter().map(|t| t.1).collect();
+        assert!(late.len() > 20 && lines.ends_with(&late), "{late:?}");
+        let last =
+            |n| texts(&mut LogReader::open(&path, Some(n)).expect("open")).into_iter().map(|t| t.1).collect::<Vec<_>>();
+        for n in [0, 1, 15, late.len()] {
+            assert_eq!(last(n as u64), lines[100 - n..], "--tail {n}");
+        }
+        assert_eq!(last(90), late);
+    }
+
+    #[test]
+    fn one_file_with_a_limit_begins_anew() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("log");
+        let mut log = LogWriter::open(&path, LogLimits { max_size: Some(100), max_file: 0 }).expect("open");
+        let mut reader = LogReader::open(&path, None).expect("open");
+        log.write(Stream::Stdout, b"one\ntwo\nthree\n").expect("write");
+        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 1);
+        assert_eq!(texts(&mut reader).last().expect("an entry").1, "three\n");
+    }
+
     #[test]
     fn a_torn_end_is_skipped_and_appended_to() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        LogWriter::open(&path).expect("open").write(Stream::Stdout, b"whole\n").expect("write");
+        LogWriter::open(&path, LogLimits::default()).expect("open").write(Stream::Stdout, b"whole\n").expect("write");
         OpenOptions::new().append(true).open(&path).expect("open").write_all(b"{\"log\":\"to").expect("write");
         let mut reader = LogReader::open(&path, None).expect("open");
         assert_eq!(texts(&mut reader).len(), 1);
-        LogWriter::open(&path).expect("open").write(Stream::Stdout, b"next\n").expect("write");
+        LogWriter::open(&path, LogLimits::default()).expect("open").write(Stream::Stdout, b"next\n").expect("write");
         assert_eq!(texts(&mut reader), [(Stream::Stdout, "next\n".to_owned())]);
     }
 }

@@ -316,7 +316,7 @@ fn add(to: &mut tar::Builder<Vec<u8>>, name: &str, kind: tar::EntryType, mode: u
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").expect("a string takes all");
         text

@@ -31,7 +31,7 @@ fn a_container_about_to_start_again_can_be_stopped() {
     let container = Background::start(&scene, "again", &["--restart", "always"], "echo once more; exit 1");
     // Each wait is twice as long as the last: sooner or later it is seen waiting.
     until(|| scene.rb(&["ps", "--filter", "name=again", "--format", "{{.Status}}"]).out.starts_with("Restarting (1) "));
-    assert_eq!(scene.rb(&["ps", "-q", "--filter", "status=restarting"]).ok().out.lines().count(), 1);
+    until(|| scene.rb(&["ps", "-q", "--filter", "status=restarting"]).ok().out.lines().count() == 1);
     until(|| scene.rb(&["exec", "again", "true"]).err.contains("is restarting, wait until the container is running"));
     let refused = scene.rb(&["rm", "again"]);
     assert_eq!(refused.code, 1, "{refused:#?}");
@@ -121,6 +121,56 @@ fn the_images_check_can_be_switched_off_or_changed() {
 }
 
 #[test]
+fn a_log_with_a_limit_keeps_its_end() {
+    let scene = Scene::with_busybox();
+    let options = ["--log-opt", "max-size=1k", "--log-opt", "max-file=2"];
+    let script = "i=0; while [ $i -lt 100 ]; do echo line $i; i=$((i+1)); done";
+    let container = Background::start(&scene, "talker", &options, script);
+    until(|| container.field("{{.State.Status}}") == "exited");
+    let shown = scene.rb(&["logs", "talker"]).ok().out;
+    assert!(shown.ends_with("line 98\nline 99\n") && shown.len() < 500, "{shown}");
+    assert_eq!(scene.rb(&["logs", "-n", "15", "talker"]).ok().out.lines().next(), Some("line 85"));
+    let config = "{{.HostConfig.LogConfig.Type}} {{index .HostConfig.LogConfig.Config \"max-file\"}}";
+    assert_eq!(container.field(config), "json-file 2");
+}
+
+#[test]
+fn a_container_without_a_log_has_nothing_to_show() {
+    let scene = Scene::with_busybox();
+    let said = scene.rb(&["run", "--name", "quiet", "--log-driver", "none", "busybox", "echo", "hello"]).ok();
+    assert_eq!(said.out, "hello\n");
+    let said = scene.rb(&["logs", "quiet"]);
+    assert_eq!(said.code, 1);
+    assert!(said.err.contains("configured logging driver does not support reading"), "{said:#?}");
+}
+
+/// Without an init a shell that is process 1 ignores TERM; orphans stay zombies.
+#[test]
+fn an_init_passes_signals_on_and_takes_in_orphans() {
+    let scene = Scene::with_busybox();
+    let script = "(sleep 0 & exec sleep 0) & wait; echo ready > /ready; exec sleep 1000";
+    let container = Background::start(&scene, "cared", &["--init"], script);
+    container.until("test -s /ready");
+    let list = container.exec("ps -o pid,comm").ok().out;
+    let processes: Vec<Vec<&str>> = list.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(processes[0], ["1", "init"], "{list}");
+    assert_eq!(processes[1][1], "sleep", "{list}");
+    container.until("! ps -o stat | grep -q Z");
+    scene.rb(&["kill", "-s", "TERM", "cared"]).ok();
+    scene.rb(&["wait", "cared"]).ok();
+    assert_eq!(container.field("{{.State.ExitCode}} {{.HostConfig.Init}}"), "143 true");
+    for (command, code) in [("exit 7", 7), ("kill -KILL $$", 137), ("true", 0)] {
+        let said = scene.rb(&["run", "--rm", "--init", "busybox", "sh", "-c", command]);
+        assert_eq!(said.code, code, "{said:#?}");
+    }
+    let said = scene.rb(&["run", "--rm", "--init", "busybox", "nosuchprogram"]);
+    assert_eq!(said.code, 127, "{said:#?}");
+    let said =
+        scene.rb(&["run", "--rm", "-u", "1000", "--init", "busybox", "sh", "-c", "id -u; cat /proc/1/comm"]).ok();
+    assert_eq!(said.out, "1000\ninit\n");
+}
+
+#[test]
 fn options_that_make_no_sense_are_refused() {
     let scene = Scene::with_busybox();
     for (options, message) in [
@@ -130,6 +180,10 @@ fn options_that_make_no_sense_are_refused() {
         (&["--no-healthcheck", "--health-cmd", "true"], "--no-healthcheck conflicts with --health-* options"),
         (&["--health-interval", "1us"], "Interval in Healthcheck cannot be less than 1ms"),
         (&["--health-timeout", "soon"], "time: invalid duration \"soon\""),
+        (&["--log-opt", "max-size=big"], "for log-opt \"max-size\""),
+        (&["--log-opt", "nope=1"], "unknown log opt 'nope' for json-file log driver"),
+        (&["--log-opt", "compress=true"], "--log-opt compress is not supported yet"),
+        (&["--log-driver", "none", "--log-opt", "max-size=1k"], "unknown log opt 'max-size' for none log driver"),
         (&["--health-retries", "-1"], "--health-retries cannot be negative"),
     ] {
         let said = scene.rb(&[&["run"], options, &["busybox", "true"]].concat());

@@ -4,7 +4,7 @@ use rbuild_runtime::container::{Health, RestartPolicy};
 use serde_json::{Map, Value, json};
 
 use super::record::{Container, MountKind, MountPoint, Seen, Status};
-use super::request::{HostSettings, NamespaceMode, NetworkMode};
+use super::request::{HostSettings, LogDriver, NamespaceMode, NetworkMode};
 use super::{Containers, ports};
 use crate::volumes;
 
@@ -100,6 +100,19 @@ fn health(health: &Health) -> Value {
     })
 }
 
+fn log_config(log: &LogDriver) -> Value {
+    let mut config = Map::new();
+    if let LogDriver::JsonFile(limits) = log {
+        if let Some(size) = limits.max_size {
+            config.insert("max-size".to_owned(), json!(size.to_string()));
+        }
+        if limits.max_file > 0 {
+            config.insert("max-file".to_owned(), json!(limits.max_file.to_string()));
+        }
+    }
+    json!({ "Type": log.name(), "Config": config })
+}
+
 fn restart_policy(policy: RestartPolicy) -> Value {
     let (name, most) = match policy {
         RestartPolicy::Never => ("no", 0),
@@ -175,12 +188,18 @@ fn host_config(container: &Container) -> Value {
             _ => None,
         })
         .collect();
+    let devices: Vec<Value> = host
+        .devices
+        .iter()
+        .map(|d| json!({ "PathOnHost": d.host, "PathInContainer": d.inside, "CgroupPermissions": d.permissions }))
+        .collect();
     json!({
         "Binds": if binds.is_empty() { Value::Null } else { json!(binds) },
         "NetworkMode": network_mode(&host.network),
         "RestartPolicy": restart_policy(host.restart),
         "AutoRemove": host.auto_remove,
-        "LogConfig": { "Type": "json-file", "Config": {} },
+        "LogConfig": log_config(&host.log),
+        "Init": if host.init { json!(true) } else { Value::Null },
         "PortBindings": ports::bindings(container),
         "PublishAllPorts": host.publish_all,
         "CapAdd": list(&host.cap_add),
@@ -212,9 +231,7 @@ fn host_config(container: &Container) -> Value {
         "CpusetMems": host.cpuset_mems.as_deref().unwrap_or_default(),
         "PidsLimit": host.pids_limit,
         "Ulimits": host.ulimits.iter().map(|l| json!({"Name": l.name, "Soft": l.soft, "Hard": l.hard})).collect::<Vec<_>>(),
-        "Devices": host.devices.iter().map(|d| json!({
-            "PathOnHost": d.host, "PathInContainer": d.inside, "CgroupPermissions": d.permissions,
-        })).collect::<Vec<_>>(),
+        "Devices": devices,
         "Sysctls": host.sysctls,
     })
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rbuild_graph::ops::Ulimit;
 use rbuild_oci::Healthcheck;
 use rbuild_runtime::container::{RestartPolicy, SeccompChoice};
+use rbuild_runtime::logs::LogLimits;
 use rbuild_runtime::network::PortRequest;
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +112,42 @@ pub struct HostSettings {
     pub sysctls: BTreeMap<String, String>,
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// Run the program under an init that passes signals on and takes in orphans.
+    #[serde(default)]
+    pub init: bool,
+    #[serde(default)]
+    pub log: LogDriver,
+}
+
+/// What becomes of a container's output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogDriver {
+    /// Docker's `json-file`, within limits.
+    JsonFile(LogLimits),
+    /// Only who is attached sees it.
+    None,
+}
+
+impl Default for LogDriver {
+    fn default() -> LogDriver {
+        LogDriver::JsonFile(LogLimits::default())
+    }
+}
+
+impl LogDriver {
+    pub fn name(&self) -> &'static str {
+        match self {
+            LogDriver::JsonFile(_) => "json-file",
+            LogDriver::None => "none",
+        }
+    }
+
+    pub(super) fn kept(&self) -> Option<LogLimits> {
+        match self {
+            LogDriver::JsonFile(limits) => Some(*limits),
+            LogDriver::None => None,
+        }
+    }
 }
 
 impl HostSettings {

@@ -174,6 +174,8 @@ impl Containers {
             },
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
             seccomp: host.seccomp(),
+            init: host.init,
+            log: host.log.kept(),
             health: health::probe(container, &root)?.map(Box::new),
             restart: host.restart,
             stop_signal: signal_number(&container.config.stop_signal),

@@ -4,7 +4,7 @@
 //! within the kernel where that pays, and checked to be the file the walk saw, so that a key that was made from the walk
 //! never lies. Nothing is flushed here; the store flushes once, before a name is given.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::hash::{open_file, unchanged};
 use super::meta::{Kind, Meta};
-use super::select::Selected;
+use super::select::{Selected, stat};
 use super::walk::{Entry, join, open_dir_beneath, read_link, split_parent};
 use super::writer::{Found, Look, TreeWriter, UpperDir, apply_look, timestamps};
 use super::xattrs;
@@ -57,8 +57,15 @@ pub fn copy(
     selected: &[Selected],
     rules: &CopyRules,
 ) -> Result<(), ExecutorError> {
-    let mut copier =
-        Copier { writer, root, rules, links: HashMap::new(), jobs: Vec::new(), clone: AtomicBool::new(true) };
+    let mut copier = Copier {
+        writer,
+        root,
+        rules,
+        links: HashMap::new(),
+        kept: HashSet::new(),
+        jobs: Vec::new(),
+        clone: AtomicBool::new(true),
+    };
     let several = selected.len() > 1;
     for one in selected {
         copier.selected(one, several)?;
@@ -72,6 +79,8 @@ struct Copier<'a> {
     rules: &'a CopyRules,
     /// Where the first name of a source inode with several names went.
     links: HashMap<(u64, u64), Vec<u8>>,
+    /// Directories of the source that `--parents` has made.
+    kept: HashSet<Vec<u8>>,
     jobs: Vec<Job>,
     /// Whether the file systems can share blocks; cleared at the first refusal.
     clone: AtomicBool,
@@ -92,15 +101,38 @@ impl Copier<'_> {
         let slash = rules.dest.ends_with(b"/") || rules.dest.is_empty();
         if rules.parents {
             let kept = &one.path[one.pivot..];
+            self.kept_parents(one, split_parent(kept).0)?;
             let target = [&rules.dest[..], b"/", kept].concat();
-            return if is_dir { self.directory(one, &target) } else { self.file(one, &target) };
+            return if is_dir { self.directory(one, &target, true) } else { self.file(one, &target) };
         }
         if is_dir && rules.contents_only {
-            return self.directory(one, &rules.dest);
+            return self.directory(one, &rules.dest, false);
         }
         let into = slash || several || matches!(self.resolve(&rules.dest)?.found, Found::Directory(_));
         let target = if into { [&rules.dest[..], b"/", &one.name].concat() } else { rules.dest.clone() };
-        if is_dir { self.directory(one, &target) } else { self.file(one, &target) }
+        if is_dir { self.directory(one, &target, true) } else { self.file(one, &target) }
+    }
+
+    /// The directories that `--parents` keeps look as they do in the source.
+    fn kept_parents(&mut self, one: &Selected, parents: &[u8]) -> Result<(), ExecutorError> {
+        if parents.is_empty() || !self.kept.insert(one.path[..one.pivot + parents.len()].to_vec()) {
+            return Ok(());
+        }
+        let slashes = parents.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+        for end in slashes.chain([parents.len()]) {
+            let from = &one.path[..one.pivot + end];
+            let resolved = self.resolve(&[&self.rules.dest[..], b"/", &parents[..end]].concat())?;
+            match stat(self.root, from) {
+                Ok(meta) if meta.is_dir() && matches!(resolved.found, Found::Absent) => {
+                    self.writer.make_dirs(split_parent(&resolved.path).0, &self.implied())?;
+                    let look = self.look(&meta)?;
+                    self.writer.make_dir(&resolved.path, &look)?;
+                    self.copy_attributes(from, &resolved.path, &look)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Where a path of the destination leads.
@@ -125,6 +157,14 @@ impl Copier<'_> {
         let (uid, gid) = self.rules.owner.unwrap_or((0, 0));
         let time = self.rules.timestamp.unwrap_or(self.rules.implied_time);
         Look { mode: 0o755, uid, gid, mtime: (time, 0) }
+    }
+
+    /// The directory that contents are copied into: octal modes are meant for it too.
+    fn made(&self, mtime: (i64, u32)) -> Look {
+        match self.rules.mode {
+            Some(ModeChange::Bits(mode)) => Look { mode, mtime, ..self.implied() },
+            _ => Look { mtime, ..self.implied() },
+        }
     }
 
     fn look(&self, meta: &Meta) -> Result<Look, ExecutorError> {
@@ -156,8 +196,9 @@ impl Copier<'_> {
         self.entry(Arc::new(from), to, &one.tree.root, name, one.tree.path.clone())
     }
 
-    /// A directory's entries into `target`.
-    fn directory(&mut self, one: &Selected, target: &[u8]) -> Result<(), ExecutorError> {
+    /// A directory's entries into `target`. Where that is not there yet, it looks as the directory does when `itself` is
+    /// what is copied; when only its contents are, `target` is a directory made on the way, as BuildKit has it.
+    fn directory(&mut self, one: &Selected, target: &[u8], itself: bool) -> Result<(), ExecutorError> {
         let implied = self.implied();
         let resolved = self.resolve(target)?;
         let top = resolved.path;
@@ -168,12 +209,16 @@ impl Copier<'_> {
         }
         match found {
             Found::Directory(_) => {}
-            Found::Absent if target.ends_with(b"/") => self.writer.make_dirs(&top, &implied)?,
             Found::Absent => {
                 self.writer.make_dirs(split_parent(&top).0, &implied)?;
                 let look = self.look(&one.tree.root.meta)?;
-                self.writer.make_dir(&top, &look)?;
-                self.copy_attributes(&one.tree.path, &top, &look)?;
+                if itself {
+                    self.writer.make_dir(&top, &look)?;
+                    self.copy_attributes(&one.tree.path, &top, &look)?;
+                } else {
+                    let mtime = if target.ends_with(b"/") { implied.mtime } else { look.mtime };
+                    self.writer.make_dirs(&top, &self.made(mtime))?;
+                }
             }
             _ => return Err(ExecutorError::DirectoryOnFile { path: top }),
         }

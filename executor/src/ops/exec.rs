@@ -158,7 +158,7 @@ fn run(
     let mut mounts = mounts::prepare(mounts::Step { executor, op, inputs, workspace, selections, context })?;
     let spec = process_spec(executor, op, &mut mounts, &active, &scratch, context)?;
     let running = executor.sandbox.start(spec).map_err(|error| start_error(op, error))?;
-    let (exit, log_tail) = follow(executor, running, context)?;
+    let (exit, log_tail) = follow(running, context)?;
     drop(mounts);
     scratch.remove();
     let status = status_of(&exit);
@@ -270,6 +270,7 @@ fn process_spec(
         stdio: Stdio::Output,
         cgroup: CgroupSpec { parent: op.cgroup_parent.as_ref().map(PathBuf::from) },
         seccomp: if op.security == Security::Insecure { Seccomp::Unconfined } else { Seccomp::Default },
+        init: false,
     })
 }
 
@@ -377,9 +378,8 @@ fn hosts(executor: &Executor, op: &ExecOp, hostname: &str) -> String {
 }
 
 /// Passes on what the process writes until it ends, or nobody waits for it any more.
-fn follow(executor: &Executor, mut running: Running, context: &RunContext) -> Result<(Exit, Vec<u8>), ExecutorError> {
+fn follow(mut running: Running, context: &RunContext) -> Result<(Exit, Vec<u8>), ExecutorError> {
     let mut tail = Vec::new();
-    let mut log = executor.logs.open(context);
     let mut open: Vec<(LogStream, OwnedFd)> = Vec::new();
     open.extend(running.stdout.take().map(|fd| (LogStream::Stdout, fd)));
     open.extend(running.stderr.take().map(|fd| (LogStream::Stderr, fd)));
@@ -404,7 +404,6 @@ fn follow(executor: &Executor, mut running: Running, context: &RunContext) -> Re
             match rustix::io::read(fd.as_fd(), &mut buffer[..]) {
                 Ok(0) => false,
                 Ok(n) => {
-                    log.write(*stream, &buffer[..n]);
                     keep_tail(&mut tail, &buffer[..n]);
                     context.events.log(context.step, *stream, &buffer[..n]);
                     true

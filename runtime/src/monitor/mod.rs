@@ -240,11 +240,12 @@ struct Begun {
 
 fn begin(spec: &ContainerSpec, namespace: Option<OwnedFd>) -> Result<Begun> {
     let listener = bind(spec)?;
-    let log = LogWriter::open(&spec.directory.join("log")).map_err(|e| Error::system("open the container's log", e))?;
+    let log = spec.log.map(|limits| LogWriter::open(&spec.directory.join("log"), limits)).transpose();
+    let log = log.map_err(|e| Error::system("open the container's log", e))?;
     let published = publish(spec)?;
     let sandbox = NativeSandbox::new(spec.sandbox_options())?;
     let running = sandbox.start(spec.process_spec(namespace)?)?;
-    let (session, outputs) = Session::new(running, Some(log), spec.stdin, spec.stop_signal)?;
+    let (session, outputs) = Session::new(running, log, spec.stdin, spec.stop_signal)?;
     Ok(Begun { session, outputs, listener, published })
 }
 

@@ -84,7 +84,7 @@ pub(super) fn start(
         root.protect(&start.spec, cgroup.guards_devices())?;
         switch(root)?;
         process::sysctls(&start.spec, namespaces, &private_proc)?;
-        Ok(Stage { process, stdio, filter: &start.filter, private_proc: Some(private_proc) })
+        Ok(Stage { process, stdio, filter: &start.filter, private_proc: Some(private_proc), init: start.init })
     };
     match run() {
         Ok(stage) => process::become_it(stage, &channel),
@@ -115,7 +115,7 @@ pub(super) fn enter(enter: &Enter, mut fds: Fds, target: &OwnedFd, channel: Unix
             _ => plain_stdio(&enter.stdio, &mut fds, super::root::null_of)?,
         };
         wait_for_cgroup(&channel)?;
-        Ok(Stage { process: &enter.process, stdio, filter: &enter.filter, private_proc: None })
+        Ok(Stage { process: &enter.process, stdio, filter: &enter.filter, private_proc: None, init: false })
     };
     match run() {
         Ok(stage) => process::become_it(stage, &channel),

@@ -19,6 +19,7 @@ mod namespaces;
 mod native;
 mod overlay;
 mod process;
+mod reaper;
 mod root;
 mod running;
 pub mod seccomp;

@@ -200,6 +200,7 @@ impl Sandbox for NativeSandbox {
             hierarchies: self.hierarchies.clone(),
             most_pids,
             filter,
+            init: spec.init,
         };
         let running = self.run(&Request::Start(Box::new(start)), &fds.0, streams, Some(&path))?;
         self.look_ahead();

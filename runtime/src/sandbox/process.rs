@@ -20,7 +20,7 @@ use super::caps::{self, Sets};
 use super::init::Report;
 use super::namespaces::Namespaces;
 use super::seccomp;
-use super::{sys, wire};
+use super::{reaper, sys, wire};
 use crate::error::{Doing, ExecFailure, Failure};
 
 /// Everything a process needs once its namespaces and its root are there.
@@ -30,6 +30,8 @@ pub(super) struct Stage<'a> {
     pub(super) filter: &'a [u64],
     /// A procfs only we can see, for writes an image must not be able to redirect.
     pub(super) private_proc: Option<OwnedFd>,
+    /// Whether it runs as the child of an init.
+    pub(super) init: bool,
 }
 
 /// Executes the program; returns only with the reason why not.
@@ -41,7 +43,7 @@ pub(super) fn become_it(stage: Stage<'_>, channel: &UnixStream) -> Failure {
 }
 
 fn prepare_and_execute(stage: Stage<'_>, channel: &UnixStream) -> Result<std::convert::Infallible, Failure> {
-    let Stage { process, stdio, filter, private_proc } = stage;
+    let Stage { process, stdio, filter, private_proc, init } = stage;
     if let (Some(score), Some(proc)) = (process.oom_score_adj(), &private_proc) {
         write_beneath(proc, "self/oom_score_adj", &score.to_string())?;
     }
@@ -91,6 +93,9 @@ fn prepare_and_execute(stage: Stage<'_>, channel: &UnixStream) -> Result<std::co
         sys::seccomp_filter(&seccomp::unpack(filter)).doing(|| "load the seccomp filter".to_owned())?;
     }
     sets.apply()?;
+    if init {
+        reaper::split()?;
+    }
     let error = sys::execve(&program.path, &args, &env);
     Err(program.failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
 }

@@ -36,6 +36,8 @@ pub struct ProcessSpec {
     pub stdio: Stdio,
     pub cgroup: CgroupSpec,
     pub seccomp: Seccomp,
+    /// Whether the program runs under a first process that passes signals on and takes in orphans.
+    pub init: bool,
 }
 
 /// What a [`super::Sandbox`] runs beside a living process ("exec").

@@ -56,6 +56,8 @@ pub(super) struct Start {
     pub(super) most_pids: Option<i64>,
     /// Seccomp instructions, packed; none for unconfined.
     pub(super) filter: Vec<u64>,
+    /// See [`super::ProcessSpec::init`].
+    pub(super) init: bool,
 }
 
 #[derive(Serialize, Deserialize)]

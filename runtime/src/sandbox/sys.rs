@@ -112,6 +112,51 @@ pub(crate) fn reset_signals() {
     }
 }
 
+/// The signals that were blocked before.
+pub(crate) struct Blocked(libc::sigset_t);
+
+/// Blocks every signal that can be.
+pub(crate) fn block_all_signals() -> io::Result<Blocked> {
+    // SAFETY: both sets are plain memory, filled before they are read.
+    unsafe {
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&raw mut all);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const all, &raw mut before).into())?;
+        Ok(Blocked(before))
+    }
+}
+
+impl Blocked {
+    pub(crate) fn restore(&self) -> io::Result<()> {
+        // SAFETY: the set was filled by the kernel; no old one is asked for.
+        check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) }.into())
+    }
+}
+
+/// Waits for any blocked signal; its number.
+pub(crate) fn wait_for_signal() -> io::Result<i32> {
+    // SAFETY: the set is filled before it is read; no details are asked for.
+    let number = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigwaitinfo(&raw const all, ptr::null_mut())
+    };
+    check(number.into()).map(|()| number)
+}
+
+/// Forks the calling process, which must have one thread only; `None` in the child.
+pub(crate) fn fork() -> io::Result<Option<rustix::process::Pid>> {
+    // SAFETY: the init of a sandbox is single-threaded, so the child may go on with everything it has.
+    let pid = unsafe { libc::fork() };
+    check(pid.into()).map(|()| rustix::process::Pid::from_raw(pid))
+}
+
+/// Closes every descriptor from `first` on. Whoever calls it ends without dropping what owned them.
+pub(crate) fn close_from(first: u32) {
+    // SAFETY: the caller never returns to code that owns one of them.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
 /// One instruction of classic BPF, as seccomp takes it.
 pub(crate) type Instruction = libc::sock_filter;
 

@@ -76,6 +76,7 @@ impl Image {
             stdio: Stdio::Output,
             cgroup: CgroupSpec { parent: Some("/rbuild-test".into()) },
             seccomp: Seccomp::Default,
+            init: false,
         }
     }
 
