@@ -13,6 +13,7 @@
 mod app;
 mod args;
 mod attach;
+mod attest;
 mod batch;
 mod call;
 mod changes;
@@ -27,7 +28,9 @@ mod format;
 mod image_for_run;
 mod json_text;
 mod lent;
+mod limits;
 mod manifest_lists;
+mod metadata;
 mod mounts;
 mod outputs;
 mod ports;

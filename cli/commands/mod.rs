@@ -85,7 +85,7 @@ mod wait;
 
 use std::process::ExitCode;
 
-use rbuild_engine::oci::Reference;
+use rbuild_engine::oci::{Platform, Reference};
 
 use crate::error::CliError;
 
@@ -176,6 +176,11 @@ pub(crate) fn reference(text: &str) -> Result<Reference, CliError> {
 /// A name that somebody wrote, as it is.
 pub(crate) fn reference_untagged(text: &str) -> Result<Reference, CliError> {
     Reference::parse_untagged(text).map_err(|e| CliError::new(crate::terminal::clean_line(&e.to_string())))
+}
+
+/// The value of an option `--platform`.
+pub(crate) fn platform(text: Option<&str>) -> Result<Option<Platform>, CliError> {
+    text.map(Platform::parse).transpose().map_err(|e| CliError::new(e.to_string()))
 }
 
 /// Success, for commands that have nothing else to say.

@@ -96,6 +96,24 @@ mod tests {
     }
 
     #[test]
+    fn mistakes_say_what_was_expected() {
+        let text = b"ok\n!\na[b\n\xff\n";
+        let said: Vec<String> = IgnoreFile::parse(text)
+            .1
+            .into_iter()
+            .map(|p| format!("{} {} {:?} {:?}", p.span.map_or(0, |span| span.line), p.message, p.label, p.hints))
+            .collect();
+        assert_eq!(
+            said,
+            [
+                "2 illegal exclusion pattern: \"!\" Some(\"a path behind the !\") []",
+                "3 syntax error in pattern: a[b None [\"a [ needs its ], and a backslash a character behind it\"]",
+                "4 the line is not valid UTF-8 None []",
+            ]
+        );
+    }
+
+    #[test]
     fn the_last_pattern_that_matches_decides() {
         let paths = ["README.md", "NOTES.md", "d", "d/a", "d/b", "d/keep", "d/keep/x", "ad"];
         assert_eq!(

@@ -3,6 +3,7 @@
 //! One binary for all files, so that it links once. What a test needs from outside is the static busybox of the
 //! host, for a base image; registries are in memory, on the loopback interface.
 
+mod attest;
 mod bad_input;
 mod build;
 mod caching;
@@ -12,6 +13,7 @@ mod containers;
 mod contexts;
 mod crash;
 mod determinism;
+mod diagnostics;
 mod disk;
 mod faults;
 mod founding;
@@ -24,6 +26,7 @@ mod network;
 mod oracle;
 mod outputs;
 mod peers;
+mod platforms;
 mod registry;
 mod remote;
 mod run;

@@ -4,6 +4,7 @@ use super::flags::{FlagKind, FlagSpec};
 use super::input::Input;
 use super::{Instruction, Text};
 use crate::Diagnostic;
+use crate::syntax::grammar;
 
 pub(super) const FLAGS: &[FlagSpec] =
     &[FlagSpec { name: "platform", help: "takes the base image for another platform", kind: FlagKind::Text }];
@@ -17,13 +18,15 @@ pub(crate) struct From {
 }
 
 pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
-    let words = input.bare_words().unwrap_or_default();
+    let words = input.texts(grammar::bare_words(input.line.rest()));
     let (base, name) = match &words[..] {
         [base] => (base, None),
         [base, keyword, name] if keyword.value.eq_ignore_ascii_case("as") => (base, Some(name)),
-        [] => return None,
         _ => {
-            let span = input.line.span_of(input.line.head.rest.clone());
+            let span = match words[..] {
+                [] => input.line.span,
+                _ => input.line.span_of(input.line.head.rest.clone()),
+            };
             let problem = Diagnostic::error("FROM requires either one or three arguments");
             return input.report(problem.at(span).expected("FROM <image> [AS <name>]"));
         }

@@ -50,7 +50,7 @@ impl Input<'_> {
         Text { value: word.text, span }
     }
 
-    fn texts(&self, words: Vec<Word>) -> Vec<Text> {
+    pub(crate) fn texts(&self, words: Vec<Word>) -> Vec<Text> {
         words.into_iter().map(|word| self.text(word)).collect()
     }
 
