@@ -220,6 +220,7 @@ impl BlobWriter {
         let target = Target::Blob(digest.clone());
         let (dir, final_name) = place(&digest);
         let into = core.open_dir("blobs")?.open_dir(dir).context(|| format!("opening blobs/{dir:?}"))?;
+        core.faults.pass("blob.written")?;
         core.db.write(Durability::Cache, |tx| {
             let known = size_in(tx, &digest)?;
             if known.is_none() || file_size(&core, &digest)? != known {
@@ -228,6 +229,7 @@ impl BlobWriter {
                     .rename(&self.name, &into, &final_name)
                     .context(|| format!("publishing blob {digest}"))?;
                 self.done = true;
+                core.faults.pass("blob.renamed")?;
                 let size = i64::try_from(self.size).map_err(|_| too_large(&digest))?;
                 tx.prepare_cached(
                     "INSERT OR REPLACE INTO blobs (digest, size, created, volatile) VALUES (?, ?, ?, ?)",
@@ -241,6 +243,7 @@ impl BlobWriter {
             }
             self.lease.hold_in(tx, &target)
         })?;
+        core.faults.pass("blob.row")?;
         self.lease.note(&[target]);
         Ok((digest, self.size))
     }

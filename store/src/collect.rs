@@ -65,6 +65,7 @@ pub(crate) fn collect(core: &Arc<Core>, options: &CollectOptions) -> Result<Coll
         (done.snapshots, done.blobs) = drop_rest(tx, &kept)?;
         Ok(())
     })?;
+    core.faults.pass("collect.rows")?;
     done.bytes = sweep_strays(core)? + lease::sweep_ingest(core)?;
     core.restore_reserve();
     Ok(done)
@@ -155,9 +156,11 @@ fn take_away(core: &Arc<Core>, place: &Place, names: Vec<OsString>) -> Result<u6
             }
             Ok(moved)
         })?;
+        core.faults.pass("collect.renamed")?;
         for name in moved {
             freed += aside.remove_all(&name).context(what)?;
         }
+        core.faults.pass("collect.removed")?;
     }
     Ok(freed)
 }

@@ -259,3 +259,97 @@ impl<'a> Stack<'a> {
         self.nodes.values().filter(|node| node.gone).filter_map(|node| node.bare).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::cache::CacheKind;
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + 1000 * HOUR
+    }
+
+    /// A result of so many bytes on the entry `parent`, made in `cost`, last used so long ago.
+    fn result(id: &str, parent: Option<&str>, size: u64, cost: Duration, unused: Duration) -> CacheEntry {
+        CacheEntry {
+            id: id.to_owned(),
+            kind: CacheKind::Regular,
+            parents: parent.map(str::to_owned).into_iter().collect(),
+            description: String::new(),
+            mutable: false,
+            in_use: false,
+            shared: false,
+            size,
+            created: SystemTime::UNIX_EPOCH,
+            used: now() - unused,
+            uses: None,
+            cost,
+            what: What::Record { key: id.to_owned(), snapshot: Some(id.parse().unwrap()) },
+        }
+    }
+
+    fn bare(entry: CacheEntry) -> CacheEntry {
+        CacheEntry { what: What::Snapshot(entry.id.parse().unwrap()), ..entry }
+    }
+
+    fn chosen(entries: &[CacheEntry], prune: &CachePrune) -> Vec<String> {
+        choose(entries, prune, u64::MAX, now()).into_iter().map(|at| entries[at].id.clone()).collect()
+    }
+
+    fn keep(bytes: u64) -> CachePrune {
+        CachePrune { limits: CacheLimits { max_used: bytes, ..CacheLimits::default() }, ..CachePrune::default() }
+    }
+
+    #[test]
+    fn what_is_worth_least_goes_first() {
+        let second = Duration::from_secs(1);
+        let entries = [
+            result("cheap", None, 1 << 20, second / 100, HOUR),
+            result("dear", None, 1 << 20, 600 * second, HOUR),
+            result("old", None, 1 << 20, 600 * second, 900 * HOUR),
+            result("large", None, 100 << 20, 600 * second, HOUR),
+        ];
+        assert_eq!(chosen(&entries, &keep(103 << 20)), [] as [&str; 0]);
+        assert_eq!(chosen(&entries, &keep(102 << 20)), ["cheap"]);
+        assert_eq!(chosen(&entries, &keep(101 << 20)), ["cheap", "old"]);
+        assert_eq!(chosen(&entries, &keep(1 << 20)), ["cheap", "old", "large"]);
+        assert_eq!(chosen(&entries, &CachePrune::default()).len(), 4);
+        let unused = CachePrune { unused_for: Some(10 * HOUR), ..CachePrune::default() };
+        assert_eq!(chosen(&entries, &unused), ["old"]);
+        let reserved = CacheLimits { reserved: 200 << 20, max_used: 1, min_free: 0 };
+        assert_eq!(chosen(&entries, &CachePrune { limits: reserved, ..CachePrune::default() }).len(), 0);
+    }
+
+    #[test]
+    fn of_a_stack_the_outermost_goes_first() {
+        let stack = |in_use: bool| {
+            let old = 500 * HOUR;
+            let mut top = result("top", Some("middle"), 10, Duration::ZERO, HOUR);
+            top.in_use = in_use;
+            [
+                bare(result("base", None, 1000, Duration::ZERO, old)),
+                result("low", Some("base"), 100, Duration::ZERO, old),
+                result("middle", Some("low"), 100, Duration::ZERO, old),
+                top,
+            ]
+        };
+        assert_eq!(chosen(&stack(false), &keep(1205)), ["top"]);
+        assert_eq!(chosen(&stack(false), &keep(1105)), ["middle", "top"]);
+        // With the last that stands on it goes what has no result of its own.
+        assert_eq!(chosen(&stack(false), &keep(1050)), ["base", "low", "middle", "top"]);
+        assert_eq!(chosen(&stack(true), &keep(1)), [] as [&str; 0], "what is in use keeps what it stands on");
+    }
+
+    #[test]
+    fn limits() {
+        let of = |reserved, max_used, min_free| CacheLimits { reserved, max_used, min_free };
+        assert_eq!(of(0, 0, 0).keep(100, 0), 0);
+        assert_eq!(of(0, 60, 0).keep(100, 0), 60);
+        assert_eq!(of(0, 0, 50).keep(100, 30), 80);
+        assert_eq!(of(0, 90, 50).keep(100, 30), 80);
+        assert_eq!(of(95, 90, 50).keep(100, 30), 95);
+        assert_eq!(of(10, 0, 0).keep(100, 0), 10);
+    }
+}
