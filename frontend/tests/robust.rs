@@ -229,12 +229,12 @@ fn a_heredoc_of_ten_megabytes() {
 }
 
 #[test]
-fn a_hundred_thousand_stages() {
+fn tens_of_thousands_of_stages() {
     let mut text = String::from("FROM scratch AS s0\n");
-    for i in 1..100_000 {
+    for i in 1..30_000 {
         text.push_str(&format!("FROM s{} AS s{i}\n", i - 1));
     }
-    text.push_str("COPY --from=s50000 a b\nCOPY --from=99998 a b\n");
+    text.push_str("COPY --from=s15000 a b\nCOPY --from=29998 a b\n");
     assert_eq!(lowered(&text).history.len(), 2);
     // Each needs the next: a ring.
     let mut ring = String::new();
