@@ -27,6 +27,9 @@ pub struct Args {
     /// Show ids and commands in full
     #[arg(long)]
     no_trunc: bool,
+    /// The image of this platform, where there are several
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
     /// Show ids only
     #[arg(short, long)]
     quiet: bool,
@@ -45,7 +48,8 @@ const DEFAULT: [&str; 5] = ["ID", "CreatedSince", "CreatedBy", "Size", "Comment"
 const COMMAND: usize = 45;
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
-    let steps = app.images()?.history(&args.image)?;
+    let platform = super::platform(args.platform.as_deref())?;
+    let steps = app.images()?.history(&args.image, platform.as_ref())?;
     let rows: Vec<Row> = steps.iter().map(|step| row(step, &args)).collect();
     if args.quiet {
         let ids: String = rows.iter().filter_map(|r| r.cells.get("ID")).map(|id| format!("{id}\n")).collect();

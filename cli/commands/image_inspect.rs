@@ -21,11 +21,19 @@ pub struct Args {
     /// Format with a Go template, or 'json'
     #[arg(short, long, value_name = "TEMPLATE")]
     format: Option<String>,
+    /// The image of this platform, where there are several
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let images = app.images()?;
-    inspect::show(app, &args.images, args.format.as_deref(), |name| match images.get(name) {
+    let platform = super::platform(args.platform.as_deref())?;
+    let get = |name: &str| match &platform {
+        Some(platform) => images.get_for(name, platform),
+        None => images.get(name),
+    };
+    inspect::show(app, &args.images, args.format.as_deref(), |name| match get(name) {
         Ok(image) => detail(&images, &image).map(Some),
         Err(error) => Err(error.into()),
     })

@@ -25,8 +25,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
-    let (times, others): (Vec<_>, Vec<_>) = args.filter.iter().cloned().partition(|f| f.starts_with("until="));
-    let filter = ImageFilter { until: until(&times)?, ..ImageFilter::parse(&others)? };
+    let filter = image_filter(&args.filter)?;
     let what =
         if args.all { "all images without at least one container associated to them" } else { "all dangling images" };
     if !args.force && !confirm::ask(&format!("WARNING! This will remove {what}."))? {
@@ -37,6 +36,12 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     text.push_str(&format!("Total reclaimed space: {}\n", units::size(pruned.bytes)));
     app.print(&text)?;
     DONE
+}
+
+/// Filters of images, a time before now among them.
+pub fn image_filter(filters: &[String]) -> Result<ImageFilter, CliError> {
+    let (times, others): (Vec<_>, Vec<_>) = filters.iter().cloned().partition(|f| f.starts_with("until="));
+    Ok(ImageFilter { until: until(&times)?, ..ImageFilter::parse(&others)? })
 }
 
 /// What was removed, in docker's words; nothing when nothing was.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use rbuild_engine::images::{Image, ImageFilter};
+use rbuild_engine::images::{Image, Images};
 use rbuild_engine::oci::Reference;
 
 use super::DONE;
+use super::image_prune::image_filter;
 use crate::app::App;
 use crate::error::CliError;
 use crate::format::{self, Column, Row, column};
@@ -25,7 +26,8 @@ pub struct Args {
     /// Show the digests that registries know images by
     #[arg(long)]
     digests: bool,
-    /// Show what fits: dangling=BOOL, label=KEY[=VALUE], since=IMAGE, before=IMAGE, reference=PATTERN
+    /// Show what fits: dangling=BOOL, label=KEY[=VALUE], since=IMAGE, before=IMAGE, until=TIME,
+    /// reference=PATTERN
     #[arg(short, long, value_name = "FILTER")]
     filter: Vec<String>,
     /// Format with a Go template, 'table TEMPLATE' or 'json'
@@ -37,6 +39,9 @@ pub struct Args {
     /// Show ids only
     #[arg(short, long)]
     quiet: bool,
+    /// Show the platforms of each image
+    #[arg(long, conflicts_with_all = ["quiet", "digests", "no_trunc", "format"])]
+    tree: bool,
 }
 
 const COLUMNS: [Column; 11] = [
@@ -57,10 +62,14 @@ const WITH_DIGESTS: [&str; 6] = ["Repository", "Tag", "Digest", "ID", "CreatedSi
 const NONE: &str = "<none>";
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
-    let mut filter = ImageFilter::parse(&args.filter)?;
+    let mut filter = image_filter(&args.filter)?;
     filter.references.extend(args.name.clone());
     let images = app.images()?;
     let digests = args.digests || args.format.as_deref().is_some_and(|f| f.contains(".Digest") || f == "json");
+    if args.tree {
+        let listed = images.list(&filter)?;
+        return app.print(&tree(&images, &listed)?).map(|()| ExitCode::SUCCESS);
+    }
     let mut rows = Vec::new();
     for image in images.list(&filter)? {
         let size = if args.quiet { 0 } else { images.size(&image)? };
@@ -76,6 +85,35 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let default: &[&str] = if args.digests { &WITH_DIGESTS } else { &DEFAULT };
     app.print(&format::listing(args.format.as_deref(), &COLUMNS, default, &rows)?)?;
     DONE
+}
+
+/// Each image with its names, and below it its platforms.
+fn tree(images: &Images, listed: &[Image]) -> Result<String, CliError> {
+    let heading = ["IMAGE", "ID", "DISK USAGE", "CONTENT SIZE", "EXTRA"];
+    let mut lines = vec![heading.map(str::to_owned).to_vec()];
+    for image in listed {
+        let variants = images.variants(image)?;
+        let sum = |of: fn(&(u64, u64)) -> u64| variants.iter().filter_map(|v| v.sizes.as_ref()).map(of).sum::<u64>();
+        let (disk, content) = (units::short_size(sum(|s| s.0)), units::short_size(sum(|s| s.1)));
+        let used = if images.is_used(image)? { "U" } else { "" };
+        let mut names: Vec<String> = image.tags.iter().map(Reference::familiar).collect();
+        if names.is_empty() {
+            names.push("<untagged>".to_owned());
+        }
+        for name in names {
+            lines.push(vec![name, image.id.0.short().to_owned(), disk.clone(), content.clone(), used.to_owned()]);
+            for (at, variant) in variants.iter().enumerate() {
+                let branch = if at + 1 == variants.len() { "└─" } else { "├─" };
+                let (disk, content) = match variant.sizes {
+                    Some((disk, content)) => (units::short_size(disk), units::short_size(content)),
+                    None => ("-".to_owned(), "-".to_owned()),
+                };
+                let platform = format!("{branch} {}", variant.platform);
+                lines.push(vec![platform, variant.digest.short().to_owned(), disk, content, String::new()]);
+            }
+        }
+    }
+    Ok(format::tabulate(&lines).lines().map(|line| format!("{}\n", line.trim_end())).collect())
 }
 
 /// Repository, tag and digest of each line that an image takes: a line for each tag, and for each repository where only

@@ -15,9 +15,12 @@ use crate::error::CliError;
 /// Make an image from an archive of a file system
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The archive, or '-' for standard input
-    #[arg(value_name = "FILE|-")]
+    /// The archive: a file, a URL, or '-' for standard input
+    #[arg(value_name = "FILE|URL|-")]
     source: String,
+    /// Line of a Dockerfile that changes the configuration
+    #[arg(short, long = "change", value_name = "INSTRUCTION")]
+    changes: Vec<String>,
     /// The name of the image
     #[arg(value_name = "REPOSITORY[:TAG]")]
     name: Option<String>,
@@ -30,24 +33,19 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
-    let platform = match &args.platform {
-        Some(text) => Platform::parse(text).map_err(|e| CliError::new(e.to_string()))?,
-        None => Platform::host(),
-    };
-    if args.source.starts_with("http://") || args.source.starts_with("https://") {
-        return Err(
-            CliError::new("importing from a URL is not supported yet").with_hint("download it and import the file")
-        );
-    }
+    let platform = super::platform(args.platform.as_deref())?.unwrap_or_else(Platform::host);
     let request = ImportRequest {
         name: args.name.as_deref().map(reference).transpose()?,
         message: args.message.unwrap_or_else(|| format!("Imported from {}", args.source)),
         platform,
         created: SystemTime::now(),
+        changes: args.changes,
     };
     let images = app.images()?;
     let id = if args.source == "-" {
         tokio::task::block_in_place(|| images.import(std::io::stdin(), &request))?
+    } else if args.source.starts_with("http://") || args.source.starts_with("https://") {
+        images.import_from(&args.source, &request).await?
     } else {
         let file = File::open(&args.source).map_err(|e| CliError::new(format!("open {}: {e}", args.source)))?;
         tokio::task::block_in_place(|| images.import(file, &request))?

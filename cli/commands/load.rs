@@ -16,6 +16,9 @@ pub struct Args {
     /// The archive (default: standard input)
     #[arg(short, long, value_name = "FILE")]
     input: Option<PathBuf>,
+    /// Keep the image of this platform only, where there are several
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
     /// Print what was loaded only
     #[arg(short, long)]
     quiet: bool,
@@ -23,11 +26,13 @@ pub struct Args {
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let images = app.images()?;
+    let platform = super::platform(args.platform.as_deref())?;
+    let platform = platform.as_ref();
     let loaded = match &args.input {
         Some(path) => {
             let file = File::open(path).map_err(|e| CliError::new(format!("open {}: {e}", path.display())))?;
             let bar = bytes_bar(file.metadata().ok().map(|m| m.len()), args.quiet);
-            let loaded = tokio::task::block_in_place(|| images.load(file, &|read| bar.set_position(read)));
+            let loaded = tokio::task::block_in_place(|| images.load(file, platform, &|read| bar.set_position(read)));
             bar.finish_and_clear();
             loaded?
         }
@@ -36,7 +41,8 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         }
         None => {
             let bar = bytes_bar(None, args.quiet);
-            let loaded = tokio::task::block_in_place(|| images.load(std::io::stdin(), &|read| bar.set_position(read)));
+            let loaded =
+                tokio::task::block_in_place(|| images.load(std::io::stdin(), platform, &|read| bar.set_position(read)));
             bar.finish_and_clear();
             loaded?
         }

@@ -51,6 +51,14 @@ mod manifest_create;
 mod manifest_inspect;
 mod manifest_push;
 mod manifest_rm;
+mod network;
+mod network_connect;
+mod network_create;
+mod network_disconnect;
+mod network_inspect;
+mod network_ls;
+mod network_prune;
+mod network_rm;
 mod pause;
 mod port;
 mod ps;
@@ -83,7 +91,7 @@ mod wait;
 
 use std::process::ExitCode;
 
-use rbuild_engine::oci::Reference;
+use rbuild_engine::oci::{Platform, Reference};
 
 use crate::error::CliError;
 
@@ -142,6 +150,7 @@ commands! {
         Logout(logout),
         Logs(logs),
         Manifest(manifest),
+        Network(network),
         Pause(pause),
         Port(port),
         Ps(ps),
@@ -174,6 +183,11 @@ pub(crate) fn reference(text: &str) -> Result<Reference, CliError> {
 /// A name that somebody wrote, as it is.
 pub(crate) fn reference_untagged(text: &str) -> Result<Reference, CliError> {
     Reference::parse_untagged(text).map_err(|e| CliError::new(crate::terminal::clean_line(&e.to_string())))
+}
+
+/// The value of an option `--platform`.
+pub(crate) fn platform(text: Option<&str>) -> Result<Option<Platform>, CliError> {
+    text.map(Platform::parse).transpose().map_err(|e| CliError::new(e.to_string()))
 }
 
 /// Success, for commands that have nothing else to say.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use rbuild_engine::oci::{Platform, Reference};
+use rbuild_engine::oci::Reference;
 
 use super::DONE;
 use crate::app::App;
@@ -28,8 +28,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
-    let platform = args.platform.as_deref().map(Platform::parse).transpose();
-    let platform = platform.map_err(|e| CliError::new(e.to_string()))?;
+    let platform = super::platform(args.platform.as_deref())?;
     let asked = reference_untagged(&args.name)?;
     if asked.digest().is_some() {
         return Err(CliError::new("cannot push a digest reference"));

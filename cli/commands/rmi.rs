@@ -18,6 +18,9 @@ pub struct Args {
     /// Remove it though it has several names or a stopped container uses it; one that is not there is no error
     #[arg(short, long)]
     force: bool,
+    /// Leave what it consisted of on the disk, for the next cleaning up
+    #[arg(long)]
+    no_prune: bool,
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
@@ -25,7 +28,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let mut failures = Vec::new();
     let mut fatal = false;
     for name in &args.images {
-        match images.remove(name, args.force) {
+        match images.remove(name, args.force, !args.no_prune) {
             Ok(removed) => app.print(&lines(&removed))?,
             Err(error) => {
                 fatal |= error.kind != Kind::NotFound;

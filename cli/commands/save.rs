@@ -18,20 +18,24 @@ pub struct Args {
     /// The archive (default: standard output)
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// The image of this platform only, where there are several
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let images = app.images()?;
+    let platform = super::platform(args.platform.as_deref())?;
     match &args.output {
-        Some(path) => {
-            tokio::task::block_in_place(|| whole_file::write(path, |out| Ok(images.save(&args.images, out)?)))?
-        }
+        Some(path) => tokio::task::block_in_place(|| {
+            whole_file::write(path, |out| Ok(images.save(&args.images, platform.as_ref(), out)?))
+        })?,
         None if std::io::stdout().is_terminal() => {
             return Err(CliError::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
         }
         None => tokio::task::block_in_place(|| {
             let mut out = BufWriter::with_capacity(1 << 20, std::io::stdout().lock());
-            images.save(&args.images, &mut out)?;
+            images.save(&args.images, platform.as_ref(), &mut out)?;
             Ok::<_, CliError>(out.flush()?)
         })?,
     }

@@ -5,15 +5,17 @@
 //! them. [`Images`] is where these two views meet. Listings print nothing: rows, in docker's order, are for the faces.
 
 mod archives;
+mod compare;
 mod filter;
 mod remove;
 mod sizes;
+mod variants;
 
 use std::time::SystemTime;
 
 use rbuild_oci::{Descriptor, ImageConfig, ImageId, Platform, Reference};
 use rbuild_registry::{Client, ProgressSink, Pulled, Pushed};
-use rbuild_store::{ImageRecord, Store};
+use rbuild_store::{ImageRecord, Store, StoreError};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -21,9 +23,11 @@ use crate::engine::Engine;
 use crate::error::{Error, Kind};
 
 pub use archives::{ImportRequest, Loaded};
+pub use compare::{Difference, DifferenceKind};
 pub use filter::ImageFilter;
 pub use rbuild_store::Removed;
 pub use remove::Pruned;
+pub use variants::Variant;
 
 /// The images of an engine.
 #[derive(Clone)]
@@ -102,6 +106,26 @@ impl Images {
         self.whole(record)
     }
 
+    /// The same as it is for one platform.
+    ///
+    /// # Errors
+    /// As [`Images::get`], or the image is not here for that platform.
+    pub fn get_for(&self, name: &str, platform: &Platform) -> Result<Image, Error> {
+        let image = self.get(name)?;
+        let record = self.store.images().by_target(&image.targets[0].digest)?;
+        let record = record.ok_or_else(|| Error::not_found(format!("No such image: {name}")))?;
+        match self.store.images().manifest(&record, platform) {
+            Ok((manifest, config, descriptor)) if config.platform().matches(platform) => {
+                let created = config.created.as_deref().and_then(parse_time);
+                Ok(Image { id: ImageId(manifest.config.digest), config, created, targets: vec![descriptor], ..image })
+            }
+            Ok(_) | Err(StoreError::NoPlatform { .. }) => Err(Error::not_found(format!(
+                "image with reference {name} was found but does not provide the specified platform ({platform})"
+            ))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Gives an image another name, which leaves the image that had it.
     ///
     /// # Errors
@@ -114,12 +138,15 @@ impl Images {
         Ok(self.store.images().tag(&record.target.digest, name)?)
     }
 
-    /// The steps that made an image, the newest first.
+    /// The steps that made an image, the newest first; the one of a platform, where one is named.
     ///
     /// # Errors
     /// No such image.
-    pub fn history(&self, name: &str) -> Result<Vec<HistoryStep>, Error> {
-        let image = self.get(name)?;
+    pub fn history(&self, name: &str, platform: Option<&Platform>) -> Result<Vec<HistoryStep>, Error> {
+        let image = match platform {
+            Some(platform) => self.get_for(name, platform)?,
+            None => self.get(name)?,
+        };
         let mut sizes = self.layer_sizes(&image)?.into_iter();
         let mut steps: Vec<HistoryStep> = image
             .config

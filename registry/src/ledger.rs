@@ -1,10 +1,13 @@
 //! What the store remembers for us: which blobs a layer is known as, and where blobs have been seen.
 
 use rbuild_oci::{Compression, Descriptor, DiffId, Digest, MediaType};
+use rbuild_store::layers::compress::{DEFAULT_LEVEL, made_with};
 use rbuild_store::{Durability, Store, StoreError, rusqlite};
 
 /// The store's name for the way layers are compressed for a push. Blobs made so can be made again.
-pub(crate) const OWN_GZIP: &str = "gzip:-1";
+pub(crate) fn own_gzip() -> String {
+    made_with(Compression::Gzip, DEFAULT_LEVEL)
+}
 
 /// A blob that holds a layer.
 #[derive(Debug, Clone)]
@@ -29,7 +32,7 @@ pub(crate) fn compressed_blobs(store: &Store, layer: &DiffId) -> Result<Vec<Laye
             continue;
         }
         let descriptor = Descriptor::new(media_type, digest.parse()?, size.unsigned_abs());
-        blobs.push(LayerBlob { descriptor, own: options == OWN_GZIP });
+        blobs.push(LayerBlob { descriptor, own: options == own_gzip() });
     }
     Ok(blobs)
 }

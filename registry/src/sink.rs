@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::Error;
 use crate::client::Client;
-use crate::ledger::{self, OWN_GZIP};
+use crate::ledger;
 use crate::source::{Progress, ProgressSink, Stage, forward};
 use crate::upload::{Content, Destination, Uploaded};
 
@@ -260,7 +260,7 @@ impl Push {
         self.tell(diff, Stage::Pushed);
         let blob = Descriptor::new(MediaType::OciLayerGzip, digest, size);
         let (remembered, id) = (blob.clone(), diff.clone());
-        self.blocking(move |p| p.store.layers().note_blob(&id, &remembered, OWN_GZIP)).await?;
+        self.blocking(move |p| p.store.layers().note_blob(&id, &remembered, &ledger::own_gzip())).await?;
         Ok(blob)
     }
 

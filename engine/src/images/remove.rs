@@ -34,14 +34,18 @@ impl Images {
     /// # Errors
     /// [`Kind::NotFound`]; [`Kind::Conflict`] when a container needs it, or an id has names in several repositories,
     /// and `force` does not help or was not given.
-    pub fn remove(&self, name: &str, force: bool) -> Result<Vec<Removed>, Error> {
+    ///
+    /// Unless `clear`, what it consisted of stays on the disk until something else collects it.
+    pub fn remove(&self, name: &str, force: bool, clear: bool) -> Result<Vec<Removed>, Error> {
         let image = self.get(name)?;
         let users = self.users(&image)?;
         let removed = match named(&image, name) {
             Some(reference) => self.remove_name(&image, &reference, &users, force)?,
             None => self.remove_image(&image, name, &users, force)?,
         };
-        self.free(&removed)?;
+        if clear {
+            self.free(&removed)?;
+        }
         Ok(removed)
     }
 
@@ -181,7 +185,10 @@ impl Images {
     }
 
     /// Whether a container uses it.
-    pub(crate) fn is_used(&self, image: &Image) -> Result<bool, Error> {
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn is_used(&self, image: &Image) -> Result<bool, Error> {
         Ok(!self.users(image)?.is_empty())
     }
 

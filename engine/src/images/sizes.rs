@@ -51,10 +51,10 @@ impl Images {
 
     fn measure(&self, diff: &DiffId, chain: &ChainId, image: &Image, at: usize) -> Result<u64, Error> {
         let Some((id, parent)) = self.snapshot_of(chain)? else {
-            let manifest = self.store.images().by_target(&image.targets[0].digest)?;
-            let platform = image.config.platform();
-            let blob = manifest.and_then(|record| self.store.images().manifest(&record, &platform).ok());
-            return Ok(blob.and_then(|(manifest, ..)| manifest.layers.get(at).map(|l| l.size)).unwrap_or(0));
+            let Some(target) = image.targets.first() else { return Ok(0) };
+            let source = rbuild_store::transfer::StoreSource::new(&self.store);
+            let chosen = rbuild_store::transfer::choose(&source, target, 0)?;
+            return Ok(chosen.and_then(|(_, manifest)| manifest.layers.get(at).map(|l| l.size)).unwrap_or(0));
         };
         let below = match parent {
             // A copying driver's snapshot holds the parent's files too.

@@ -198,7 +198,7 @@ impl Layers {
         if how == Compression::None {
             return Ok(Descriptor::new(media_type, diff_id.0.clone(), self.tar_size(diff_id)?));
         }
-        let options = format!("{how:?}:{level}").to_ascii_lowercase();
+        let options = compress::made_with(how, level);
         for (digest, made_with) in self.known_blobs(diff_id)? {
             if made_with == options && self.store.blobs().hold(&digest, lease)? {
                 let size = self.store.blobs().size(&digest)?;
