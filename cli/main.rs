@@ -32,6 +32,7 @@ mod limits;
 mod manifest_lists;
 mod metadata;
 mod mounts;
+mod network_options;
 mod outputs;
 mod ports;
 mod progress;

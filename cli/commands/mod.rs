@@ -52,6 +52,14 @@ mod manifest_create;
 mod manifest_inspect;
 mod manifest_push;
 mod manifest_rm;
+mod network;
+mod network_connect;
+mod network_create;
+mod network_disconnect;
+mod network_inspect;
+mod network_ls;
+mod network_prune;
+mod network_rm;
 mod pause;
 mod port;
 mod ps;
@@ -144,6 +152,7 @@ commands! {
         Logout(logout),
         Logs(logs),
         Manifest(manifest),
+        Network(network),
         Pause(pause),
         Port(port),
         Ps(ps),

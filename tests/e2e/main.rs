@@ -22,6 +22,7 @@ mod images;
 mod integrity;
 mod interrupt;
 mod mounts;
+mod mutations;
 mod network;
 mod oracle;
 mod outputs;
