@@ -7,6 +7,7 @@ mod attach;
 pub mod build;
 mod builder;
 mod builder_du;
+mod builder_gc;
 mod builder_prune;
 mod builds;
 mod builds_inspect;
@@ -51,6 +52,14 @@ mod manifest_create;
 mod manifest_inspect;
 mod manifest_push;
 mod manifest_rm;
+mod network;
+mod network_connect;
+mod network_create;
+mod network_disconnect;
+mod network_inspect;
+mod network_ls;
+mod network_prune;
+mod network_rm;
 mod pause;
 mod port;
 mod ps;
@@ -68,6 +77,7 @@ mod search;
 mod start;
 mod stop;
 mod system;
+mod system_check;
 mod system_df;
 mod system_prune;
 mod tag;
@@ -142,6 +152,7 @@ commands! {
         Logout(logout),
         Logs(logs),
         Manifest(manifest),
+        Network(network),
         Pause(pause),
         Port(port),
         Ps(ps),

@@ -385,7 +385,7 @@ impl Job<'_> {
             store: self.engine.store().clone(),
             lease: self.lease.clone(),
             sandbox: self.engine.sandbox()?,
-            networks: self.engine.networks().clone(),
+            networks: self.engine.namespaces().clone(),
             session: Arc::new(LocalSession::new(id, main, lending)),
             copies: ContextCopies::default(),
             images,

@@ -142,8 +142,8 @@ impl Engine {
         Ok(Solver::new(Arc::new(rbuild_cache::LocalCache::new(store, lease, codec)), jobs))
     }
 
-    /// Network namespaces on the default bridge.
-    pub fn networks(&self) -> &Pool {
+    /// Network namespaces on the default bridge, for RUN steps.
+    pub fn namespaces(&self) -> &Pool {
         &self.parts.networks
     }
 }

@@ -25,6 +25,7 @@ pub mod images;
 mod layers;
 mod layout;
 mod lending;
+pub mod networks;
 mod output;
 mod remote;
 mod request;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use rbuild_runtime::container::{Attached, Attachment, ContainerLock, State, is_locked};
+use rbuild_runtime::container::{Attached, Attachment, Change, ContainerLock, State, is_locked};
 use rbuild_store::Durability;
 
 use super::record::{self, Container, MountKind, Seen, Status};
@@ -170,7 +170,11 @@ impl Containers {
             record::update(tx, &Container { name: name.to_owned(), ..container.clone() })?;
             Ok(None)
         })?;
-        taken.map_or(Ok(()), |other| Err(create::name_conflict(name, &other)))
+        if let Some(other) = taken {
+            return Err(create::name_conflict(name, &other));
+        }
+        let change = Change::Rename { from: container.name.clone(), to: name.to_owned() };
+        self.change_running(&Container { name: name.to_owned(), ..container.clone() }, change)
     }
 
     /// Clears away what killed processes left: containers that ended unseen are marked so (and removed, if they were to
@@ -180,7 +184,7 @@ impl Containers {
         for container in &all {
             let directory = self.directory(&container.id);
             let state = State::read(&directory);
-            let was_run = state.started.is_some() || !state.error.is_empty();
+            let was_run = state.started.is_some() || !state.error.is_empty() || directory.join(create::BEGUN).exists();
             let unseen = state.started.is_some() && state.finished.is_none();
             if !was_run || !(unseen || container.host.auto_remove) || is_locked(&directory) {
                 continue;
