@@ -22,7 +22,7 @@ use crate::Error;
 use crate::client::Client;
 use crate::ledger;
 use crate::source::{Progress, ProgressSink, Stage, forward};
-use crate::upload::{Content, Destination, Uploaded};
+use crate::upload::{Content, Destination, Sessions, Uploaded};
 
 /// An image that was pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Client {
     ) -> Result<Pushed, Error> {
         let (told, receiver) = mpsc::unbounded_channel();
         let push = Push {
-            destination: self.destination(reference).await?,
+            destination: Destination { sessions: Sessions::kept_in(store), ..self.destination(reference).await? },
             registry: reference.registry().to_owned(),
             store: store.clone(),
             lease: lease.clone(),
