@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rbuild_engine::containers::{
-    CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, NetworkMode, RestartPolicy,
+    CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, RestartPolicy,
 };
-use rbuild_engine::runtime::network::PortRequest;
 use rbuild_engine::{ExtraHost, Ulimit};
 
 use crate::error::{CliError, exit};
 use crate::mounts;
-use crate::ports::{self, Expose, Publish};
+use crate::network_options::NetworkOptions;
 use crate::refused::{self, Missing};
 use crate::settings::Settings;
 use crate::supervision::Supervision;
@@ -77,9 +76,6 @@ pub struct ContainerOptions {
     /// File of environment variables, one a line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
-    /// Port it listens on beside those the image names
-    #[arg(long, value_name = "PORT[/PROTOCOL]", value_parser = ports::expose)]
-    expose: Vec<Expose>,
     /// Group of the processes in addition
     #[arg(long, value_name = "GROUP")]
     group_add: Vec<String>,
@@ -113,9 +109,8 @@ pub struct ContainerOptions {
     /// Name of the container
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Network: bridge, host, none or container:NAME
-    #[arg(long = "network", visible_alias = "net", value_name = "MODE", default_value = "bridge")]
-    network: String,
+    #[command(flatten)]
+    pub network: NetworkOptions,
     /// How readily the kernel kills it when memory runs out (-1000 to 1000)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     oom_score_adj: Option<i32>,
@@ -131,12 +126,6 @@ pub struct ContainerOptions {
     /// Give it all capabilities and devices, and no filter of system calls
     #[arg(long)]
     privileged: bool,
-    /// Port of this machine's that leads to one of the container's
-    #[arg(short, long, value_name = "[[ADDRESS:][HOST]:]PORT[/PROTOCOL]", value_parser = ports::publish)]
-    publish: Vec<Publish>,
-    /// Publish every port it exposes, on free ports of this machine's
-    #[arg(short = 'P', long)]
-    publish_all: bool,
     /// When to ask the registry for the image: always, missing or never
     #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = ["always", "missing", "never"])]
     pub pull: String,
@@ -229,7 +218,8 @@ impl ContainerOptions {
             healthcheck: self.supervision.healthcheck()?,
             mounts,
             volumes_from: self.volumes_from.clone(),
-            expose: self.expose.iter().flat_map(|e| e.0.clone()).collect(),
+            expose: self.network.exposed(),
+            networks: self.network.memberships()?,
             host: self.host()?,
         })
     }
@@ -241,9 +231,9 @@ impl ContainerOptions {
         let signed = |bytes: Option<u64>| bytes.map(|b| i64::try_from(b).unwrap_or(i64::MAX));
         let mut host = HostSettings {
             auto_remove: self.rm,
-            network: network(&self.network)?,
-            ports: self.ports(),
-            publish_all: self.publish_all,
+            network: self.network.mode()?,
+            ports: self.network.ports(),
+            publish_all: self.network.publish_all,
             read_only: self.read_only,
             privileged: self.privileged,
             cap_add: self.cap_add.clone(),
@@ -286,22 +276,6 @@ impl ContainerOptions {
         Ok(host)
     }
 
-    /// The ports asked for, each once.
-    fn ports(&self) -> Vec<PortRequest> {
-        let mut ports = Vec::new();
-        for port in self.publish.iter().flat_map(|p| &p.0) {
-            if !ports.contains(port) {
-                ports.push(port.clone());
-            }
-        }
-        ports
-    }
-
-    /// Whether ports are asked for that a container on the host's network has anyhow.
-    pub fn publishes_in_vain(&self) -> bool {
-        self.network == "host" && (!self.publish.is_empty() || self.publish_all)
-    }
-
     /// Makes the file for the container's id, before there is a container.
     ///
     /// # Errors
@@ -333,18 +307,6 @@ pub fn engine_error(error: impl Into<CliError>) -> CliError {
     let code = if error.code == exit::FAILURE { exit::ENGINE } else { error.code };
     let prefix = if error.prefix.is_empty() { "" } else { "rbuild" };
     error.with_code(code).with_prefix(prefix)
-}
-
-fn network(text: &str) -> Result<NetworkMode, CliError> {
-    match text {
-        "bridge" | "default" => Ok(NetworkMode::Bridge),
-        "host" => Ok(NetworkMode::Host),
-        "none" => Ok(NetworkMode::None),
-        other => match other.strip_prefix("container:") {
-            Some(name) if !name.is_empty() => Ok(NetworkMode::Container(name.to_owned())),
-            _ => Err(CliError::new(format!("network {other} not found: user-defined networks are not supported yet"))),
-        },
-    }
 }
 
 fn namespace(kind: &str, text: Option<&str>, of_others: bool) -> Result<NamespaceMode, CliError> {
@@ -475,15 +437,9 @@ impl refused::Table for NotYet {
         Missing::valued("device-write-bps"),
         Missing::valued("device-write-iops"),
         Missing::valued("gpus"),
-        Missing::valued("ip"),
-        Missing::valued("ip6"),
         Missing::valued("isolation").harmless("default"),
-        Missing::valued("link"),
         Missing::valued("link-local-ip"),
-        Missing::valued("mac-address"),
         Missing::valued("memory-swappiness"),
-        Missing::valued("network-alias"),
-        Missing::valued("net-alias"),
         Missing::switch("oom-kill-disable"),
         Missing::valued("runtime"),
         Missing::valued("storage-opt"),

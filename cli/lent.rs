@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use rbuild_engine::{LONGEST_SECRET, Lent, NamedContext, Secret, SecretSource};
+use rbuild_engine::{AgentSource, LONGEST_SECRET, LayoutImage, Lent, NamedContext, Secret, SecretSource};
 use rbuild_oci::Reference;
 
 use crate::commands::build::is_remote;
@@ -24,10 +24,11 @@ pub struct LentArgs {
     /// Secret for 'RUN --mount=type=secret': id=NAME with src=FILE or env=VARIABLE (default: whichever is called NAME)
     #[arg(long = "secret", value_name = "id=NAME[,src=FILE|,env=VARIABLE]")]
     secrets: Vec<String>,
-    /// ssh agent for 'RUN --mount=type=ssh': 'default' for $SSH_AUTH_SOCK, or NAME=SOCKET
-    #[arg(long = "ssh", value_name = "default|NAME[=SOCKET]")]
+    /// ssh agent for 'RUN --mount=type=ssh': 'default' for $SSH_AUTH_SOCK, or NAME with a socket or key files
+    #[arg(long = "ssh", value_name = "default|NAME[=SOCKET|KEY[,KEY]]")]
     agents: Vec<String>,
-    /// What a name in FROM and --from stands for: a directory, docker-image://IMAGE, a git repository, the URL of an archive
+    /// What a name in FROM and --from stands for: a directory, docker-image://IMAGE, oci-layout://DIR[:TAG|@DIGEST], a git
+    /// repository, the URL of an archive
     #[arg(long = "build-context", value_name = "NAME=PLACE")]
     contexts: Vec<String>,
 }
@@ -91,37 +92,50 @@ fn secret(text: &str, settings: &Settings) -> Result<(String, SecretSource), Cli
     Ok((id, SecretSource::File(path)))
 }
 
-fn agents(given: &[String], settings: &Settings) -> Result<BTreeMap<String, PathBuf>, CliError> {
+fn agents(given: &[String], settings: &Settings) -> Result<BTreeMap<String, AgentSource>, CliError> {
     let mut agents = BTreeMap::new();
     for text in given {
-        let (id, place) = text.split_once('=').unwrap_or((text, ""));
+        let (id, places) = text.split_once('=').unwrap_or((text, ""));
         let id = if id.is_empty() { DEFAULT_AGENT } else { id };
-        let place = match place {
+        let places = match places {
             "" => settings.non_empty("SSH_AUTH_SOCK").unwrap_or_default(),
-            place => place,
+            places => places,
         };
-        if place.is_empty() {
+        if places.is_empty() {
             return Err(CliError::new("invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set")
                 .with_hint("start one with: eval $(ssh-agent)"));
         }
-        let shown = clean_line(place);
-        match std::fs::metadata(place) {
-            Ok(found) if found.file_type().is_socket() => {}
-            Ok(_) => {
-                let message =
-                    format!("--ssh {}: {shown} is no socket; key files are not supported yet", clean_line(id));
-                return Err(CliError::new(message).with_hint("give the key to an agent with ssh-add"));
-            }
-            Err(error) => {
-                let why = format!("stat {shown}: {}", words(&error));
-                return Err(CliError::new(format!("failed to convert agent config {}: {why}", clean_line(text))));
-            }
-        }
-        if agents.insert(id.to_owned(), PathBuf::from(place)).is_some() {
+        let refused = |why: &dyn std::fmt::Display| {
+            CliError::new(format!("failed to convert agent config {}: {why}", clean_line(text)))
+        };
+        let source = agent(places).map_err(|error| CliError { message: refused(&error.message).message, ..error })?;
+        if agents.insert(id.to_owned(), source).is_some() {
             return Err(CliError::new(format!("invalid duplicate ID {}", clean_line(id))));
         }
     }
     Ok(agents)
+}
+
+/// One socket, or files with keys.
+fn agent(places: &str) -> Result<AgentSource, CliError> {
+    let (mut socket, mut keys) = (None, Vec::new());
+    for place in places.split(',') {
+        let shown = clean_line(place);
+        let found = std::fs::metadata(place).map_err(|e| CliError::new(format!("stat {shown}: {}", words(&e))))?;
+        if !found.file_type().is_socket() {
+            let path = PathBuf::from(place);
+            rbuild_engine::check_key_file(&path)
+                .map_err(|error| CliError { hints: error.hints, ..CliError::new(error.message) })?;
+            keys.push(path);
+        } else if socket.replace(PathBuf::from(place)).is_some() {
+            return Err(CliError::new("only single socket allowed"));
+        }
+    }
+    match socket {
+        Some(_) if !keys.is_empty() => Err(CliError::new("invalid combination of keys and sockets")),
+        Some(socket) => Ok(AgentSource::Socket(socket)),
+        None => Ok(AgentSource::Keys(keys)),
+    }
 }
 
 fn named_context(text: &str) -> Result<(String, NamedContext), CliError> {
@@ -139,11 +153,13 @@ fn named_context(text: &str) -> Result<(String, NamedContext), CliError> {
         })?;
         return Ok((name, NamedContext::Image(image)));
     }
-    if let Some((_, kind)) = [("oci-layout://", "an OCI layout"), ("target:", "a bake target")]
-        .iter()
-        .find(|(prefix, _)| place.starts_with(prefix) && !Path::new(place).exists())
-    {
-        return Err(CliError::new(format!("{kind} as build context is not supported yet: {}", clean_line(place))));
+    if let Some(layout) = place.strip_prefix("oci-layout://") {
+        return Ok((name, NamedContext::Layout(layout_image(layout, text)?)));
+    }
+    if place.starts_with("target:") && !Path::new(place).exists() {
+        let message = format!("unsupported context source target for {name}: only bake can name another target");
+        return Err(CliError::new(message)
+            .with_hint("a stage of the same Dockerfile needs no context: FROM and --from find it by its name"));
     }
     if is_remote(place) {
         return Ok((name, NamedContext::Remote(place.to_owned())));
@@ -155,6 +171,22 @@ fn named_context(text: &str) -> Result<(String, NamedContext), CliError> {
         Ok(_) => Err(refused(&format_args!("{shown} is not a directory"))),
         Err(error) => Err(refused(&format_args!("stat {shown}: {}", words(&error)))),
     }
+}
+
+/// `DIR[:TAG][@DIGEST]`; buildx's rule, by which a directory's name can hold neither sign.
+fn layout_image(layout: &str, text: &str) -> Result<LayoutImage, CliError> {
+    let invalid = |why: &dyn std::fmt::Display| {
+        CliError::new(format!("invalid OCI layout in --build-context {}: {why}", clean_line(text)))
+    };
+    let (place, digest) = match layout.split_once('@') {
+        Some((place, digest)) => (place, Some(digest.parse().map_err(|error| invalid(&error))?)),
+        None => (layout, None),
+    };
+    let (dir, tag) = place.split_once(':').map_or((place, None), |(dir, tag)| (dir, Some(tag.to_owned())));
+    if dir.is_empty() {
+        return Err(invalid(&"it names no directory"));
+    }
+    Ok(LayoutImage { dir: PathBuf::from(dir), tag, digest, what: layout.to_owned() })
 }
 
 /// Why a file could not be looked at, in the words everybody knows.
@@ -229,7 +261,17 @@ mod tests {
         let twice = find(&["default", "default"], &[("SSH_AUTH_SOCK", socket)]).unwrap_err();
         assert_eq!(twice, "invalid duplicate ID default");
         let key = find(&["a=/dev/null"], &[]).unwrap_err();
-        assert!(key.contains("key files are not supported"), "{key}");
+        let want = "failed to convert agent config a=/dev/null: failed to parse /dev/null: it is no private key";
+        assert_eq!(key, want);
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/engine/testdata/keys/key_");
+        let keys = find(&[&format!("k={file}ed25519,{file}rsa")], &[]).unwrap();
+        assert!(matches!(&keys["k"], AgentSource::Keys(files) if files.len() == 2));
+        let locked = find(&[&format!("k={file}locked")], &[]).unwrap_err();
+        assert!(locked.ends_with("the key is protected by a passphrase, which a build cannot ask for"), "{locked}");
+        let mixed = find(&[&format!("k={file}rsa,{socket}")], &[]).unwrap_err();
+        assert!(mixed.ends_with("invalid combination of keys and sockets"), "{mixed}");
+        let two = find(&[&format!("k={socket},{socket}")], &[]).unwrap_err();
+        assert!(two.ends_with("only single socket allowed"), "{two}");
         let none = find(&["a=/no/such"], &[]).unwrap_err();
         assert_eq!(none, "failed to convert agent config a=/no/such: stat /no/such: no such file or directory");
     }
@@ -248,11 +290,21 @@ mod tests {
             ("a", "invalid context value: a, expected key=value"),
             ("a=/no/such", "failed to get build context a: stat /no/such: no such file or directory"),
             ("a=/dev/null", "failed to get build context a: /dev/null is not a directory"),
-            ("a=oci-layout://x", "an OCI layout as build context is not supported yet: oci-layout://x"),
+            ("a=oci-layout://", "invalid OCI layout in --build-context a=oci-layout://: it names no directory"),
+            ("a=target:b", "unsupported context source target for a: only bake can name another target"),
         ] {
             assert_eq!(get(text).unwrap_err(), want, "{text}");
         }
         assert!(matches!(get("a=https://x/y.git").unwrap(), (_, NamedContext::Remote(_))));
+        let layout = |text: &str| match get(text).unwrap() {
+            (_, NamedContext::Layout(image)) => (image.dir.display().to_string(), image.tag, image.digest.is_some()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(layout("a=oci-layout://d/e"), ("d/e".to_owned(), None, false));
+        assert_eq!(layout("a=oci-layout:///d:v1"), ("/d".to_owned(), Some("v1".to_owned()), false));
+        let digest = rbuild_oci::Digest::sha256_of(b"");
+        assert_eq!(layout(&format!("a=oci-layout://d@{digest}")), ("d".to_owned(), None, true));
+        assert!(get("a=oci-layout://d@sha256:x").unwrap_err().starts_with("invalid OCI layout in --build-context"));
         assert!(get("A B=/").unwrap_err().starts_with("invalid context name A B: "));
     }
 }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use rbuild_engine::{
-    Annotated, Annotation, BuildResult, Destination, Output, OutputStream, Packing, oci::Compression, oci::Platform,
-    oci::Reference,
+    Annotated, Annotation, Destination, FilesMode, ImageOutput, MediaTypes, Output, OutputStream, Packing, Push,
+    oci::Compression, oci::Platform, oci::Reference,
 };
 
 use crate::commands::build::tag;
@@ -24,7 +24,7 @@ pub struct OutputArgs {
     /// Put the image into the store, besides other outputs
     #[arg(long)]
     load: bool,
-    /// Annotation of the image's manifest, or with 'index:' of its index
+    /// Annotation; TYPE is manifest (default), index, manifest-descriptor or index-descriptor
     #[arg(long = "annotation", value_name = "[TYPE[PLATFORM]:]KEY=VALUE")]
     annotations: Vec<String>,
     /// Write what the build made, as JSON, to a file
@@ -32,31 +32,42 @@ pub struct OutputArgs {
     pub metadata_file: Option<PathBuf>,
 }
 
+/// What outputs may do to this machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Outward {
+    /// No archive goes there.
+    pub stdout_is_terminal: bool,
+    /// `--allow buildx.local.delete`.
+    pub may_delete: bool,
+}
+
 impl OutputArgs {
     /// The outputs of a build whose result has these tags. None means the store.
     ///
     /// # Errors
-    /// An output that is none, in buildx's words; one to a terminal.
-    pub fn read(&self, tags: &[Reference], stdout_is_terminal: bool) -> Result<Vec<Output>, CliError> {
+    /// An output that is none, in buildx's words; one that may not be.
+    pub fn read(&self, tags: &[String], outward: Outward) -> Result<Vec<Output>, CliError> {
         let annotations = self.annotations.iter().map(|text| annotation(text)).collect::<Result<Vec<_>, _>>()?;
         let annotations: Vec<Annotation> = annotations.into_iter().flatten().collect();
-        let reader = Reader { tags, annotations: &annotations, stdout_is_terminal };
+        let reader = Reader { tags, annotations: &annotations, outward };
         let mut outputs = self.outputs.iter().map(|text| reader.output(text)).collect::<Result<Vec<_>, _>>()?;
         if self.push {
             let mut used = false;
             for output in &mut outputs {
-                if let Output::Image { push, .. } = output {
-                    (*push, used) = (true, true);
+                if let Output::Image(image) = output {
+                    image.push.get_or_insert_default();
+                    used = true;
                 }
             }
             if !used {
-                outputs.push(reader.image(true));
+                outputs.push(reader.image(Some(Push::default()))?);
             }
         }
-        let image = outputs.iter().any(|output| matches!(output, Output::Image { .. }));
+        let image = outputs.iter().any(|output| matches!(output, Output::Image(_)));
         if self.load && !image || outputs.is_empty() && !annotations.is_empty() {
-            outputs.push(reader.image(false));
+            outputs.push(reader.image(None)?);
         }
+        two_to_one_place(&outputs)?;
         if self.uses_stdout() && self.outputs.iter().filter(|text| to_stdout(text)).count() > 1 {
             return Err(CliError::new("several outputs cannot all go to standard output"));
         }
@@ -67,6 +78,27 @@ impl OutputArgs {
     pub fn uses_stdout(&self) -> bool {
         self.outputs.iter().any(|text| to_stdout(text))
     }
+}
+
+/// # Errors
+/// A file or directory that two outputs would write.
+fn two_to_one_place(outputs: &[Output]) -> Result<(), CliError> {
+    let mut seen: Vec<PathBuf> = Vec::new();
+    for output in outputs {
+        let dest = match output {
+            Output::Archive { dest: Destination::File(path), .. }
+            | Output::Tar { dest: Destination::File(path), .. } => path,
+            Output::Layout { dest, .. } | Output::Files { dest, .. } => dest,
+            _ => continue,
+        };
+        let place = std::path::absolute(dest).unwrap_or_else(|_| dest.clone());
+        if seen.contains(&place) {
+            let shown = clean_line(&dest.display().to_string());
+            return Err(CliError::new(format!("duplicate output destination: {shown}")));
+        }
+        seen.push(place);
+    }
+    Ok(())
 }
 
 fn to_stdout(text: &str) -> bool {
@@ -86,9 +118,9 @@ fn to_stdout(text: &str) -> bool {
 }
 
 struct Reader<'a> {
-    tags: &'a [Reference],
+    tags: &'a [String],
     annotations: &'a [Annotation],
-    stdout_is_terminal: bool,
+    outward: Outward,
 }
 
 /// One output as it is being read.
@@ -96,17 +128,22 @@ struct Draft<'a> {
     reader: &'a Reader<'a>,
     kind: String,
     dest: Option<String>,
-    names: Option<Vec<Reference>>,
+    names: Option<Vec<String>>,
     push: bool,
+    how: Push,
+    canonical: bool,
+    dangling: Option<Reference>,
     tar: bool,
     split: Option<bool>,
+    mode: FilesMode,
     packing: Packing,
 }
 
 impl Reader<'_> {
-    fn image(&self, push: bool) -> Output {
+    fn image(&self, push: Option<Push>) -> Result<Output, CliError> {
         let packing = Packing { annotations: self.annotations.to_vec(), ..Packing::default() };
-        Output::Image { names: self.tags.to_vec(), push, packing }
+        let names = self.tags.iter().map(|name| tag(name)).collect::<Result<_, _>>()?;
+        Ok(Output::Image(ImageOutput { names, push, packing, ..ImageOutput::default() }))
     }
 
     fn output(&self, text: &str) -> Result<Output, CliError> {
@@ -117,12 +154,27 @@ impl Reader<'_> {
             return match one.as_str() {
                 "-" => Ok(Output::Tar { dest: self.stream("tar")?, split: None }),
                 "" => Err(CliError::new("type is required for output")),
-                dir => Ok(Output::Files { dest: PathBuf::from(dir), split: None }),
+                dir if std::path::Path::new(dir).is_file() => {
+                    Err(CliError::new(format!("destination directory {} is a file", clean_line(dir))))
+                }
+                dir => Ok(Output::Files { dest: PathBuf::from(dir), split: None, mode: FilesMode::Copy }),
             };
         }
         let packing = Packing { annotations: self.annotations.to_vec(), ..Packing::default() };
-        let (kind, dest, names, push, tar, split) = (String::new(), None, None, false, true, None);
-        let mut draft = Draft { reader: self, kind, dest, names, push, tar, split, packing };
+        let mut draft = Draft {
+            reader: self,
+            kind: String::new(),
+            dest: None,
+            names: None,
+            push: false,
+            how: Push::default(),
+            canonical: false,
+            dangling: None,
+            tar: true,
+            split: None,
+            mode: FilesMode::Copy,
+            packing,
+        };
         let mut attributes = Vec::new();
         for field in &fields {
             let Some((key, value)) = field.split_once('=') else {
@@ -143,7 +195,7 @@ impl Reader<'_> {
     }
 
     fn stream(&self, kind: &str) -> Result<Destination, CliError> {
-        if self.stdout_is_terminal {
+        if self.outward.stdout_is_terminal {
             let message = format!("dest file is required for {kind} exporter. refusing to write to console");
             return Err(CliError::new(message));
         }
@@ -155,6 +207,7 @@ impl Draft<'_> {
     fn set(&mut self, key: &str, value: &str) -> Result<(), CliError> {
         let kind = self.kind.clone();
         let image = matches!(kind.as_str(), "image" | "registry" | "docker" | "oci");
+        let in_store = matches!(kind.as_str(), "image" | "registry");
         let unknown = || {
             let (key, kind) = (clean_line(key), clean_line(&kind));
             Err(CliError::new(format!("option {key} of output type={kind} is not supported yet")))
@@ -165,14 +218,34 @@ impl Draft<'_> {
             }
             "name" if image => {
                 let names = value.split(',').map(str::trim).filter(|name| !name.is_empty());
-                self.names = Some(names.map(tag).collect::<Result<_, _>>()?);
+                self.names = Some(names.map(str::to_owned).collect());
             }
-            "push" if matches!(kind.as_str(), "image" | "registry") => self.push = boolean(key, value)?,
+            "push" if in_store => self.push = boolean(key, value)?,
+            "push-by-digest" if in_store => self.how.by_digest = boolean(key, value)?,
+            "insecure" | "registry.insecure" if in_store => self.how.insecure = boolean(key, value)?,
+            "name-canonical" if in_store => self.canonical = boolean(key, value)?,
+            "dangling-name-prefix" if in_store => self.dangling = Some(tag(value)?),
             "tar" if matches!(kind.as_str(), "oci" | "docker") => self.tar = boolean(key, value)?,
             "platform-split" if matches!(kind.as_str(), "local" | "tar") => self.split = Some(boolean(key, value)?),
-            "mode" if kind == "local" && value == "copy" => {}
-            // What is asked for is what is done.
-            "oci-mediatypes" | "store" | "unpack" if image && boolean(key, value)? => {}
+            "mode" if kind == "local" => {
+                self.mode = match value {
+                    "copy" => FilesMode::Copy,
+                    "delete" if self.reader.outward.may_delete => FilesMode::Delete,
+                    "delete" => {
+                        let message = "mode=delete of output type=local removes files that the result does not have";
+                        return Err(CliError::new(message).with_hint("allow it with --allow buildx.local.delete"));
+                    }
+                    other => return Err(CliError::new(format!("invalid local output mode {:?}", clean_line(other)))),
+                }
+            }
+            "oci-mediatypes" if image => {
+                self.packing.media_types =
+                    Some(if boolean(key, value)? { MediaTypes::Oci } else { MediaTypes::Docker });
+            }
+            "oci-artifact" if image => self.packing.artifacts = boolean(key, value)?,
+            // The store keeps every image, and unpacked.
+            "store" if in_store && boolean(key, value)? => {}
+            "unpack" if image => drop(boolean(key, value)?),
             "compression" if image => self.packing.compression = Some(compression(value)?),
             "compression-level" if image => {
                 let level = value.parse().map_err(|_| {
@@ -191,12 +264,40 @@ impl Draft<'_> {
         Ok(())
     }
 
-    fn finish(self) -> Result<Output, CliError> {
-        let names = self.names.unwrap_or_else(|| self.reader.tags.to_vec());
-        let packing = self.packing;
-        if packing.force && packing.compression.is_none() {
-            return Err(CliError::new("force-compression needs compression=gzip, zstd or uncompressed"));
+    /// The image's names; without tags where it is pushed by its digest.
+    fn named(&self) -> Result<Vec<Reference>, CliError> {
+        let names = self.names.as_deref().unwrap_or(self.reader.tags);
+        let named = |name: &String| {
+            let reference = tag(name)?;
+            if !self.how.by_digest {
+                return Ok(reference);
+            }
+            match Reference::parse_untagged(name) {
+                Ok(untagged) if untagged.tag().is_none() => Ok(untagged),
+                _ => Err(CliError::new(format!("can't push tagged ref {} by digest", clean_line(name)))),
+            }
+        };
+        names.iter().map(named).collect()
+    }
+
+    fn image(self) -> Result<Output, CliError> {
+        let names = self.named()?;
+        let push = (self.push || self.kind == "registry").then_some(self.how);
+        if push.is_none() && self.how.by_digest {
+            return Err(CliError::new("push-by-digest needs push=true"));
         }
+        let Draft { canonical, dangling, packing, .. } = self;
+        Ok(Output::Image(ImageOutput { names, push, canonical, dangling, packing }))
+    }
+
+    fn finish(self) -> Result<Output, CliError> {
+        if matches!((self.kind.as_str(), self.tar, &self.dest), ("image" | "registry", ..) | ("docker", true, None)) {
+            check_packing(&self.packing)?;
+            return self.image();
+        }
+        let names = self.named()?;
+        let packing = self.packing;
+        check_packing(&packing)?;
         let kind = self.kind.as_str();
         let dest = self.dest;
         let file = |dest: Option<String>| match dest.as_deref() {
@@ -215,19 +316,23 @@ impl Draft<'_> {
             },
         };
         Ok(match kind {
-            "local" => Output::Files { dest: dir(dest)?, split: self.split },
+            "local" => Output::Files { dest: dir(dest)?, split: self.split, mode: self.mode },
             "tar" => Output::Tar { dest: file(dest)?, split: self.split },
             "oci" | "docker" if !self.tar => Output::Layout { names, dest: dir(dest)?, packing },
-            "docker" if dest.is_none() => Output::Image { names, push: false, packing },
             "oci" | "docker" => Output::Archive { names, dest: file(dest)?, packing, several: kind == "oci" },
-            "image" => Output::Image { names, push: self.push, packing },
-            "registry" => Output::Image { names, push: true, packing },
             "cacheonly" => Output::CacheOnly,
             other => {
                 return Err(CliError::new(format!("exporter \"{}\" could not be found", clean_line(other)))
                     .with_hint("outputs are local, tar, oci, docker, image, registry and cacheonly"));
             }
         })
+    }
+}
+
+fn check_packing(packing: &Packing) -> Result<(), CliError> {
+    match packing.force && packing.compression.is_none() {
+        true => Err(CliError::new("force-compression needs compression=gzip, zstd or uncompressed")),
+        false => Ok(()),
     }
 }
 
@@ -272,9 +377,8 @@ fn annotated(word: &str) -> Result<Annotated, CliError> {
     match word {
         "manifest" => Ok(Annotated::Manifest),
         "index" => Ok(Annotated::Index),
-        "manifest-descriptor" | "index-descriptor" => {
-            Err(CliError::new(format!("annotations of type {word} are not supported yet")))
-        }
+        "manifest-descriptor" => Ok(Annotated::ManifestDescriptor),
+        "index-descriptor" => Ok(Annotated::IndexDescriptor),
         other => Err(CliError::new(format!("unknown annotation type \"{}\"", clean_line(other)))),
     }
 }
@@ -316,20 +420,6 @@ fn annotation_attribute(attribute: &str, value: &str) -> Result<Option<Annotatio
     Ok(Some(Annotation { on, platform, key: key.to_owned(), value: value.to_owned() }))
 }
 
-/// What a build made, under buildx's names.
-pub fn metadata(result: &BuildResult) -> String {
-    let mut all = serde_json::Map::new();
-    let digest = result.pushed.last().map_or(&result.target.digest, |(_, digest)| digest);
-    all.insert("containerimage.config.digest".into(), result.image_id.to_string().into());
-    all.insert("containerimage.descriptor".into(), serde_json::to_value(&result.target).unwrap_or_default());
-    all.insert("containerimage.digest".into(), digest.to_string().into());
-    if !result.names.is_empty() {
-        let names: Vec<String> = result.names.iter().map(Reference::canonical).collect();
-        all.insert("image.name".into(), names.join(",").into());
-    }
-    format!("{}\n", serde_json::to_string_pretty(&all).unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,14 +427,14 @@ mod tests {
     fn read(outputs: &[&str]) -> Result<Vec<Output>, CliError> {
         let args =
             OutputArgs { outputs: outputs.iter().map(|text| (*text).to_owned()).collect(), ..Default::default() };
-        args.read(&[Reference::parse("x").unwrap()], false)
+        args.read(&["x".to_owned()], Outward::default())
     }
 
     #[test]
     fn outputs_are_read_as_buildx_does() {
         for (text, want) in [
-            ("out", "Files { dest: \"out\", split: None }"),
-            ("type=local,dest=out,platform-split=true", "Files { dest: \"out\", split: Some(true) }"),
+            ("out", "Files { dest: \"out\", split: None, mode: Copy }"),
+            ("type=local,dest=out,platform-split=true", "Files { dest: \"out\", split: Some(true), mode: Copy }"),
             ("-", "Tar { dest: Stream(OutputStream), split: None }"),
             ("type=tar", "Tar { dest: Stream(OutputStream), split: None }"),
             ("type=tar,dest=o.tar", "Tar { dest: File(\"o.tar\"), split: None }"),
@@ -354,13 +444,15 @@ mod tests {
         }
         let image =
             read(&["type=registry,\"name=a,b:1\",compression=zstd,compression-level=3,annotation.k=v"]).unwrap();
-        let [Output::Image { names, push: true, packing }] = image.as_slice() else { panic!("{image:?}") };
+        let [Output::Image(ImageOutput { names, push: Some(_), packing, .. })] = image.as_slice() else {
+            panic!("{image:?}")
+        };
         assert_eq!(names.iter().map(Reference::familiar).collect::<Vec<_>>(), ["a:latest", "b:1"]);
         assert_eq!(
             (packing.compression, packing.level, packing.annotations.len()),
             (Some(Compression::Zstd), Some(3), 1)
         );
-        assert!(matches!(&read(&["type=docker"]).unwrap()[0], Output::Image { names, .. } if names.len() == 1));
+        assert!(matches!(&read(&["type=docker"]).unwrap()[0], Output::Image(image) if image.names.len() == 1));
         assert!(matches!(&read(&["type=docker,dest=d"]).unwrap()[0], Output::Archive { several: false, .. }));
         assert!(matches!(&read(&["type=oci,tar=false,dest=d"]).unwrap()[0], Output::Layout { .. }));
     }
@@ -378,7 +470,13 @@ mod tests {
             ("type=image,push=maybe", "non-bool value maybe specified for push"),
             ("type=image,compression=estargz", "unsupported compression type estargz"),
             ("type=image,compression-level=x", "non-integer value x specified for compression-level"),
-            ("type=image,push-by-digest=true", "option push-by-digest of output type=image is not supported yet"),
+            ("type=image,store=false", "option store of output type=image is not supported yet"),
+            ("type=image,push-by-digest=true", "push-by-digest needs push=true"),
+            ("type=image,push=true,push-by-digest=true,name=a:1", "can't push tagged ref a:1 by digest"),
+            ("type=local,dest=x,mode=delete", "mode=delete of output type=local removes files"),
+            ("type=local,dest=x,mode=move", "invalid local output mode \"move\""),
+            ("/dev/../etc/passwd", "destination directory /dev/../etc/passwd is a file"),
+            ("type=oci,name=UPPER", "invalid tag \"UPPER\""),
             ("type=local,dest=x,bare", "invalid value bare"),
             ("type=oci,force-compression=true", "force-compression needs compression"),
         ] {
@@ -386,25 +484,24 @@ mod tests {
             assert!(error.message.starts_with(want), "{text}: {}", error.message);
         }
         let args = OutputArgs { outputs: vec!["-".into()], ..Default::default() };
-        let error = args.read(&[], true).unwrap_err();
+        let error = args.read(&[], Outward { stdout_is_terminal: true, may_delete: false }).unwrap_err();
         assert_eq!(error.message, "dest file is required for tar exporter. refusing to write to console");
         assert!(read(&["-", "type=oci"]).is_err());
+        let twice = read(&["type=tar,dest=a.tar", "type=oci,dest=./a.tar"]).unwrap_err();
+        assert_eq!(twice.message, "duplicate output destination: ./a.tar");
     }
 
     #[test]
     fn pushing_and_loading_add_what_is_not_there() {
         let with = |outputs: &[&str], push, load| {
             let outputs = outputs.iter().map(|text| (*text).to_owned()).collect();
-            let all = OutputArgs { outputs, push, load, ..Default::default() }.read(&[], false).unwrap();
+            let all = OutputArgs { outputs, push, load, ..Default::default() }.read(&[], Outward::default()).unwrap();
             all.iter()
                 .map(|o| match o {
-                    Output::Image { push, .. } => {
-                        if *push {
-                            'p'
-                        } else {
-                            'i'
-                        }
-                    }
+                    Output::Image(image) => match image.push {
+                        Some(_) => 'p',
+                        None => 'i',
+                    },
                     _ => 'o',
                 })
                 .collect::<String>()
@@ -426,6 +523,8 @@ mod tests {
             ("linux/arm64", Annotated::Index)
         );
         assert_eq!(annotation("k=").unwrap()[0].value, "");
+        assert_eq!(annotation("index-descriptor:k=v").unwrap()[0].on, Annotated::IndexDescriptor);
+        assert_eq!(annotation("manifest-descriptor[linux/amd64]:k=v").unwrap()[0].on, Annotated::ManifestDescriptor);
         assert!(annotation("nope:k=v").unwrap_err().message.contains("unknown annotation type \"nope\""));
         assert!(annotation("k").unwrap_err().message.contains("expected key=value"));
     }

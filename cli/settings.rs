@@ -124,7 +124,7 @@ impl Settings {
         let known_hosts = known.chain(["/etc/ssh/ssh_known_hosts".into()]).filter(|path| path.is_file()).collect();
         let agent = self.non_empty("SSH_AUTH_SOCK").map(PathBuf::from);
         let ssh = self.program("ssh").map(|program| GitSsh { program, agent, known_hosts });
-        Some(GitOptions { program: self.program("git")?, environment, ssh })
+        Some(GitOptions { program: self.program("git")?, environment, ssh, secrets: std::collections::BTreeMap::new() })
     }
 
     /// Where a program is, by the absolute directories of `PATH`.

@@ -13,9 +13,7 @@ use std::process::ExitCode;
 use rbuild_engine::oci::Reference;
 use rbuild_engine::registry::ClientOptions;
 use rbuild_engine::runtime::network::BridgeOptions;
-use rbuild_engine::{
-    BuildContext, BuildRequest, DockerfileSource, Engine, EngineOptions, Event, Events, Lent, Network, Outcome,
-};
+use rbuild_engine::{BuildContext, BuildRequest, DockerfileSource, Engine, EngineOptions, Event, Events, Outcome};
 
 fn main() -> ExitCode {
     if let Some(code) = rbuild_engine::helper_main() {
@@ -50,27 +48,10 @@ async fn build(root: &str, context: &str, names: &[String]) -> Result<String, Bo
         git: None,
     })?;
     let request = BuildRequest {
-        context: BuildContext::Directory(PathBuf::from(context)),
-        dockerfile: DockerfileSource::File(None),
         tags: names.iter().map(|name| Reference::parse(name)).collect::<Result<_, _>>()?,
-        target: None,
         build_args: [("BUILT_BY".to_owned(), "embed_build".to_owned())].into(),
         labels: vec![("example".to_owned(), "embedded".to_owned())],
-        platforms: Vec::new(),
-        outputs: Vec::new(),
-        no_cache: false,
-        pull: false,
-        network: Network::Default,
-        jobs: None,
-        extra_hosts: Vec::new(),
-        shm_size: None,
-        ulimits: Vec::new(),
-        cgroup_parent: None,
-        source_date_epoch: None,
-        allow_host_network: false,
-        allow_insecure: false,
-        no_cache_filter: Vec::new(),
-        lent: Lent::default(),
+        ..BuildRequest::new(BuildContext::Directory(PathBuf::from(context)), DockerfileSource::File(None))
     };
     // Events are a stream that ends with the build. Here: a line for each step that is done.
     let (events, mut stream) = Events::channel();

@@ -4,19 +4,25 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
-use rbuild_engine::{BuildContext, BuildRequest, DockerfileSource, ExtraHost, InputStream, Network, Question, Ulimit};
+use rbuild_engine::{
+    BuildContext, BuildRequest, DockerfileSource, ExtraHost, InputStream, Network, ProvenanceMode, Question, Ulimit,
+};
 use rbuild_oci::{Platform, Reference};
 
 use crate::app::App;
 use crate::args::key_value;
+use crate::attest::AttestArgs;
 use crate::call::Call;
 use crate::commands::DONE;
 use crate::diagnostics;
 use crate::error::CliError;
 use crate::lent::LentArgs;
-use crate::outputs::{self, OutputArgs};
+use crate::limits::LimitArgs;
+use crate::metadata;
+use crate::outputs::{OutputArgs, Outward};
 use crate::progress::Mode;
 use crate::refused::{self, Missing, Refused};
+use crate::settings::Settings;
 use crate::values;
 use crate::watched::watched;
 
@@ -68,7 +74,7 @@ pub struct Args {
     /// Network of the RUN steps: default, none or host
     #[arg(long, value_name = "MODE", default_value = "default")]
     network: String,
-    /// Allow the Dockerfile a privilege: network.host or security.insecure
+    /// Allow a privilege: network.host or security.insecure to the Dockerfile, buildx.local.delete to an output
     #[arg(long, value_name = "PRIVILEGE")]
     allow: Vec<String>,
     /// Name for an address in the RUN steps' hosts file; the address 'host-gateway' is this machine
@@ -89,6 +95,9 @@ pub struct Args {
     /// Platforms to build for; several make one image with an index
     #[arg(long, value_name = "OS/ARCH[/VARIANT][,...]")]
     platform: Vec<String>,
+    /// File with patterns of what to leave out of the context, instead of its own ignore file
+    #[arg(long = "ignorefile", value_name = "FILE")]
+    ignore_file: Option<PathBuf>,
     /// Stage whose steps all run again; may be repeated
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     no_cache_filter: Vec<String>,
@@ -102,6 +111,13 @@ pub struct Args {
     lent: LentArgs,
     #[command(flatten)]
     outputs: OutputArgs,
+    #[command(flatten)]
+    attest: AttestArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+    /// Where to build; there is one place, called default
+    #[arg(long, value_name = "NAME", hide = true)]
+    builder: Option<String>,
     #[command(flatten)]
     legacy: Legacy,
     #[command(flatten)]
@@ -121,36 +137,31 @@ struct Legacy {
     disable_content_trust: bool,
     #[arg(long, hide = true, value_parser = ["", "default"])]
     isolation: Option<String>,
-    #[arg(long, hide = true, value_parser = ["false", "0", "disabled=true", "disabled"])]
-    provenance: Option<String>,
-    #[arg(long, hide = true, value_parser = ["false", "0", "disabled=true", "disabled"])]
-    sbom: Option<String>,
 }
 
-/// Options of `docker buildx build` that are not there yet.
+/// Options of `docker buildx build`, and of `buildah build`, that are not there yet.
 #[derive(Debug)]
 struct NotYet;
 
 impl refused::Table for NotYet {
     const OPTIONS: &'static [Missing] = &[
-        Missing::maybe_valued("attest"),
-        Missing::maybe_valued("builder"),
         Missing::maybe_valued("cache-from"),
         Missing::maybe_valued("cache-to"),
+        Missing::maybe_valued("authfile"),
+        Missing::maybe_valued("build-arg-file"),
         Missing::maybe_valued("cap-add"),
         Missing::maybe_valued("cap-drop"),
-        Missing::maybe_valued("cpu-period"),
-        Missing::maybe_valued("cpu-quota"),
-        Missing::maybe_valued("cpu-shares").short('c'),
-        Missing::maybe_valued("cpuset-cpus"),
-        Missing::maybe_valued("cpuset-mems"),
+        Missing::maybe_valued("cert-dir"),
+        Missing::maybe_valued("creds"),
         Missing::maybe_valued("device"),
-        Missing::maybe_valued("memory").short('m'),
-        Missing::maybe_valued("memory-swap"),
+        Missing::maybe_valued("group-add"),
         Missing::maybe_valued("policy"),
-        Missing::maybe_valued("resource"),
+        Missing::maybe_valued("retry"),
+        Missing::maybe_valued("retry-delay"),
         Missing::maybe_valued("security-opt"),
         Missing::switch("squash"),
+        Missing::switch("squash-all"),
+        Missing::maybe_valued("tls-verify"),
     ];
 }
 
@@ -184,7 +195,9 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         write_whole(path, &result.image_id.to_string())?;
     }
     if let Some(path) = &args.outputs.metadata_file {
-        write_whole(path, &outputs::metadata(&result))?;
+        let with_warnings =
+            app.settings.non_empty("BUILDX_METADATA_WARNINGS").is_some_and(|v| !matches!(v, "0" | "false"));
+        write_whole(path, &metadata::written(&result, with_warnings))?;
     }
     match mode {
         // Where the result itself went to standard output, its id has no place there.
@@ -240,11 +253,13 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         // The environment's word is a build argument like any other, so an ARG can take it.
         build_args.entry(EPOCH.to_owned()).or_insert_with(|| epoch.to_owned());
     }
-    let outputs = args.outputs.read(&tags, std::io::stdout().is_terminal())?;
+    let allowed = allowed(&args.allow)?;
+    let to = Outward { stdout_is_terminal: std::io::stdout().is_terminal(), may_delete: allowed.local_delete };
+    let outputs = args.outputs.read(&args.tags, to)?;
+    builder(args.builder.as_deref().or(app.settings.non_empty("BUILDX_BUILDER")))?;
     if args.no_cache && !args.no_cache_filter.is_empty() {
         return Err(CliError::new("--no-cache and --no-cache-filter cannot currently be used together"));
     }
-    let allowed = allowed(&args.allow)?;
     let lent = args.lent.lent(&app.settings)?;
     let (context, dockerfile) = source(&args.context, args.file.as_deref())?;
     let request = BuildRequest {
@@ -268,9 +283,31 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         shm_size: args.shm_size,
         ulimits: args.ulimits.clone(),
         cgroup_parent: args.cgroup_parent.as_deref().map(cgroup_parent),
+        limits: args.limits.read()?,
+        attestations: args.attest.read()?,
+        report: args.outputs.metadata_file.as_ref().and_then(|_| report(&app.settings)),
+        ignore_file: args.ignore_file.clone(),
         source_date_epoch: None,
     };
     Ok((request, mode))
+}
+
+/// There is one builder, this program.
+fn builder(name: Option<&str>) -> Result<(), CliError> {
+    match name {
+        None | Some("" | "default") => Ok(()),
+        Some(other) => Err(CliError::new(format!("no builder {:?} found", crate::terminal::clean_line(other)))
+            .with_hint("rbuild builds by itself; the only builder is default")),
+    }
+}
+
+/// What of its provenance a build tells in the metadata file (`BUILDX_METADATA_PROVENANCE`, buildx's words).
+fn report(settings: &Settings) -> Option<ProvenanceMode> {
+    match settings.non_empty("BUILDX_METADATA_PROVENANCE") {
+        Some("max") => Some(ProvenanceMode::Max),
+        Some("disabled" | "false" | "0") => None,
+        _ => Some(ProvenanceMode::Min),
+    }
 }
 
 fn network(word: &str) -> Result<Network, CliError> {
@@ -292,6 +329,8 @@ struct Allowed {
     host_network: bool,
     /// `RUN --security=insecure`.
     insecure: bool,
+    /// An output that removes files.
+    local_delete: bool,
 }
 
 fn allowed(words: &[String]) -> Result<Allowed, CliError> {
@@ -300,6 +339,7 @@ fn allowed(words: &[String]) -> Result<Allowed, CliError> {
         match word {
             "network.host" => allowed.host_network = true,
             "security.insecure" => allowed.insecure = true,
+            "buildx.local.delete" => allowed.local_delete = true,
             other => {
                 return Err(CliError::new(format!(
                     "--allow {} is not supported yet",
@@ -469,8 +509,7 @@ mod tests {
     fn options_not_there_yet_are_named() {
         for (line, want) in [
             ("build --squash .", &["squash"][..]),
-            ("build --squash --attest x .", &["attest", "squash"]),
-            ("build -m 1g .", &["memory"]),
+            ("build --squash --cap-add x --tls-verify=false .", &["cap-add", "squash", "tls-verify"]),
             ("build --rm --force-rm=false --compress=true --provenance=false --sbom=false --isolation=default .", &[]),
         ] {
             assert_eq!(args(line).refused.names(), want, "{line}");
@@ -514,8 +553,8 @@ mod tests {
     #[test]
     fn privileges_are_given_by_name() {
         assert_eq!(allowed(&[]).unwrap(), Allowed::default());
-        let both = allowed(&["network.host,security.insecure".into()]).unwrap();
-        assert_eq!(both, Allowed { host_network: true, insecure: true });
+        let all = allowed(&["network.host,security.insecure".into(), "buildx.local.delete".into()]).unwrap();
+        assert_eq!(all, Allowed { host_network: true, insecure: true, local_delete: true });
         assert_eq!(allowed(&["device".into()]).unwrap_err().message, "--allow device is not supported yet");
         assert_eq!((cgroup_parent("a/b"), cgroup_parent("/a")), ("/a/b".to_owned(), "/a".to_owned()));
     }

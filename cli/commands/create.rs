@@ -40,7 +40,7 @@ pub async fn made(
     attached: bool,
 ) -> Result<(Containers, Container, ContainerLock), CliError> {
     let request = options.request(words, &app.settings, attached)?;
-    if options.publishes_in_vain() {
+    if options.network.publishes_in_vain() {
         app.tell("WARNING: Published ports are discarded when using host network mode");
     }
     options.check_cidfile()?;

@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::error::{CliError, exit};
 use crate::format;
 
-/// Show all that is known about containers, images and volumes
+/// Show all that is known about containers, images, networks and volumes
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Names or ids
@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(short, long, value_name = "TEMPLATE")]
     format: Option<String>,
     /// Look among these only
-    #[arg(long = "type", value_name = "TYPE", value_parser = ["container", "image", "volume"])]
+    #[arg(long = "type", value_name = "TYPE", value_parser = ["container", "image", "network", "volume"])]
     kind: Option<String>,
 }
 
@@ -41,15 +41,24 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         let found = or_none(containers.volumes().find(name), kind == Some("volume"))?;
         Ok(found.map(|volume| volume_inspect::detail(&volume)))
     };
+    let network = |name: &str| {
+        let networks = app.engine()?.networks();
+        let found = or_none(networks.find(name), kind == Some("network"))?;
+        Ok(found.map(|network| networks.inspect(&network)).transpose()?)
+    };
     show(app, &args.names, args.format.as_deref(), |name| match kind {
         Some("container") => container(name),
         Some("image") => image(name),
+        Some("network") => network(name),
         Some("volume") => volume(name),
         _ => {
             if let Some(found) = container(name)? {
                 return Ok(Some(found));
             }
-            match image(name)? {
+            if let Some(found) = image(name)? {
+                return Ok(Some(found));
+            }
+            match network(name)? {
                 Some(found) => Ok(Some(found)),
                 None => volume(name),
             }

@@ -51,6 +51,14 @@ mod manifest_create;
 mod manifest_inspect;
 mod manifest_push;
 mod manifest_rm;
+mod network;
+mod network_connect;
+mod network_create;
+mod network_disconnect;
+mod network_inspect;
+mod network_ls;
+mod network_prune;
+mod network_rm;
 mod pause;
 mod port;
 mod ps;
@@ -142,6 +150,7 @@ commands! {
         Logout(logout),
         Logs(logs),
         Manifest(manifest),
+        Network(network),
         Pause(pause),
         Port(port),
         Ps(ps),

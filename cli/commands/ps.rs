@@ -131,6 +131,9 @@ enum Filter {
     Ancestor(String),
     Volume(String),
     Network(String),
+    /// Published ports, or exposed ones: the first, the last, `tcp` or `udp`.
+    Publish(PortFilter),
+    Expose(PortFilter),
     Before(String),
     Since(String),
     Health(String),
@@ -161,13 +164,15 @@ impl Filter {
             "ancestor" => Filter::Ancestor(owned),
             "volume" => Filter::Volume(owned),
             "network" => Filter::Network(owned),
+            "publish" => Filter::Publish(PortFilter::parse(value)?),
+            "expose" => Filter::Expose(PortFilter::parse(value)?),
             "before" => Filter::Before(owned),
             "since" => Filter::Since(owned),
             "health" => match value {
                 "starting" | "healthy" | "unhealthy" | "none" => Filter::Health(owned),
                 _ => return Err(CliError::new(format!("invalid filter 'health={value}'"))),
             },
-            other @ ("publish" | "expose" | "is-task" | "isolation") => {
+            other @ ("is-task" | "isolation") => {
                 return Err(CliError::new(format!("filter '{other}' is not supported yet")));
             }
             other => return Err(CliError::new(format!("invalid filter '{other}'"))),
@@ -186,7 +191,9 @@ impl Filter {
             Filter::Network(_) => 7,
             Filter::Before(_) => 8,
             Filter::Since(_) => 9,
-            Filter::Health(_) => 10,
+            Filter::Publish(_) => 10,
+            Filter::Expose(_) => 11,
+            Filter::Health(_) => 12,
         }
     }
 
@@ -211,7 +218,17 @@ impl Filter {
                     matches!(&mount.kind, MountKind::Bind { source, .. } if source.as_os_str() == volume.as_str());
                 named || bound || mount.destination == *volume
             }),
-            Filter::Network(network) => network_name(&container.host.network) == *network,
+            Filter::Network(network) => {
+                let by_id = |id: &str| !network.is_empty() && id.starts_with(network.as_str());
+                networks(seen).contains(network) || container.memberships().iter().any(|m| by_id(&m.network))
+            }
+            Filter::Publish(wanted) => {
+                seen.ports().iter().any(|b| wanted.holds(b.container_port, &b.protocol.to_string()))
+            }
+            Filter::Expose(wanted) => container.config.exposed_ports.keys().any(|text| {
+                let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+                port.parse().is_ok_and(|port| wanted.holds(port, protocol))
+            }),
             Filter::Health(wanted) => {
                 let health = seen.state.health.as_ref().filter(|_| seen.status.is_alive());
                 health.map_or("none", |health| health.status.as_str()) == wanted
@@ -221,9 +238,22 @@ impl Filter {
     }
 }
 
+/// `80`, `80-90`, `80/udp`.
+struct PortFilter(crate::ports::Expose);
+
+impl PortFilter {
+    fn parse(text: &str) -> Result<Self, CliError> {
+        crate::ports::expose(text).map(Self).map_err(|_| CliError::new(format!("invalid filter '{text}'")))
+    }
+
+    fn holds(&self, port: u16, protocol: &str) -> bool {
+        self.0.0.contains(&format!("{port}/{protocol}"))
+    }
+}
+
 fn matches(filters: &[Filter], seen: &Seen, engine: &Engine) -> Result<bool, CliError> {
     const LABEL: usize = 2;
-    for key in 0..=10 {
+    for key in 0..=12 {
         let mut any = None;
         for filter in filters.iter().filter(|f| f.key() == key) {
             let holds = filter.matches(seen, engine)?;
@@ -327,17 +357,17 @@ fn row(seen: &Seen, no_trunc: bool, images: &mut ImageNames<'_>) -> Row {
         .set("Labels", labels.join(","))
         .set("Mounts", mounts(seen, no_trunc))
         .set("LocalVolumes", volumes(seen).to_string())
-        .set("Networks", network_name(&container.host.network));
+        .set("Networks", networks(seen).join(","));
     row.labels.clone_from(container.labels());
     row
 }
 
-fn network_name(mode: &NetworkMode) -> String {
-    match mode {
-        NetworkMode::Bridge => "bridge".into(),
-        NetworkMode::Host => "host".into(),
-        NetworkMode::None => "none".into(),
-        NetworkMode::Container(_) => String::new(),
+/// The names of its networks.
+fn networks(seen: &Seen) -> Vec<String> {
+    match &seen.container.host.network {
+        NetworkMode::Host => vec!["host".into()],
+        NetworkMode::None => vec!["none".into()],
+        _ => seen.container.memberships().into_iter().map(|membership| membership.network_name).collect(),
     }
 }
 

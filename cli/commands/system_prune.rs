@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use rbuild_engine::images::ImageFilter;
 use rbuild_engine::usage::prune::CachePrune;
 
-use super::{DONE, image_prune};
+use super::{DONE, image_prune, network_prune};
 use crate::app::App;
 use crate::commands::container_prune;
 use crate::error::CliError;
 use crate::{confirm, units};
 
-/// Remove what nobody uses: stopped containers, images without a name, the build cache
+/// Remove what nobody uses: stopped containers, networks, images without a name, the build cache
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// All images without a container, not only those without a name
@@ -31,6 +31,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     }
     let (containers, mut bytes) = container_prune::prune(app)?;
     let mut text = containers;
+    text.push_str(&network_prune::deleted(&app.engine()?.networks().prune(|_| true)?));
     if args.volumes {
         let removed = app.engine()?.volumes().prune(false)?;
         if !removed.is_empty() {
@@ -52,7 +53,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
 }
 
 fn warning(args: &Args) -> String {
-    let mut lines = vec!["all stopped containers"];
+    let mut lines = vec!["all stopped containers", "all networks not used by at least one container"];
     if args.volumes {
         lines.push("all anonymous volumes not used by at least one container");
     }

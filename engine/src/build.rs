@@ -5,15 +5,21 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
+use rbuild_executor::sources::git::GitOptions;
 use rbuild_executor::{ContextCopies, ExecSettings, Executor, ExecutorError, Value};
 use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_frontend::{Diagnostic, Lowered, lint};
+use rbuild_graph::Edge;
 use rbuild_graph::ops::Network;
-use rbuild_oci::limits;
-use rbuild_solver::{Build, Events, LogStream, Outcome, SolveError, StepKind};
-use rbuild_store::Lease;
+use rbuild_oci::{Platform, limits};
+use rbuild_solver::{Build, Events, LogStream, Outcome, SolveError, StepId, StepKind};
+use rbuild_store::{Lease, Root};
 
+use crate::attest::materials::{Material, Witness};
+use crate::attest::provenance::{Asked, Evidence, Graph, ProvenanceOptions};
+use crate::attest::{Testimony, sbom};
 use crate::context::{self, Directory, LocalSession};
 use crate::emulation;
 use crate::engine::Engine;
@@ -25,7 +31,7 @@ use crate::history::recording::Recording;
 use crate::layers::LayerHasher;
 use crate::lending::Lending;
 use crate::output::Output;
-use crate::remote;
+use crate::remote::{self, as_step};
 use crate::request::{BuildContext, BuildRequest, BuildResult, DockerfileSource};
 use crate::resolve::BaseImages;
 
@@ -58,17 +64,21 @@ impl Engine {
         recording: &Recording,
     ) -> Result<BuildResult, Error> {
         let outputs = results::outputs(&request);
-        results::check(&outputs, request.platforms.len())?;
-        let request = remote::bring(self, request, &lease, &events).await?;
+        results::check(&outputs, &request)?;
+        let mut record = Record::of(&request, &lease);
+        let (request, brought) = remote::bring(self, request, &lease, &events).await?;
+        record.brought(brought.context, brought.materials);
         let inputs = Inputs::load(&request, &lease, &events)?;
         let (file, parsed) = rbuild_frontend::parse(inputs.source.text.as_bytes(), &inputs.source.name);
-        let images = Arc::new(BaseImages::new(self.clone(), lease.clone(), request.pull));
+        let images = Arc::new(BaseImages::new(self.clone(), lease.clone(), request.pull, brought.images));
         let patterns = inputs.ignore.patterns().map(str::to_owned).collect();
         let options = lower_options(&request, patterns);
         let understood = understand(&file, &options, &inputs.source, parsed, &images, &events).await?;
         recording.arguments(&inputs.source.text);
         warn(&events, &understood.warnings);
-        let job = Job { engine: self, request: &request, lease, events, source: inputs.source.clone(), recording };
+        let (git, _agent) = (brought.git, brought.agent);
+        let source = inputs.source.clone();
+        let job = Job { engine: self, request: &request, lease, events, source, git, record, recording };
         let (mut result, advice) = job.run(inputs, understood.lowered, images, &outputs).await?;
         let advice = lint::wanted(&file, &options, advice);
         warn(&job.events, &advice);
@@ -116,9 +126,12 @@ impl Inputs {
         };
         events.finished(step, outcome);
         let loaded = loaded?;
-        let ignore = match &request.context {
-            BuildContext::Unpacked(_) => IgnoreFile::default(),
-            _ => Inputs::ignore_file(&root, loaded.ignore, events)?,
+        let ignore = match (&request.ignore_file, &request.context) {
+            (Some(path), _) => {
+                Inputs::ignore_file(&root, Some(context::read_host_file(path, limits::DOCKERFILE)?), events)?
+            }
+            (None, BuildContext::Unpacked(_)) => IgnoreFile::default(),
+            (None, _) => Inputs::ignore_file(&root, loaded.ignore, events)?,
         };
         let text = String::from_utf8(loaded.text).map_err(|error| {
             let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
@@ -186,6 +199,60 @@ impl Loaded {
     }
 }
 
+/// What is written down for provenance, if anybody wants some.
+struct Record(Option<Recorded>);
+
+struct Recorded {
+    asked: Asked,
+    context: Option<Material>,
+    materials: Vec<Material>,
+    started: SystemTime,
+    build: String,
+}
+
+impl Record {
+    fn of(request: &BuildRequest, lease: &Lease) -> Record {
+        let wanted = request.attestations.provenance.is_some() || request.report.is_some();
+        Record(wanted.then(|| Recorded {
+            asked: Asked::of(request),
+            context: None,
+            materials: Vec::new(),
+            started: SystemTime::now(),
+            build: lease.id().to_string(),
+        }))
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn brought(&mut self, context: Option<Material>, materials: Vec<Material>) {
+        if let Some(recorded) = &mut self.0 {
+            (recorded.context, recorded.materials) = (context, materials);
+        }
+    }
+
+    fn evidence(&self, lowered: &Lowered, witness: &Witness, source: &SourceText) -> Evidence {
+        let roots: Vec<Edge> = lowered.result.into_iter().collect();
+        let vertices = lowered.graph.reachable(&roots);
+        let recorded = self.0.as_ref();
+        let mut materials = witness.materials(&lowered.graph, &vertices);
+        materials
+            .extend(lowered.base.iter().map(|base| Material::image(&base.reference, &base.platform, &base.digest)));
+        materials.extend(recorded.iter().flat_map(|recorded| recorded.materials.clone()));
+        // A date that the caller fixed stands for a result that does not depend on when it was made.
+        let run = recorded.filter(|_| lowered.source_date_epoch.is_none());
+        Evidence {
+            asked: recorded.map(|recorded| recorded.asked.clone()).unwrap_or_default(),
+            context: recorded.and_then(|recorded| recorded.context.clone()),
+            materials,
+            dockerfile: source.clone(),
+            graph: Graph::of(&lowered.graph, lowered.result, &vertices),
+            run: run.map(|recorded| (recorded.build.clone(), recorded.started)),
+        }
+    }
+}
+
 /// A build in progress.
 struct Job<'a> {
     engine: &'a Engine,
@@ -193,6 +260,8 @@ struct Job<'a> {
     lease: Lease,
     events: Events,
     source: SourceText,
+    git: Option<GitOptions>,
+    record: Record,
     recording: &'a Recording,
 }
 
@@ -210,6 +279,7 @@ impl Job<'_> {
             self.engine.solver(self.request.jobs)?.build(self.events.clone()).named(self.lease.id().to_string());
         let platforms = lowered.iter().map(|lowered| self.platform(lowered, &executor, &build, &images));
         let results = Arc::new(futures::future::try_join_all(platforms).await?);
+        let provenance = self.reports(&results);
         let advice = advice_of(&results);
         let exporter = Exporter { engine: self.engine, lease: &self.lease, events: &self.events, results };
         let Exported { image_id, target, names, pushed } = exporter.all(outputs).await?;
@@ -221,8 +291,22 @@ impl Job<'_> {
             pushed,
             warnings: Vec::new(),
             source_text: self.source.clone(),
+            provenance,
         };
         Ok((result, advice))
+    }
+
+    /// The provenance that the caller alone wants to see.
+    fn reports(&self, results: &[Built]) -> Vec<(Platform, serde_json::Value)> {
+        let Some(mode) = self.request.report else { return Vec::new() };
+        let usual = ProvenanceOptions { mode, ..ProvenanceOptions::default() };
+        let options = self.request.attestations.provenance.as_ref().unwrap_or(&usual);
+        let options = ProvenanceOptions { mode, ..options.clone() };
+        let of = |built: &Built| {
+            let evidence = built.testimony.evidence.as_ref()?;
+            Some((built.platform.clone(), evidence.predicate(&options, &built.image.manifest.layers)))
+        };
+        results.iter().filter_map(of).collect()
     }
 
     /// Solves what one platform needs and describes its image.
@@ -246,7 +330,10 @@ impl Job<'_> {
             .filter_map(|step| step.edge)
             .map(|edge| graph.vertex(edge.vertex).meta.name.clone())
             .collect();
-        let ops = hasher.wrap(executor.factory(), steps);
+        let witness = self.record.is_wanted().then(Witness::default);
+        let factory = executor.factory();
+        let factory = witness.as_ref().map_or(factory.clone(), |witness| witness.wrap(factory));
+        let ops = hasher.wrap(factory, steps);
         let edges: Vec<_> = lowered.result.into_iter().collect();
         let solved = build.solve(graph.clone(), &edges, ops.clone()).await;
         self.recording.keys(&graph, &build.reports(&graph), solved.is_err());
@@ -256,15 +343,40 @@ impl Job<'_> {
         };
         let advice = hasher.settle().await;
         let (files, below, epoch) = (result.snapshot().cloned(), base_layers.len(), lowered.source_date_epoch);
+        let evidence = witness.map(|witness| self.record.evidence(lowered, &witness, &self.source));
         let finished = Finished { store: self.engine.store(), build, graph, ops, lowered, base_layers, result, epoch };
         let image = finished.describe().await?;
-        Ok(Built { platform: lowered.platform.clone(), image, base_layers: below, files, epoch, advice })
+        let provenance = self.request.attestations.provenance.clone();
+        let testimony = Testimony { evidence, provenance, packages: None };
+        let platform = lowered.platform.clone();
+        let mut built = Built { platform, image, base_layers: below, files, epoch, testimony, advice };
+        if self.request.attestations.sbom {
+            built = as_step(&self.events, "[internal] list packages for the SBOM", |step| self.scanned(built, step))
+                .await?;
+        }
+        Ok(built)
+    }
+
+    /// The result with the list of its packages.
+    async fn scanned(&self, mut built: Built, step: StepId) -> Result<Built, Error> {
+        let (store, lease) = (self.engine.store().clone(), self.lease.clone());
+        let work = move || {
+            let root = Root::from_fd(built.open(&store, &lease)?).map_err(Error::internal)?;
+            let created = built.image.config.created.clone().unwrap_or_default();
+            let scanned = sbom::scan(&root, &created)?;
+            built.testimony.packages = Some(scanned.document);
+            Ok::<_, Error>((built, scanned.warning))
+        };
+        let (built, warning) = tokio::task::spawn_blocking(work).await.map_err(Error::internal)??;
+        if let Some(warning) = warning {
+            let (message, id) = (warning.to_owned(), Some(step));
+            self.events.send(rbuild_solver::Event::Warning { id, message, span: None, url: None });
+        }
+        Ok(built)
     }
 
     fn executor(&self, inputs: Inputs, images: Arc<BaseImages>) -> Result<Executor, Error> {
         let id = session_id(&self.lease);
-        // `--ssh default`; the agent of the caller's own shell is for the context the caller names.
-        let agent = self.request.lent.agents.get("default").cloned();
         let indexes = self.engine.store().root().join("contexts");
         let stays = matches!(self.request.context, BuildContext::Directory(_));
         let main = Directory::new(inputs.root, inputs.ignore, stays.then_some(indexes.as_path()));
@@ -273,17 +385,18 @@ impl Job<'_> {
             store: self.engine.store().clone(),
             lease: self.lease.clone(),
             sandbox: self.engine.sandbox()?,
-            networks: self.engine.networks().clone(),
+            networks: self.engine.namespaces().clone(),
             session: Arc::new(LocalSession::new(id, main, lending)),
             copies: ContextCopies::default(),
             images,
             web: self.engine.registry()?.clone(),
-            git: self.engine.options().git.clone().map(|git| git.with_agent(agent)),
+            git: self.git.clone(),
             settings: ExecSettings {
                 default_network: self.request.network,
                 allow_host_network: self.request.allow_host_network || self.request.network == Network::Host,
                 allow_insecure: self.request.allow_insecure,
                 pids_limit: Some(PIDS_LIMIT),
+                limits: self.request.limits.clone(),
                 resolv_conf: self.engine.options().resolv_conf.clone(),
                 host_gateway: self.engine.host_gateway(),
             },

@@ -6,6 +6,7 @@
 
 mod archive;
 mod commit;
+mod connections;
 mod copy;
 mod create;
 mod etc;
@@ -36,11 +37,12 @@ pub use commit::CommitRequest;
 pub use copy::CopyOptions;
 pub use etc::HostNames;
 pub use exec::Executed;
+pub(crate) use inspect::timestamp;
 pub use lifecycle::{Removal, signal_number};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
-    CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, MountRequest, MountWish, NamespaceMode,
-    NetworkMode,
+    CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, Membership, MountRequest, MountWish,
+    NamespaceMode, NetworkMode,
 };
 pub use start::{StartRequest, helper_main};
 
@@ -98,6 +100,14 @@ impl Containers {
 
     pub fn volumes(&self) -> Volumes {
         Volumes::new(self.store.clone())
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn default_bridge(&self) -> &BridgeOptions {
+        &self.parts.bridge
     }
 
     /// Every container, newest first.

@@ -129,10 +129,10 @@ struct Asked {
 impl Asked {
     async fn load(engine: &Engine, request: BuildRequest, events: &Events) -> Result<Asked, Error> {
         let lease = engine.store().lease("ask")?;
-        let request = remote::bring(engine, request, &lease, events).await?;
+        let (request, brought) = remote::bring(engine, request, &lease, events).await?;
         let inputs = Inputs::load(&request, &lease, events)?;
         let options = lower_options(&request, inputs.ignore.patterns().map(str::to_owned).collect());
-        let images = Arc::new(BaseImages::new(engine.clone(), lease, request.pull));
+        let images = Arc::new(BaseImages::new(engine.clone(), lease, request.pull, brought.images));
         Ok(Asked { source: inputs.source, options, images })
     }
 

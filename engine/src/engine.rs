@@ -92,6 +92,16 @@ impl Engine {
         Ok(self.parts.registry.get_or_init(|| client))
     }
 
+    /// A client that asks no proof of this registry.
+    ///
+    /// # Errors
+    /// As [`Engine::registry`].
+    pub(crate) fn registry_believing(&self, host: &str) -> Result<Client, Error> {
+        let mut options = self.parts.options.registry.clone();
+        options.mirrors = options.mirrors.believing(host)?;
+        Ok(Client::new(options)?)
+    }
+
     /// What runs processes.
     ///
     /// # Errors
@@ -132,8 +142,8 @@ impl Engine {
         Ok(Solver::new(Arc::new(rbuild_cache::LocalCache::new(store, lease, codec)), jobs))
     }
 
-    /// Network namespaces on the default bridge.
-    pub fn networks(&self) -> &Pool {
+    /// Network namespaces on the default bridge, for RUN steps.
+    pub fn namespaces(&self) -> &Pool {
         &self.parts.networks
     }
 }

@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 
 use rbuild_executor::{AgentStream, ExecutorError, Secret};
 use rbuild_frontend::ignore::IgnoreFile;
+use rbuild_store::Lease;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::agent::{AgentSocket, KeyAgent};
 use crate::context::{Directory, ignore_file};
 use crate::error::Error;
-use crate::request::{BuildRequest, NamedContext, SecretSource};
+use crate::request::{AgentSource, BuildRequest, NamedContext, SecretSource};
 
 /// The longest secret, in bytes: BuildKit's number.
 pub const LONGEST_SECRET: u64 = 500 << 10;
@@ -25,7 +27,51 @@ pub const LONGEST_SECRET: u64 = 500 << 10;
 pub(crate) struct Lending {
     pub(crate) contexts: HashMap<String, Directory>,
     secrets: BTreeMap<String, SecretSource>,
-    agents: BTreeMap<String, PathBuf>,
+    agents: BTreeMap<String, Agent>,
+}
+
+/// What answers for an id.
+#[derive(Clone)]
+pub(crate) enum Agent {
+    Socket(PathBuf),
+    Keys(KeyAgent),
+}
+
+impl Agent {
+    fn open(source: &AgentSource) -> Result<Agent, Error> {
+        Ok(match source {
+            AgentSource::Socket(path) => Agent::Socket(path.clone()),
+            AgentSource::Keys(files) => Agent::Keys(KeyAgent::load(files)?),
+        })
+    }
+}
+
+/// The agent that git gets for what a Dockerfile names: `--ssh default`.
+pub(crate) enum GitAgent {
+    None,
+    Socket(PathBuf),
+    /// Ours; it answers as long as this lives.
+    Keys(AgentSocket),
+}
+
+impl GitAgent {
+    /// # Errors
+    /// A file that is no key.
+    pub(crate) fn open(request: &BuildRequest, lease: &Lease) -> Result<GitAgent, Error> {
+        Ok(match request.lent.agents.get("default").map(Agent::open).transpose()? {
+            None => GitAgent::None,
+            Some(Agent::Socket(path)) => GitAgent::Socket(path),
+            Some(Agent::Keys(keys)) => GitAgent::Keys(AgentSocket::open(&keys, lease)?),
+        })
+    }
+
+    pub(crate) fn path(&self) -> Option<PathBuf> {
+        match self {
+            GitAgent::None => None,
+            GitAgent::Socket(path) => Some(path.clone()),
+            GitAgent::Keys(socket) => Some(socket.path().to_owned()),
+        }
+    }
 }
 
 impl Lending {
@@ -43,11 +89,15 @@ impl Lending {
                     (root, ignore, Some(indexes))
                 }
                 NamedContext::Unpacked(path) => (open_named(name, path)?, IgnoreFile::default(), None),
-                NamedContext::Image(_) | NamedContext::Remote(_) => continue,
+                NamedContext::Image(_) | NamedContext::Remote(_) | NamedContext::Layout(_) | NamedContext::Lent(_) => {
+                    continue;
+                }
             };
             contexts.insert(name.clone(), Directory::new(root, ignore, indexes));
         }
-        let (secrets, agents) = (request.lent.secrets.clone(), request.lent.agents.clone());
+        let secrets = request.lent.secrets.clone();
+        let agents = request.lent.agents.iter().map(|(id, source)| Ok((id.clone(), Agent::open(source)?)));
+        let agents = agents.collect::<Result<_, Error>>()?;
         Ok(Lending { contexts, secrets, agents })
     }
 
@@ -65,12 +115,42 @@ impl Lending {
     }
 
     pub(crate) async fn agent(&self, id: &str) -> Result<Option<Box<dyn AgentStream>>, ExecutorError> {
-        let Some(path) = self.agents.get(id) else { return Ok(None) };
+        let path = match self.agents.get(id) {
+            None => return Ok(None),
+            Some(Agent::Keys(keys)) => return Ok(Some(keys.connect())),
+            Some(Agent::Socket(path)) => path,
+        };
         match tokio::net::UnixStream::connect(path).await {
             Ok(stream) => Ok(Some(Box::new(stream))),
             Err(error) => Err(not_lent(format!("cannot reach the ssh agent {id} at {}: {error}", path.display()))),
         }
     }
+}
+
+/// The secrets that git is to show to servers, by their ids: `GIT_AUTH_TOKEN` and `GIT_AUTH_HEADER`, each also with a
+/// dot and a host. They are read when the build starts, if there are any.
+///
+/// # Errors
+/// One that cannot be read, or is no text of one line.
+pub(crate) async fn git_secrets(request: &BuildRequest) -> Result<BTreeMap<String, Secret>, Error> {
+    let mut found = BTreeMap::new();
+    let is_git = |id: &String| {
+        ["GIT_AUTH_TOKEN", "GIT_AUTH_HEADER"]
+            .iter()
+            .any(|name| id.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    };
+    for (id, source) in request.lent.secrets.iter().filter(|(id, _)| is_git(id)) {
+        let lending = Lending { secrets: [(id.clone(), source.clone())].into(), ..Lending::default() };
+        let secret = lending.secret(id).await.map_err(|error| Error::invalid(error.to_string()))?;
+        let Some(secret) = secret.map(|secret| secret.expose().trim_ascii().to_vec()) else { continue };
+        if secret.iter().any(|byte| byte.is_ascii_control()) {
+            return Err(Error::invalid(format!("secret {id} is not one line of text")));
+        }
+        if !secret.is_empty() {
+            found.insert(id.clone(), Secret::new(secret));
+        }
+    }
+    Ok(found)
 }
 
 fn open_named(name: &str, path: &Path) -> Result<OwnedFd, Error> {
@@ -131,7 +211,7 @@ mod tests {
         let socket = dir.path().join("agent");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         assert!(Lending::default().agent("default").await.unwrap().is_none());
-        let lending = Lending { agents: [("default".to_owned(), socket)].into(), ..Lending::default() };
+        let lending = Lending { agents: [("default".to_owned(), Agent::Socket(socket))].into(), ..Lending::default() };
         assert!(lending.agent("default").await.unwrap().is_some());
         assert!(lending.agent("x").await.unwrap().is_none());
         drop(listener);

@@ -7,6 +7,8 @@
 //! a future cancels what it does.
 
 mod advice;
+mod agent;
+mod attest;
 mod build;
 mod causes;
 pub mod containers;
@@ -21,7 +23,9 @@ mod frontends;
 pub mod history;
 pub mod images;
 mod layers;
+mod layout;
 mod lending;
+pub mod networks;
 mod output;
 mod remote;
 mod request;
@@ -30,14 +34,20 @@ mod stored;
 pub mod usage;
 pub mod volumes;
 
+pub use agent::check_key_file;
+pub use attest::Attestations;
+pub use attest::provenance::{ProvenanceMode, ProvenanceOptions, SlsaVersion};
 pub use containers::helper_main;
 pub use describe::{Answer, Checked, Fixes, Question};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
 pub use lending::LONGEST_SECRET;
-pub use output::{Annotated, Annotation, Destination, Output, OutputStream, Packing};
+pub use output::{
+    Annotated, Annotation, Destination, FilesMode, ImageOutput, MediaTypes, Output, OutputStream, Packing, Push,
+};
 pub use request::{
-    BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream, Lent, NamedContext, Secret, SecretSource,
+    AgentSource, BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream, LayoutImage, Lent,
+    NamedContext, ResourceLimits, Secret, SecretSource,
 };
 
 pub use rbuild_executor::sources::git::{GitOptions, GitSsh};

@@ -8,17 +8,34 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 
-use rbuild_executor::sources::git::{Repository, redacted};
+use rbuild_executor::sources::git::{GitOptions, Repository, redacted};
 use rbuild_executor::{ExecutorError, starts_tar, unpack_into};
 use rbuild_graph::ops::GitSource;
-use rbuild_oci::limits;
+use rbuild_oci::{Platform, Reference, Sha256, limits};
 use rbuild_solver::{Event, Events, LogStream, Outcome, StepId, StepKind, Unit};
 use rbuild_store::Lease;
 use rbuild_store::layers::compress::Codec;
 
+use crate::attest::materials::Material;
 use crate::engine::Engine;
 use crate::error::{Error, Kind};
+use crate::layout;
+use crate::lending::{self, GitAgent};
 use crate::request::{BuildContext, BuildRequest, DockerfileSource, NamedContext};
+use crate::resolve::LentImages;
+
+/// What was brought here.
+pub(crate) struct Brought {
+    /// How git fetches what the Dockerfile names: with what the caller lent.
+    pub(crate) git: Option<GitOptions>,
+    /// Serves git as long as it lives.
+    pub(crate) agent: GitAgent,
+    /// The repository or archive that is the context.
+    pub(crate) context: Option<Material>,
+    /// Everything else.
+    pub(crate) materials: Vec<Material>,
+    pub(crate) images: LentImages,
+}
 
 /// The request with all that it names from elsewhere brought here.
 ///
@@ -29,29 +46,31 @@ pub(crate) async fn bring(
     mut request: BuildRequest,
     lease: &Lease,
     events: &Events,
-) -> Result<BuildRequest, Error> {
-    let bringing = Bringing { engine, lease, events };
+) -> Result<(BuildRequest, Brought), Error> {
+    let secrets = lending::git_secrets(&request).await?;
+    let git = engine.options().git.clone().map(|git| git.with_secrets(secrets));
+    let agent = GitAgent::open(&request, lease)?;
+    let lent = agent.path();
+    // A context that the caller names may also be fetched with the agent of the caller's own shell.
+    let of_caller = match &lent {
+        Some(path) => git.clone().map(|git| git.with_agent(Some(path.clone()))),
+        None => git.clone(),
+    };
+    let bringing = Bringing { engine, git: of_caller.as_ref(), lease, events };
+    let git = git.map(|git| git.with_agent(lent));
+    let mut brought = Brought { git, agent, context: None, materials: Vec::new(), images: LentImages::new() };
     if let DockerfileSource::Remote(url) = &request.dockerfile {
         let url = url.clone();
         let name = format!("[internal] load remote build definition {}", redacted(&url));
         let read = |step| async move {
-            let file = bringing.download(&url, step).await?;
-            blocking(move || read_text(File::open(file).map_err(Error::internal)?)).await
+            let (file, material) = bringing.download(&url, step).await?;
+            Ok((blocking(move || read_text(File::open(file).map_err(Error::internal)?)).await?, material))
         };
-        request.dockerfile = DockerfileSource::Text(bringing.step(&name, read).await?);
+        let (text, material) = bringing.step(&name, read).await?;
+        request.dockerfile = DockerfileSource::Text(text);
+        brought.materials.push(material);
     }
-    for (name, context) in &mut request.lent.contexts {
-        if let NamedContext::Remote(address) = context {
-            let title = format!("[context {name}] load {}", redacted(address));
-            match bringing.remote(address, &title).await? {
-                Arrived::Directory(path) => *context = NamedContext::Unpacked(path),
-                Arrived::Dockerfile(_) => {
-                    let address = redacted(address);
-                    return Err(Error::invalid(format!("failed to get build context {name}: {address} is no archive")));
-                }
-            }
-        }
-    }
+    bringing.named(&mut request, &mut brought).await?;
     let arrived = match &request.context {
         BuildContext::Stream(stream) => {
             let input = stream.take().ok_or_else(|| Error::invalid("the build context was read already"))?;
@@ -59,9 +78,11 @@ pub(crate) async fn bring(
         }
         BuildContext::Remote(address) => {
             let title = format!("[internal] load remote build context {}", redacted(address));
-            bringing.remote(address, &title).await?
+            let (arrived, material) = bringing.remote(address, &title).await?;
+            brought.context = Some(material);
+            arrived
         }
-        _ => return Ok(request),
+        _ => return Ok((request, brought)),
     };
     match (arrived, &request.dockerfile) {
         (Arrived::Directory(path), _) => request.context = BuildContext::Unpacked(path),
@@ -73,7 +94,7 @@ pub(crate) async fn bring(
             return Err(Error::invalid("the build context is a Dockerfile itself, and another one was named"));
         }
     }
-    Ok(request)
+    Ok((request, brought))
 }
 
 /// What a context turned out to be.
@@ -85,6 +106,7 @@ enum Arrived {
 #[derive(Clone, Copy)]
 struct Bringing<'a> {
     engine: &'a Engine,
+    git: Option<&'a GitOptions>,
     lease: &'a Lease,
     events: &'a Events,
 }
@@ -98,15 +120,51 @@ impl Bringing<'_> {
         as_step(self.events, name, work).await
     }
 
+    /// The named contexts.
+    async fn named(&self, request: &mut BuildRequest, brought: &mut Brought) -> Result<(), Error> {
+        let mut platforms = request.platforms.clone();
+        platforms.push(Platform::host());
+        for (name, context) in &mut request.lent.contexts {
+            match &*context {
+                NamedContext::Remote(address) => {
+                    let title = format!("[context {name}] load {}", redacted(address));
+                    let (arrived, material) = self.remote(address, &title).await?;
+                    let Arrived::Directory(path) = arrived else {
+                        let address = redacted(address);
+                        let why = format!("failed to get build context {name}: {address} is no archive");
+                        return Err(Error::invalid(why));
+                    };
+                    brought.materials.push(material);
+                    *context = NamedContext::Unpacked(path);
+                }
+                NamedContext::Layout(image) => {
+                    let title = format!("[context {name}] load oci-layout://{}", image.what);
+                    let (image, platforms) = (image.clone(), platforms.clone());
+                    let (store, lease) = (self.engine.store().clone(), self.lease.clone());
+                    let work = move || layout::bring(&image, &platforms, &store, &lease);
+                    let found = self.step(&title, |_| blocking(work)).await?;
+                    let reference = Reference::parse(name).map_err(|error| Error::invalid(error.to_string()))?;
+                    let reference = reference.without_tag().with_digest(found.digest);
+                    brought.images.insert(reference.clone(), found.manifests);
+                    *context = NamedContext::Lent(reference);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// A git repository, or what a web server has.
-    async fn remote(&self, address: &str, title: &str) -> Result<Arrived, Error> {
+    async fn remote(&self, address: &str, title: &str) -> Result<(Arrived, Material), Error> {
         let source = git(address)?;
         self.step(title, |step| async move {
             if let Some(source) = source {
-                return self.repository(source, step).await.map(Arrived::Directory);
+                let (path, material) = self.repository(source, step).await?;
+                return Ok((Arrived::Directory(path), material));
             }
-            let file = self.download(address, step).await?;
-            self.stream(Box::new(File::open(file).map_err(Error::internal)?)).await
+            let (file, material) = self.download(address, step).await?;
+            let arrived = self.stream(Box::new(File::open(file).map_err(Error::internal)?)).await?;
+            Ok((arrived, material))
         })
         .await
     }
@@ -134,35 +192,35 @@ impl Bringing<'_> {
         .await
     }
 
-    async fn repository(&self, source: GitSource, step: StepId) -> Result<PathBuf, Error> {
+    async fn repository(&self, source: GitSource, step: StepId) -> Result<(PathBuf, Material), Error> {
         let path = self.directory()?;
-        let git = self.engine.options().git.as_ref();
         let bad = |error: ExecutorError| failed(&error);
         let work = self.lease.ingest_path("git")?;
-        let repository = Repository::new(git, &source, work.clone()).map_err(bad)?;
+        let repository = Repository::new(self.git, &source, work.clone()).map_err(bad)?;
         let pinned = repository.pin().await.map_err(bad)?;
         let name = source.reference.as_deref().unwrap_or("HEAD");
         self.events.log(step, LogStream::Stdout, format!("{} {name}\n", pinned.commit));
         repository.check_out(&pinned, path.clone()).await.map_err(bad)?;
         // The lease would take it as well, only later.
         drop(std::fs::remove_dir_all(work));
-        Ok(path)
+        Ok((path, Material::repository(&source, &pinned.commit)))
     }
 
     /// A file of a web server, as a file here.
-    async fn download(&self, url: &str, step: StepId) -> Result<PathBuf, Error> {
+    async fn download(&self, url: &str, step: StepId) -> Result<(PathBuf, Material), Error> {
         let path = self.lease.ingest_path("download")?;
         let mut web = self.engine.registry()?.open_web(url).await?;
         let mut file = File::create_new(&path).map_err(Error::internal)?;
-        let (mut current, total) = (0, web.size());
+        let (mut current, total, mut hash) = (0, web.size(), Sha256::new());
         while let Some(bytes) = web.chunk().await? {
             // A write of one network chunk to the page cache is short.
             file.write_all(&bytes).map_err(Error::internal)?;
+            hash.update(&bytes);
             current += bytes.len() as u64;
             let item = redacted(url);
             self.events.send(Event::Progress { id: step, item, current, total, unit: Unit::Bytes, done: false });
         }
-        Ok(path)
+        Ok((path, Material::file(url, &hash.finish())))
     }
 }
 

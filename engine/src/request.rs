@@ -6,10 +6,12 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use rbuild_executor::Secret;
+pub use rbuild_executor::{ResourceLimits, Secret};
 use rbuild_graph::ops::{ExtraHost, Network, Ulimit};
 use rbuild_oci::{Descriptor, Digest, ImageId, Platform, Reference};
 
+use crate::attest::Attestations;
+use crate::attest::provenance::ProvenanceMode;
 use crate::error::{Diagnostic, SourceText};
 use crate::output::Output;
 
@@ -41,6 +43,8 @@ pub struct BuildRequest {
     pub shm_size: Option<u64>,
     pub ulimits: Vec<Ulimit>,
     pub cgroup_parent: Option<String>,
+    /// What each RUN step may use.
+    pub limits: ResourceLimits,
     /// The time that everything the build itself writes gets (seconds since 1970).
     pub source_date_epoch: Option<i64>,
     /// Whether the caller allows `--network=host` in the Dockerfile.
@@ -50,6 +54,12 @@ pub struct BuildRequest {
     /// Stages (by name or number) whose steps all run, even if their results are known.
     pub no_cache_filter: Vec<String>,
     pub lent: Lent,
+    /// A file with patterns of what the context leaves out, in place of the context's own.
+    pub ignore_file: Option<PathBuf>,
+    /// Statements that go with the result.
+    pub attestations: Attestations,
+    /// Provenance for the caller alone, in [`BuildResult::provenance`].
+    pub report: Option<ProvenanceMode>,
 }
 
 impl BuildRequest {
@@ -77,6 +87,10 @@ impl BuildRequest {
             allow_insecure: false,
             no_cache_filter: Vec::new(),
             lent: Lent::default(),
+            limits: ResourceLimits::default(),
+            ignore_file: None,
+            attestations: Attestations::default(),
+            report: None,
         }
     }
 }
@@ -87,8 +101,17 @@ pub struct Lent {
     /// What stands for a name in FROM, `COPY --from` and `RUN --mount=from`, instead of a stage or an image.
     pub contexts: BTreeMap<String, NamedContext>,
     pub secrets: BTreeMap<String, SecretSource>,
-    /// Sockets of ssh agents by their ids.
-    pub agents: BTreeMap<String, PathBuf>,
+    /// ssh agents by their ids.
+    pub agents: BTreeMap<String, AgentSource>,
+}
+
+/// What answers a step that asks for an ssh agent.
+#[derive(Debug, Clone)]
+pub enum AgentSource {
+    /// The socket of an agent.
+    Socket(PathBuf),
+    /// Files with private keys, which are read when the build starts and served from memory.
+    Keys(Vec<PathBuf>),
 }
 
 /// What a name stands for.
@@ -96,10 +119,25 @@ pub struct Lent {
 pub enum NamedContext {
     Directory(PathBuf),
     Image(Reference),
+    /// An image in an OCI layout of the caller's.
+    Layout(LayoutImage),
     /// The address of a git repository, or of an archive on a web server.
     Remote(String),
     /// A directory that holds what came from elsewhere: no ignore file applies.
     Unpacked(PathBuf),
+    /// An image that was brought here for this build; the name is the build's own.
+    Lent(Reference),
+}
+
+/// One image of an OCI layout directory.
+#[derive(Debug, Clone)]
+pub struct LayoutImage {
+    pub dir: PathBuf,
+    /// What the layout calls it. When it is not said and the layout has only one image, it is that.
+    pub tag: Option<String>,
+    pub digest: Option<Digest>,
+    /// As the caller wrote it, for people.
+    pub what: String,
 }
 
 /// Where a secret comes from.
@@ -171,4 +209,6 @@ pub struct BuildResult {
     /// Advice about the Dockerfile.
     pub warnings: Vec<Diagnostic>,
     pub source_text: SourceText,
+    /// What [`BuildRequest::report`] asked for, for each platform.
+    pub provenance: Vec<(Platform, serde_json::Value)>,
 }

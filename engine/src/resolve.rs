@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use rbuild_executor::{ExecutorError, Images, PinnedImage};
 use rbuild_frontend::ImageFact;
 use rbuild_graph::ops::ImageSource;
-use rbuild_oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
+use rbuild_oci::{Descriptor, Digest, Document, ImageConfig, Manifest, Platform, Reference, limits};
 use rbuild_registry::Resolved;
 use rbuild_solver::{RunContext, Unit};
 use rbuild_store::{Lease, Snapshot, StoreError};
@@ -25,8 +25,13 @@ pub(crate) struct BaseImages {
     lease: Lease,
     /// Ask the registry even if the store has the name.
     pull: bool,
+    /// Images of this build alone, with the manifests that were brought here.
+    lent: LentImages,
     known: Mutex<HashMap<(Reference, Platform), Known>>,
 }
+
+/// Images that the caller lends, by the names the build gives them.
+pub(crate) type LentImages = HashMap<Reference, Vec<(Platform, Descriptor)>>;
 
 #[derive(Clone)]
 struct Known {
@@ -39,8 +44,8 @@ struct Known {
 }
 
 impl BaseImages {
-    pub(crate) fn new(engine: Engine, lease: Lease, pull: bool) -> BaseImages {
-        BaseImages { engine, lease, pull, known: Mutex::new(HashMap::new()) }
+    pub(crate) fn new(engine: Engine, lease: Lease, pull: bool, lent: LentImages) -> BaseImages {
+        BaseImages { engine, lease, pull, lent, known: Mutex::new(HashMap::new()) }
     }
 
     /// What the frontend wants to know about an image.
@@ -59,8 +64,9 @@ impl BaseImages {
         if let Some(known) = self.known.lock().await.get(&key) {
             return Ok(known.clone());
         }
-        let found = match self.local(reference, platform)? {
-            Some(found) if !self.pull => found,
+        let lent = self.lent.get(reference).map(|images| self.lent(reference, images, platform)).transpose()?;
+        let found = match lent.map_or_else(|| self.local(reference, platform), |lent| Ok(Some(lent)))? {
+            Some(found) if !self.pull || self.lent.contains_key(reference) => found,
             local => match self.remote(reference, platform).await {
                 Ok(found) => found,
                 // `--pull` of an image that exists nowhere but here: what is here is the newest.
@@ -72,6 +78,29 @@ impl BaseImages {
         };
         self.known.lock().await.insert(key, found.clone());
         Ok(found)
+    }
+
+    fn lent(
+        &self,
+        reference: &Reference,
+        images: &[(Platform, Descriptor)],
+        platform: &Platform,
+    ) -> Result<Known, Error> {
+        let best = images.iter().filter_map(|(of, manifest)| Some((of.rank_for(platform)?, manifest)));
+        let Some((_, best)) = best.min_by_key(|(rank, _)| *rank) else {
+            let name = reference.familiar_name();
+            return Err(Error::not_found(format!("the build context {name} has no image for {platform}")));
+        };
+        let blobs = self.engine.store().blobs();
+        let bytes = blobs.read(&best.digest, limits::MANIFEST)?;
+        let Document::Manifest(manifest) =
+            Document::parse(&bytes, Some(&best.media_type)).map_err(|error| Error::invalid(error.to_string()))?
+        else {
+            return Err(Error::internal("a manifest is an index"));
+        };
+        let config = blobs.read(&manifest.config.digest, limits::CONFIG)?;
+        let config = ImageConfig::parse(&config).map_err(|error| Error::invalid(error.to_string()))?;
+        Ok(Known { digest: best.digest.clone(), manifest, config, remote: None })
     }
 
     fn local(&self, reference: &Reference, platform: &Platform) -> Result<Option<Known>, Error> {

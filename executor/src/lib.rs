@@ -60,10 +60,31 @@ pub struct ExecSettings {
     pub allow_insecure: bool,
     /// Processes one step may have at a time.
     pub pids_limit: Option<i64>,
+    /// What one step may use at most. Part of no key: a limit does not say what to make.
+    pub limits: ResourceLimits,
     /// The host's `/etc/resolv.conf`.
     pub resolv_conf: String,
     /// The address that `host-gateway` stands for.
     pub host_gateway: String,
+}
+
+/// What the processes of one step may use; `None` is no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResourceLimits {
+    /// Bytes.
+    pub memory: Option<i64>,
+    /// Bytes of memory and swap together; -1 is without limit. Not said, it is twice the memory.
+    pub memory_swap: Option<i64>,
+    /// Weight against others; 1024 is usual.
+    pub cpu_shares: Option<u64>,
+    /// Microseconds.
+    pub cpu_period: Option<u64>,
+    /// Microseconds of processor time in each period; -1 is without limit.
+    pub cpu_quota: Option<i64>,
+    /// Processors, such as `0-2,7`.
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes.
+    pub cpuset_mems: Option<String>,
 }
 
 impl Executor {

@@ -24,7 +24,7 @@ pub use layers::{deleted_files_remain, files_stored_again, package_cache_in_laye
 pub(crate) use commands::{Once, json_args_recommended};
 pub(crate) use expose::{invalid_format, proto_casing};
 pub(crate) use from::{base_platform, invalid_defaults, platform_flag, undefined_args};
-pub(crate) use old_forms::NO_EMPTY_CONTINUATION;
+pub(crate) use old_forms::{NO_EMPTY_CONTINUATION, old_pair};
 pub(crate) use paths::{ignored_source, relative_workdir};
 pub(crate) use variables::{secret_names, undefined_vars};
 
@@ -95,7 +95,7 @@ impl Rule {
 pub(crate) fn of_file(lines: &[Line], file: &Dockerfile, problems: &mut Vec<Diagnostic>) {
     casing::check(lines, problems);
     stage_names::check(file, problems);
-    old_forms::check(lines, file.escape, problems);
+    old_forms::check(lines, problems);
     descriptions::check(lines, file.escape, problems);
 }
 

@@ -40,6 +40,15 @@ impl Mirrors {
         Ok(Mirrors { mirrors, insecure })
     }
 
+    /// The same, where plain HTTP and unproved certificates will also do for `host`.
+    ///
+    /// # Errors
+    /// As [`Mirrors::new`].
+    pub fn believing(mut self, host: &str) -> Result<Mirrors, Error> {
+        self.insecure.push(insecure_host(host)?);
+        Ok(self)
+    }
+
     /// The mirrors of docker.io, in order.
     pub fn mirrors(&self) -> &[Url] {
         &self.mirrors

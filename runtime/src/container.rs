@@ -4,8 +4,10 @@
 //! long as the container runs; that lock, and nothing written anywhere, is what "running" means, so a killed monitor
 //! needs no repair. `state.json` is replaced as a whole at each change, by the monitor only.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
@@ -23,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::logs::{LogLimits, Stream};
 use crate::monitor::wire::{Frame, Hello};
-use crate::network::{Endpoint, PortBinding, PortRequest};
+use crate::network::{BridgeOptions, Endpoint, PortBinding, PortRequest, Wish};
 use crate::sandbox::{
     CgroupSpec, EnterSpec, EtcFiles, ExtraMount, MountSource, Network, ProcessSpec, SandboxOptions, Seccomp, Stdio,
     Upper,
@@ -49,6 +51,8 @@ pub struct ContainerSpec {
     pub connections: Vec<Connection>,
     /// Ports of the first connection that has a way out.
     pub publish: Vec<PortRequest>,
+    /// Who is asked for names that no neighbour has.
+    pub name_servers: Vec<IpAddr>,
     pub hosts: Option<PathBuf>,
     pub hostname: Option<PathBuf>,
     pub resolv_conf: Option<PathBuf>,
@@ -124,7 +128,37 @@ pub struct Connection {
     pub endpoint_id: String,
     /// The names by which others in the network find the container; none where names are not resolved.
     pub names: Vec<String>,
+    /// Names that only this container knows, to the ids of containers in the network.
+    #[serde(default)]
+    pub links: BTreeMap<String, String>,
     pub endpoint: Endpoint,
+}
+
+/// One more network for a running container; the fields of a [`Connection`] that is to be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Joining {
+    pub network: String,
+    pub network_name: String,
+    pub endpoint_id: String,
+    pub names: Vec<String>,
+    pub links: BTreeMap<String, String>,
+    pub bridge: BridgeOptions,
+    pub wish: Wish,
+}
+
+/// What can change about a running container's network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Change {
+    Join(Box<Joining>),
+    /// By the network's id.
+    Leave {
+        network: String,
+    },
+    /// The container's name, by which its neighbours find it.
+    Rename {
+        from: String,
+        to: String,
+    },
 }
 
 /// Something at a place inside.

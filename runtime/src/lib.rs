@@ -11,6 +11,7 @@ pub mod container;
 mod error;
 pub mod logs;
 pub mod monitor;
+mod neighbours;
 pub mod network;
 mod passing;
 pub mod sandbox;

@@ -1,4 +1,4 @@
-//! Contexts that are not directories: archives, files of a web server.
+//! Contexts that are not directories: archives, files of a web server, OCI layouts; and what of a directory is left out.
 
 use std::io::{Read as _, Write as _};
 
@@ -90,4 +90,103 @@ fn a_web_server_gives_archives_and_dockerfiles() {
     scene.rb(&["build", "-t", "c", "--build-context", &named, "-f", &format!("{text}/Dockerfile"), "ctx"]).ok();
     assert_eq!(scene.in_image("c", "cat /g /f"), "heredata");
     scene.rb(&["build", "http://127.0.0.1:1/x.tar"]).refused(1, &["127.0.0.1:1"]);
+}
+
+/// A layout with two images, made by this program.
+fn layout(scene: &Scene) -> std::path::PathBuf {
+    let dir = scene.work().join("layout");
+    for tag in ["one", "two"] {
+        scene.write("made/Dockerfile", format!("FROM busybox\nRUN --network=none echo {tag} >/word\nENV WORD={tag}\n"));
+        let output = format!("type=oci,tar=false,name=made:{tag},dest={}", dir.display());
+        scene.rb(&["build", "-o", &output, "made"]).ok();
+    }
+    dir
+}
+
+#[test]
+fn an_image_of_a_layout_stands_for_a_name() {
+    let scene = Scene::with_busybox();
+    let dir = layout(&scene);
+    let other = scene.work().join("other").display().to_string();
+    scene.write("ctx/Dockerfile", "FROM base\nCOPY --from=files /word /second\nRUN --network=none echo $WORD >/env\n");
+    let (base, files) =
+        (format!("base=oci-layout://{}:one", dir.display()), format!("files=oci-layout://{}:two", dir.display()));
+    let build = |options: &[&str]| scene.rb(&[&["--root", &other, "build", "-t", "t"], options, &["ctx"]].concat());
+    let said = build(&["--build-context", &base, "--build-context", &files]).ok();
+    assert!(said.err.contains("[context base] load oci-layout://"), "{said:?}");
+    let ran = scene.rb(&["--root", &other, "run", "--rm", "--network", "none", "t", "cat", "/word", "/second", "/env"]);
+    assert_eq!(ran.ok().out, "one\ntwo\none\n");
+    // What was lent for one build is no image of the store.
+    assert_eq!(scene.rb(&["--root", &other, "images", "-a", "-q"]).ok().out.lines().count(), 1);
+
+    let index: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("index.json")).unwrap()).unwrap();
+    let digest = index["manifests"][1]["digest"].as_str().unwrap();
+    let pinned = format!("base=oci-layout://{}@{digest}", dir.display());
+    build(&["--build-context", &pinned, "--build-context", &files]).ok();
+    let ran = scene.rb(&["--root", &other, "run", "--rm", "--network", "none", "t", "cat", "/word"]);
+    assert_eq!(ran.ok().out, "two\n");
+}
+
+#[test]
+fn layouts_that_are_none_are_named() {
+    let scene = Scene::with_busybox();
+    let dir = layout(&scene);
+    scene.write("ctx/Dockerfile", "FROM base\n");
+    scene.write("empty/x", "");
+    let refused = |place: &str, words: &[&str]| {
+        let context = format!("base=oci-layout://{place}");
+        let said = scene.rb(&["build", "--build-context", &context, "ctx"]);
+        said.refused(1, &[&["oci-layout reference", "could not be resolved"], words].concat());
+    };
+    refused("no/such", &["no/such: no such file or directory"]);
+    refused("empty", &["empty is no OCI layout: it has no index.json"]);
+    refused("layout:three", &["the layout has no image three", "it has one, two"]);
+    refused("layout", &["the layout has no image latest"]);
+    // A blob that is not what its name says.
+    let index: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("index.json")).unwrap()).unwrap();
+    let digest = index["manifests"][0]["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+    let blob = dir.join("blobs/sha256").join(digest);
+    let text = std::fs::read_to_string(&blob).unwrap().replace("\"schemaVersion\":2", "\"schemaVersion\": 2");
+    std::fs::write(&blob, text).unwrap();
+    refused("layout:one", &["its content is not what its name says"]);
+    let target = ["build", "--build-context", "base=target:other", "ctx"];
+    scene.rb(&target).refused(1, &["unsupported context source target for base", "only bake"]);
+}
+
+#[test]
+fn archives_of_every_compression_are_contexts() {
+    let scene = Scene::with_busybox();
+    let tar = scene.write("plain.tar", archive(&[("Dockerfile", "FROM scratch\nCOPY f /f\n"), ("f", "data")]));
+    for program in ["gzip", "bzip2", "xz", "zstd"] {
+        let packed = std::process::Command::new(program).args(["-c", tar.to_str().unwrap()]).output();
+        let Ok(packed) = packed else { continue };
+        assert!(packed.status.success(), "{program}");
+        scene.rb_with_input(&["build", "-o", program, "-"], &packed.stdout).ok();
+        let file = scene.work().join(program).join("f");
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "data", "{program}");
+    }
+}
+
+#[test]
+fn the_dockerfiles_own_ignore_file_comes_first() {
+    let scene = Scene::new();
+    for name in ["a", "b", "c"] {
+        scene.write(&format!("ctx/{name}"), name);
+    }
+    scene.write("ctx/Dockerfile", "FROM scratch\nCOPY . /\n");
+    scene.write("ctx/other/Build.file", "FROM scratch\nCOPY . /\n");
+    scene.write("ctx/.dockerignore", "a\n*ocker*\nother\n");
+    scene.write("ctx/other/Build.file.dockerignore", "b\n**/*ocker*\nother\n");
+    scene.write("mine", "c\n*ocker*\n.d*\nother\n");
+    let built = |name: &str, options: &[&str]| {
+        scene.rb(&[&["build", "-o", name], options, &["ctx"]].concat()).ok();
+        let names = std::fs::read_dir(scene.work().join(name)).unwrap();
+        let mut names: Vec<String> = names.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names.join(" ")
+    };
+    assert_eq!(built("one", &[]), "b c");
+    assert_eq!(built("two", &["-f", "ctx/other/Build.file"]), "a c");
+    assert_eq!(built("three", &["--ignorefile", "mine"]), "a b");
+    scene.rb(&["build", "--ignorefile", "no", "ctx"]).refused(1, &["no: no such file or directory"]);
 }

@@ -3,6 +3,7 @@
 //! One binary for all files, so that it links once. What a test needs from outside is the static busybox of the
 //! host, for a base image; registries are in memory, on the loopback interface.
 
+mod attest;
 mod bad_input;
 mod build;
 mod caching;
@@ -20,6 +21,7 @@ mod history;
 mod images;
 mod interrupt;
 mod mounts;
+mod mutations;
 mod network;
 mod oracle;
 mod outputs;

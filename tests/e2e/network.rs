@@ -189,3 +189,301 @@ fn wrong_ports_are_refused_by_name() {
         scene.rb(&arguments).refused(125, &[word]);
     }
 }
+
+/// A network of the user's, removed when the test ends. Its name is its own: interfaces are the machine's.
+struct Net<'a> {
+    scene: &'a Scene,
+    name: &'a str,
+}
+
+impl<'a> Net<'a> {
+    fn create(scene: &'a Scene, name: &'a str, options: &[&str]) -> Net<'a> {
+        let said = scene.rb(&[&["network", "create"], options, &[name]].concat()).ok();
+        assert_eq!(said.out.trim_end().len(), 64, "an id: {said:#?}");
+        Net { scene, name }
+    }
+
+    fn field(&self, template: &str) -> String {
+        self.scene.rb(&["network", "inspect", "-f", template, self.name]).ok().out.trim_end().to_owned()
+    }
+}
+
+impl Drop for Net<'_> {
+    fn drop(&mut self) {
+        self.scene.rb(&["network", "rm", self.name]);
+    }
+}
+
+/// The address of a container in a network.
+fn address(server: &Server<'_>, network: &str) -> String {
+    server.field(&format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}"))
+}
+
+#[test]
+fn containers_of_a_network_find_each_other_by_name() {
+    let scene = Scene::with_busybox();
+    let _net = Net::create(&scene, "net", &[]);
+    let web = Server::start(&scene, "web", &["--network", "net", "--network-alias", "www", "-h", "shown"]);
+    let other = Server::start(&scene, "other", &["--network", "net"]);
+    let own = address(&web, "net");
+    let short = web.field("{{.Id}}")[..12].to_owned();
+    for name in ["web", "WWW", "shown", short.as_str(), "web.net"] {
+        let said = other.exec(&format!("nslookup -type=a {name}")).ok();
+        assert!(said.out.contains(&format!("Address: {own}\n")), "{name}: {said:#?}");
+    }
+    assert!(web.exec("nslookup web").ok().out.contains(&own), "itself");
+    let back = other.exec(&format!("nslookup {own}")).ok();
+    assert!(back.out.contains("name = web.net"), "{back:#?}");
+    assert_eq!(other.exec("cat /etc/resolv.conf | head -n 1").ok().out, "nameserver 127.0.0.11\n");
+    assert_ne!(other.exec("nslookup nobody.invalid").code, 0);
+    // A name that has no address of the other family exists all the same.
+    let none = other.exec("nslookup -type=aaaa web").ok();
+    assert!(!none.out.contains("NXDOMAIN") && !none.out.contains("Address: "), "{none:#?}");
+    // The port is the container's to have.
+    other.exec("nc -l -p 53 -w 1 </dev/null & sleep 0.2; kill $!").ok();
+    scene.rb(&["rename", "web", "renamed"]).ok();
+    let _renamed = Server { scene: &scene, name: "renamed" };
+    assert!(other.exec("nslookup -type=a renamed").ok().out.contains(&own));
+    assert_ne!(other.exec("nslookup -type=a web").code, 0);
+    scene.rb(&["rm", "-f", "renamed"]).ok();
+    assert_ne!(other.exec("nslookup -type=a renamed").code, 0, "gone with its container");
+}
+
+#[test]
+fn networks_are_apart_and_joined_and_left_while_running() {
+    let scene = Scene::with_busybox();
+    let (_one, two) = (Net::create(&scene, "one", &[]), Net::create(&scene, "two", &[]));
+    let web = Server::start(&scene, "web", &["--network", "one"]);
+    let asker = Server::start(&scene, "asker", &["--network", "two"]);
+    let inside = address(&web, "one");
+    assert_eq!(asker.exec(&ask_inside(&inside, 80)).out, "", "networks are apart");
+    assert_ne!(asker.exec("nslookup -type=a web").code, 0);
+    scene.rb(&["network", "connect", "--alias", "visitor", "two", "web"]).ok();
+    let there = address(&web, "two");
+    assert!(asker.exec("nslookup -type=a visitor").ok().out.contains(&there));
+    until(|| asker.exec(&ask_inside(&there, 80)).out == "web\n");
+    assert!(web.exec("nslookup -type=a asker").ok().out.contains(&address(&asker, "two")));
+    assert!(two.field("{{range .Containers}}{{.Name}} {{end}}").contains("web"));
+    scene
+        .rb(&["network", "connect", "two", "web"])
+        .refused(1, &["endpoint with name web already exists in network two"]);
+    // The way out moves to the network that is left.
+    scene.rb(&["network", "disconnect", "one", "web"]).ok();
+    assert!(web.exec("ip route").ok().out.starts_with("default via "));
+    scene.rb(&["network", "disconnect", "one", "web"]).refused(1, &["is not connected to network one"]);
+    // What was joined is joined again after a restart.
+    scene.rb(&["restart", "-t", "0", "web"]).ok();
+    let there = address(&web, "two");
+    assert!(asker.exec("nslookup -type=a visitor").ok().out.contains(&there));
+    scene.rb(&["network", "disconnect", "two", "web"]).ok();
+    assert_eq!(web.exec("ls /sys/class/net").ok().out, "lo\n");
+    assert_ne!(asker.exec("nslookup -type=a visitor").code, 0);
+}
+
+#[test]
+fn a_network_is_made_listed_shown_and_removed() {
+    let scene = Scene::with_busybox();
+    // A range of its own, should these tests run twice at once on a machine.
+    let third = format!("{}.{}", 200 + std::process::id() / 250 % 50, std::process::id() % 250);
+    let subnet = format!("10.{third}.0/24");
+    let net = Net::create(
+        &scene,
+        "mine",
+        &[
+            "--subnet",
+            &subnet,
+            "--ip-range",
+            &format!("10.{third}.64/28"),
+            "--gateway",
+            &format!("10.{third}.9"),
+            "--label",
+            "a=b",
+            "--opt",
+            "com.docker.network.driver.mtu=1400",
+            "--ipv6",
+        ],
+    );
+    let listed = scene.rb(&["network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}"]).ok().out;
+    assert_eq!(listed, "bridge bridge local\nhost host local\nmine bridge local\nnone null local\n");
+    assert_eq!(scene.rb(&["network", "ls", "--filter", "label=a=b", "--format", "{{.Name}}"]).ok().out, "mine\n");
+    assert_eq!(scene.rb(&["network", "ls", "-q", "--filter", "type=builtin"]).ok().out.lines().count(), 3);
+    let config = net.field("{{json (index .IPAM.Config 0)}}");
+    let want = format!(r#"{{"Gateway":"10.{third}.9","IPRange":"10.{third}.64/28","Subnet":"{subnet}"}}"#);
+    assert_eq!(config, want);
+    let chosen = format!("10.{third}.200");
+    let fixed =
+        Server::start(&scene, "fixed", &["--network", "mine", "--ip", &chosen, "--mac-address", "02:11:22:33:44:55"]);
+    assert_eq!(address(&fixed, "mine"), chosen);
+    scene.rb(&["restart", "-t", "0", "fixed"]).ok();
+    assert_eq!(address(&fixed, "mine"), chosen);
+    let said = fixed.exec("ip addr show eth0; ip route; ip -6 route").ok().out;
+    for word in ["mtu 1400", "02:11:22:33:44:55", &format!("default via 10.{third}.9"), "default via fd"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    let any = Server::start(&scene, "any", &["--network", "mine"]);
+    let last: u8 = address(&any, "mine").rsplit('.').next().expect("four").parse().expect("a number");
+    assert!((64..80).contains(&last), "within the range: {last}");
+    scene
+        .rb(&["run", "--rm", "--network", "mine", "--ip", &chosen, "busybox", "true"])
+        .refused(125, &["Address already in use"]);
+    let six = any.field("{{.NetworkSettings.Networks.mine.GlobalIPv6Address}}");
+    fixed.exec(&format!("ping6 -c 1 -w 10 {six}")).ok();
+    assert!(fixed.exec("nslookup -type=aaaa any").ok().out.contains(&six));
+    let words = ["error while removing network: network mine has active endpoints", "fixed", "any"];
+    scene.rb(&["network", "rm", "mine"]).refused(1, &words);
+    scene.rb(&["network", "create", "mine"]).refused(1, &["network with name mine already exists"]);
+    scene.rb(&["network", "create", "--subnet", &subnet, "again"]).refused(1, &["Pool overlaps with other one"]);
+    scene.rb(&["rm", "-f", "any", "fixed"]).ok();
+    scene.rb(&["create", "--name", "later", "--network", "mine", "busybox", "true"]).ok();
+    assert_eq!(scene.rb(&["network", "rm", "mine"]).ok().out, "mine\n");
+    scene.rb(&["network", "inspect", "mine"]).refused(1, &["network mine not found"]);
+    scene.rb(&["start", "later"]).refused(1, &["network mine not found"]);
+}
+
+#[test]
+fn an_internal_network_has_no_way_out() {
+    let scene = Scene::with_busybox();
+    let _inner = Net::create(&scene, "inner", &["--internal"]);
+    let one = Server::start(&scene, "one", &["--network", "inner", "-p", "127.0.0.1::80"]);
+    let two = Server::start(&scene, "two", &["--network", "inner"]);
+    assert!(!one.exec("ip route").ok().out.contains("default"));
+    until(|| one.exec(&ask_inside(&address(&two, "inner"), 80)).out == "two\n");
+    assert_eq!(scene.rb(&["port", "one"]).ok().out, "", "nothing is published from there");
+    assert!(one.exec("nslookup -type=a example.invalid").out.contains("SERVFAIL"), "nobody outside is asked");
+}
+
+#[test]
+fn neighbours_do_not_reach_each_other_where_that_is_switched_off() {
+    let scene = Scene::with_busybox();
+    let _apart = Net::create(&scene, "apart", &["-o", "com.docker.network.bridge.enable_icc=false"]);
+    let one = Server::start(&scene, "one", &["--network", "apart", "-p", "127.0.0.1::80"]);
+    let two = Server::start(&scene, "two", &["--network", "apart"]);
+    one.answers(one.ports()[0]);
+    assert_eq!(two.exec(&ask_inside(&address(&one, "apart"), 80)).out, "");
+}
+
+#[test]
+fn links_and_shared_networks() {
+    let scene = Scene::with_busybox();
+    let db = Server::start(&scene, "db", &["--expose", "5432", "-e", "COLOUR=red"]);
+    let address = db.field("{{.NetworkSettings.IPAddress}}");
+    let said = scene.rb(&["run", "--rm", "--link", "db:store", "busybox", "sh", "-c", "env; cat /etc/hosts"]).ok();
+    for want in
+        [format!("STORE_PORT=tcp://{address}:5432"), "STORE_ENV_COLOUR=red".into(), format!("{address}\tstore ")]
+    {
+        assert!(said.out.contains(&want), "{want}: {said:#?}");
+    }
+    // Who shares a network shares its files and its ports.
+    let shared = ask_inside("127.0.0.1", 80);
+    let said = scene.rb(&["run", "--rm", "--network", "container:db", "busybox", "sh", "-c", &shared]).ok();
+    assert_eq!(said.out, "db\n");
+    let said = scene.rb(&["run", "--rm", "--network", "container:db", "busybox", "cat", "/etc/hosts"]).ok();
+    assert!(said.out.contains(&address), "{said:#?}");
+    let net = Net::create(&scene, "net", &[]);
+    let web = Server::start(&scene, "web", &["--network", net.name]);
+    let linked = Server::start(&scene, "linked", &["--network", net.name, "--link", "web:other"]);
+    let there = web.field("{{.NetworkSettings.Networks.net.IPAddress}}");
+    assert!(linked.exec("nslookup -type=a other").ok().out.contains(&there));
+    assert_ne!(web.exec("nslookup -type=a other").code, 0, "only the one who has the link");
+}
+
+#[test]
+fn wrong_networks_are_refused_by_name() {
+    let scene = Scene::with_busybox();
+    for (arguments, code, word) in [
+        (&["network", "create", "bridge"][..], 1, "operation is not permitted on predefined bridge network"),
+        (&["network", "create", "a b"], 1, "invalid network name \"a b\""),
+        (&["network", "create", "-d", "overlay", "x"], 1, "the network driver \"overlay\" is not supported"),
+        (&["network", "create", "--attachable", "x"], 1, "--attachable is not supported"),
+        (&["network", "create", "-o", "parent=eth0", "x"], 1, "parent=eth0 is not supported"),
+        (&["network", "create", "--subnet", "10.0.0.1/24", "x"], 1, "it should be 10.0.0.0/24"),
+        (
+            &["network", "create", "--subnet", "10.1.2.0/24", "--gateway", "10.9.9.9", "x"],
+            1,
+            "no matching subnet for gateway",
+        ),
+        (&["network", "rm", "host"], 1, "host is a pre-defined network and cannot be removed"),
+        (&["network", "rm", "nowhere"], 1, "network nowhere not found"),
+        (&["run", "--rm", "--network", "nowhere", "busybox", "true"], 125, "network nowhere not found"),
+        (&["run", "--rm", "--ip", "10.0.0.9", "busybox", "true"], 125, "supported on user defined networks only"),
+        (&["run", "--rm", "--network-alias", "x", "busybox", "true"], 125, "only supported for user-defined networks"),
+        (
+            &["run", "--rm", "--network", "host", "--mac-address", "02:00:00:00:00:01", "busybox", "true"],
+            125,
+            "mac-address",
+        ),
+        (&["run", "--rm", "--link", "nobody", "busybox", "true"], 125, "No such container: nobody"),
+    ] {
+        scene.rb(arguments).refused(code, &[word]);
+    }
+    assert_eq!(scene.rb(&["network", "ls", "-q"]).ok().out.lines().count(), 3);
+    assert_eq!(scene.rb(&["ps", "-aq"]).ok().out, "");
+}
+
+/// Thirty at a time on one network: each gets an address of its own, finds another one, and nothing is left.
+#[test]
+fn many_containers_come_and_go_at_once_without_a_trace() {
+    let scene = Scene::alone_with_busybox();
+    let net = Net::create(&scene, "crowd", &[]);
+    let anchor = Server::start(&scene, "anchor", &["--network", "crowd"]);
+    let children: Vec<_> = (0..30)
+        .map(|n| {
+            let name = format!("c{n}");
+            let script = "nslookup -type=a anchor | tail -n 2; ip -4 -o addr show eth0";
+            let arguments = ["run", "--rm", "--name", &name, "--network", "crowd", "busybox", "sh", "-c", script];
+            let mut command = scene.command(&arguments);
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            command.spawn().expect("start")
+        })
+        .collect();
+    let anchor_address = address(&anchor, "crowd");
+    for child in children {
+        let said = Said::from(child.wait_with_output().expect("the end")).ok();
+        assert!(said.out.contains(&format!("Address: {anchor_address}\n")) && said.out.contains("eth0"), "{said:#?}");
+    }
+    drop(anchor);
+    assert_eq!(scene.rb(&["ps", "-aq"]).ok().out, "");
+    let bridge = format!("rb-{}", &net.field("{{.Id}}")[..12]);
+    assert!(std::path::Path::new("/sys/class/net").join(&bridge).exists());
+    drop(net);
+    assert!(!std::path::Path::new("/sys/class/net").join(&bridge).exists(), "its bridge is gone");
+}
+
+/// Kills every process of a container at once: what was in the kernel goes with them, and it can be started again.
+#[test]
+fn a_killed_monitor_leaves_neither_ports_nor_rules_nor_names() {
+    let scene = Scene::alone_with_busybox();
+    let net = Net::create(&scene, "net", &[]);
+    let web = Server::start(&scene, "web", &["--network", "net", "-p", "127.0.0.1::80"]);
+    let other = Server::start(&scene, "other", &["--network", "net"]);
+    let port = web.ports()[0];
+    let pid: i32 = web.field("{{.State.Pid}}").parse().expect("a number");
+    let monitor = monitor_of(pid);
+    kill(monitor);
+    until(|| web.field("{{.State.Running}}") == "false");
+    assert_ne!(other.exec("nslookup -type=a web").code, 0);
+    until(|| TcpListener::bind(port).is_ok());
+    scene.rb(&["start", "web"]).ok();
+    web.answers(web.ports()[0]);
+    drop((web, other));
+    drop(net);
+}
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+}
+
+/// The monitor among the parents of a process.
+fn monitor_of(mut pid: i32) -> i32 {
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a living process");
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent");
+        pid = parent.trim().parse().expect("a number");
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).expect("a living process");
+        if command.starts_with(b"rbuild-monitor") {
+            return pid;
+        }
+        assert!(pid > 1, "no monitor");
+    }
+}

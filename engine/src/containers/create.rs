@@ -149,6 +149,7 @@ impl Containers {
             stdin: request.stdin,
             stdin_once: request.stdin_once,
             mounts: self.mount_points(request, &merged)?,
+            networks: Some(self.wanted_networks(request)?),
             host: request.host.clone(),
             config: merged,
             id,

@@ -6,6 +6,10 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rbuild_runtime::container::Connection;
+use rbuild_runtime::network::NAME_SERVER;
+
+use super::connections::Link;
 use super::record::Container;
 use super::request::NetworkMode;
 
@@ -44,6 +48,20 @@ impl HostNames {
         let rest = self.resolv_conf.lines().filter(|line| nameserver(line).is_none());
         rest.chain(["nameserver 8.8.8.8", "nameserver 8.8.4.4"]).map(|line| format!("{line}\n")).collect()
     }
+
+    /// The servers that a container's own name server asks: those given, else the host's, which it reaches also on the host's
+    /// loopback, else public ones.
+    pub(super) fn servers(&self, given: &[String]) -> Vec<IpAddr> {
+        if !given.is_empty() {
+            return given.iter().filter_map(|server| server.parse().ok()).collect();
+        }
+        let listed =
+            |text: &str| text.lines().filter_map(|line| nameserver(line)?.parse().ok()).collect::<Vec<IpAddr>>();
+        match listed(&self.resolv_conf) {
+            servers if servers.is_empty() => listed(&self.reachable_resolv_conf()),
+            servers => servers,
+        }
+    }
 }
 
 fn nameserver(line: &str) -> Option<&str> {
@@ -65,22 +83,27 @@ pub(super) struct EtcPaths {
     pub(super) resolv_conf: PathBuf,
 }
 
-/// Writes the files. `address` is the container's own.
+/// Where the files are.
+pub(super) fn paths(directory: &Path) -> EtcPaths {
+    EtcPaths {
+        hosts: directory.join("hosts"),
+        hostname: directory.join("hostname"),
+        resolv_conf: directory.join("resolv.conf"),
+    }
+}
+
+/// Writes the files, in place: a running container sees them change.
 pub(super) fn write(
     container: &Container,
     directory: &Path,
     names: &HostNames,
-    address: Option<IpAddr>,
-    gateway: Option<IpAddr>,
+    connections: &[Connection],
+    links: &[Link],
 ) -> io::Result<EtcPaths> {
-    let paths = EtcPaths {
-        hosts: directory.join("hosts"),
-        hostname: directory.join("hostname"),
-        resolv_conf: directory.join("resolv.conf"),
-    };
-    put(&paths.hosts, &hosts(container, names, address, gateway))?;
+    let paths = paths(directory);
+    put(&paths.hosts, &hosts(container, names, connections, links))?;
     put(&paths.hostname, &format!("{}\n", container.hostname))?;
-    put(&paths.resolv_conf, &resolv_conf(container, names))?;
+    put(&paths.resolv_conf, &resolv_conf(container, names, connections))?;
     Ok(paths)
 }
 
@@ -90,7 +113,8 @@ fn put(path: &Path, text: &str) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o644))
 }
 
-fn hosts(container: &Container, names: &HostNames, address: Option<IpAddr>, gateway: Option<IpAddr>) -> String {
+fn hosts(container: &Container, names: &HostNames, connections: &[Connection], links: &[Link]) -> String {
+    let gateway = connections.first().map(|connection| connection.endpoint.gateway);
     let mut text = match container.host.network {
         NetworkMode::Host => names.hosts.clone(),
         _ => "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
@@ -109,13 +133,20 @@ fn hosts(container: &Container, names: &HostNames, address: Option<IpAddr>, gate
             text.push_str(&format!("{to}\t{name}\n"));
         }
     }
-    if let Some(address) = address {
-        let full = full_name(container);
-        let own = match full.split_once('.') {
-            Some((short, _)) => format!("{full} {short}"),
-            None => full,
-        };
-        text.push_str(&format!("{address}\t{own}\n"));
+    for link in links {
+        let Link { alias, address, target } = link;
+        text.push_str(&format!("{address}\t{alias} {} {}\n", target.short_id(), target.name));
+    }
+    let full = full_name(container);
+    let own = match full.split_once('.') {
+        Some((short, _)) => format!("{full} {short}"),
+        None => full,
+    };
+    for endpoint in connections.iter().map(|connection| &connection.endpoint) {
+        text.push_str(&format!("{}\t{own}\n", endpoint.address));
+        if let Some(address) = endpoint.address6 {
+            text.push_str(&format!("{address}\t{own}\n"));
+        }
     }
     text
 }
@@ -128,8 +159,11 @@ fn full_name(container: &Container) -> String {
     }
 }
 
-fn resolv_conf(container: &Container, names: &HostNames) -> String {
+fn resolv_conf(container: &Container, names: &HostNames, connections: &[Connection]) -> String {
     let host = &container.host;
+    if connections.iter().any(|connection| !connection.names.is_empty()) {
+        return own_resolv_conf(container, names);
+    }
     let base = match host.network {
         NetworkMode::Host => names.resolv_conf.clone(),
         _ => names.reachable_resolv_conf(),
@@ -156,6 +190,33 @@ fn resolv_conf(container: &Container, names: &HostNames) -> String {
         lines.push(format!("options {}", host.dns_options.join(" ")));
     }
     lines.join("\n") + "\n"
+}
+
+/// For a container with a name server of its own: what the host says about other servers is that one's business.
+fn own_resolv_conf(container: &Container, names: &HostNames) -> String {
+    let host = &container.host;
+    let mut text = format!("nameserver {NAME_SERVER}\n");
+    let of_host = |word: &str| {
+        let lines = names.resolv_conf.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines.filter(|words| words.first() == Some(&word)).flat_map(|words| words[1..].to_vec()).collect::<Vec<_>>()
+    };
+    let search: Vec<&str> = match host.dns_search.as_slice() {
+        [] => of_host("search"),
+        [only] if only == "." => Vec::new(),
+        domains => domains.iter().map(String::as_str).collect(),
+    };
+    if !search.is_empty() {
+        text.push_str(&format!("search {}\n", search.join(" ")));
+    }
+    let mut options: Vec<&str> = match host.dns_options.as_slice() {
+        [] => of_host("options"),
+        options => options.iter().map(String::as_str).collect(),
+    };
+    // A name without a dot is a neighbour's: it is asked for as it is, first.
+    if !options.iter().any(|option| option.starts_with("ndots:")) {
+        options.push("ndots:0");
+    }
+    text + &format!("options {}\n", options.join(" "))
 }
 
 #[cfg(test)]

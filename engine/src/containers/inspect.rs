@@ -1,11 +1,12 @@
 //! A container as docker's JSON shows it.
 
-use rbuild_runtime::container::{Health, RestartPolicy};
+use rbuild_runtime::container::{Connection, Health, RestartPolicy};
 use serde_json::{Map, Value, json};
 
 use super::record::{Container, MountKind, MountPoint, Seen, Status};
-use super::request::{HostSettings, LogDriver, NamespaceMode, NetworkMode};
+use super::request::{HostSettings, LogDriver, Membership, NamespaceMode, NetworkMode};
 use super::{Containers, ports};
+use crate::networks::is_connected;
 use crate::volumes;
 
 /// What docker prints for a time that has not come.
@@ -123,7 +124,7 @@ fn restart_policy(policy: RestartPolicy) -> Value {
     json!({ "Name": name, "MaximumRetryCount": most })
 }
 
-fn timestamp(nanos: i64) -> String {
+pub(crate) fn timestamp(nanos: i64) -> String {
     let time =
         time::OffsetDateTime::from_unix_timestamp_nanos(nanos.into()).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     rbuild_runtime::logs::rfc3339(time)
@@ -257,6 +258,7 @@ pub(super) fn network_mode(mode: &NetworkMode) -> String {
         NetworkMode::Host => "host".into(),
         NetworkMode::None => "none".into(),
         NetworkMode::Container(id) => format!("container:{id}"),
+        NetworkMode::Named(name) => name.clone(),
     }
 }
 
@@ -269,43 +271,57 @@ fn namespace_mode(mode: &NamespaceMode, private: &str) -> String {
 }
 
 fn network_settings(seen: &Seen) -> Value {
-    let running = matches!(seen.status, Status::Running | Status::Paused);
-    let endpoint = seen.state.connections.first().map(|c| &c.endpoint).filter(|_| running);
+    let running = is_connected(seen.status);
+    // Docker's fields of old, from before there were several networks, are about the default one.
+    let first = seen.connections().iter().find(|c| c.network_name == "bridge").map(|c| &c.endpoint);
     let text = |value: Option<String>| value.unwrap_or_default();
-    let address = text(endpoint.map(|e| e.address.to_string()));
-    let gateway = text(endpoint.map(|e| e.gateway.to_string()));
-    let mac = text(endpoint.map(|e| e.mac.to_string()));
-    let prefix = endpoint.map_or(0, |e| e.subnet.prefix());
-    let mut networks = Map::new();
-    let name = network_mode(&seen.container.host.network);
-    if !name.starts_with("container:") {
-        networks.insert(
-            name,
-            json!({
-                "IPAMConfig": Value::Null,
-                "Links": Value::Null,
-                "Aliases": Value::Null,
-                "MacAddress": mac,
-                "NetworkID": "",
-                "EndpointID": "",
-                "Gateway": gateway,
-                "IPAddress": address,
-                "IPPrefixLen": prefix,
-                "IPv6Gateway": "",
-                "GlobalIPv6Address": "",
-                "GlobalIPv6PrefixLen": 0,
-                "DNSNames": Value::Null,
-            }),
-        );
+    let mut networks: Map<String, Value> = seen
+        .container
+        .memberships()
+        .iter()
+        .map(|membership| {
+            let connection = seen.connections().iter().find(|c| c.network_name == membership.network_name);
+            (membership.network_name.clone(), membership_settings(membership, connection))
+        })
+        .collect();
+    let mode = network_mode(&seen.container.host.network);
+    if matches!(seen.container.host.network, NetworkMode::Host | NetworkMode::None) {
+        networks.insert(mode, membership_settings(&Membership::default(), None));
     }
     json!({
         "Bridge": "",
         "SandboxKey": if running { format!("/proc/{}/ns/net", seen.state.pid) } else { String::new() },
         "Ports": ports::settings(seen),
-        "Gateway": gateway,
-        "IPAddress": address,
-        "IPPrefixLen": prefix,
-        "MacAddress": mac,
+        "Gateway": text(first.map(|e| e.gateway.to_string())),
+        "GlobalIPv6Address": text(first.and_then(|e| e.address6).map(|a| a.to_string())),
+        "IPAddress": text(first.map(|e| e.address.to_string())),
+        "IPPrefixLen": first.map_or(0, |e| e.subnet.prefix()),
+        "MacAddress": text(first.map(|e| e.mac.to_string())),
         "Networks": networks,
+    })
+}
+
+fn membership_settings(membership: &Membership, connection: Option<&Connection>) -> Value {
+    let endpoint = connection.map(|connection| &connection.endpoint);
+    let text = |value: Option<String>| value.unwrap_or_default();
+    let mut addresses = Map::new();
+    addresses.extend(membership.ip.map(|ip| ("IPv4Address".to_owned(), json!(ip))));
+    addresses.extend(membership.ip6.map(|ip| ("IPv6Address".to_owned(), json!(ip))));
+    let links: Vec<String> = membership.links.iter().map(|(target, alias)| format!("{target}:{alias}")).collect();
+    let network6 = endpoint.and_then(|e| e.subnet6);
+    json!({
+        "IPAMConfig": if addresses.is_empty() { Value::Null } else { Value::Object(addresses) },
+        "Links": list(&links),
+        "Aliases": list(&membership.aliases),
+        "MacAddress": text(endpoint.map(|e| e.mac.to_string())),
+        "NetworkID": membership.network,
+        "EndpointID": text(connection.map(|c| c.endpoint_id.clone())),
+        "Gateway": text(endpoint.map(|e| e.gateway.to_string())),
+        "IPAddress": text(endpoint.map(|e| e.address.to_string())),
+        "IPPrefixLen": endpoint.map_or(0, |e| e.subnet.prefix()),
+        "IPv6Gateway": text(network6.map(|(_, gateway)| gateway.to_string())),
+        "GlobalIPv6Address": text(endpoint.and_then(|e| e.address6).map(|a| a.to_string())),
+        "GlobalIPv6PrefixLen": network6.map_or(0, |(subnet, _)| subnet.prefix()),
+        "DNSNames": connection.filter(|c| !c.names.is_empty()).map(|c| &c.names),
     })
 }

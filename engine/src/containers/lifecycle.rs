@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use rbuild_runtime::container::{Attached, Attachment, ContainerLock, State, is_locked};
+use rbuild_runtime::container::{Attached, Attachment, Change, ContainerLock, State, is_locked};
 use rbuild_store::Durability;
 
 use super::record::{self, Container, MountKind, Seen, Status};
@@ -170,7 +170,11 @@ impl Containers {
             record::update(tx, &Container { name: name.to_owned(), ..container.clone() })?;
             Ok(None)
         })?;
-        taken.map_or(Ok(()), |other| Err(create::name_conflict(name, &other)))
+        if let Some(other) = taken {
+            return Err(create::name_conflict(name, &other));
+        }
+        let change = Change::Rename { from: container.name.clone(), to: name.to_owned() };
+        self.change_running(&Container { name: name.to_owned(), ..container.clone() }, change)
     }
 
     /// Clears away what killed processes left: containers that ended unseen are marked so (and removed, if they were to

@@ -21,6 +21,19 @@ use crate::error::Error;
 /// What a process gets as `PATH` when neither its image nor its caller says.
 pub(super) const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Adds variables that the process has not.
+pub(super) fn add_variables(spec: &mut Spec, variables: impl Iterator<Item = String>) {
+    let Some(process) = spec.process_mut() else { return };
+    let mut env = process.env().clone().unwrap_or_default();
+    for variable in variables {
+        let name = variable.split_inclusive('=').next().unwrap_or_default();
+        if !env.iter().any(|known| known.starts_with(name)) {
+            env.push(variable);
+        }
+    }
+    process.set_env(Some(env));
+}
+
 /// The first process of a container, and everything around it that the runtime specification knows. `root` is the image's
 /// file tree, in which names of users are looked up.
 pub(super) fn spec(container: &Container, root: &Root) -> Result<Spec, Error> {

@@ -10,7 +10,7 @@ use rbuild_store::db;
 use rbuild_store::rusqlite::{self, OptionalExtension, Row, Transaction};
 use serde::{Deserialize, Serialize};
 
-use super::request::HostSettings;
+use super::request::{HostSettings, Membership};
 
 /// A container's configuration: the row of the table `containers`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct Container {
     pub stdin: bool,
     pub stdin_once: bool,
     pub mounts: Vec<MountPoint>,
+    /// See [`Container::memberships`].
+    #[serde(default)]
+    pub networks: Option<Vec<Membership>>,
     pub host: HostSettings,
 }
 

@@ -1,13 +1,14 @@
 //! What a caller asks for when it wants a container: plain data, in docker's notions.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use rbuild_graph::ops::Ulimit;
 use rbuild_oci::Healthcheck;
 use rbuild_runtime::container::{RestartPolicy, SeccompChoice};
 use rbuild_runtime::logs::LogLimits;
-use rbuild_runtime::network::PortRequest;
+use rbuild_runtime::network::{Mac, PortRequest};
 use serde::{Deserialize, Serialize};
 
 /// A container to be made.
@@ -42,6 +43,8 @@ pub struct CreateRequest {
     pub volumes_from: Vec<String>,
     /// Ports it listens on beside those the image names, `80/tcp`.
     pub expose: Vec<String>,
+    /// What is wished of the networks, that of [`HostSettings::network`] first.
+    pub networks: Vec<Membership>,
     pub host: HostSettings,
 }
 
@@ -175,6 +178,23 @@ pub enum NetworkMode {
     None,
     /// That of another container, by its id.
     Container(String),
+    /// A network of the user's, as he named it; there may be more, among the container's memberships.
+    Named(String),
+}
+
+/// A network that a container is to be in.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Membership {
+    /// In a request as the user named it, in a record the id.
+    pub network: String,
+    pub network_name: String,
+    /// Names by which neighbours find the container, beside its own.
+    pub aliases: Vec<String>,
+    pub ip: Option<Ipv4Addr>,
+    pub ip6: Option<Ipv6Addr>,
+    pub mac: Option<Mac>,
+    /// Containers (in a record by id) with the names that this one has for them.
+    pub links: Vec<(String, String)>,
 }
 
 /// Which namespace of a kind a container is in.

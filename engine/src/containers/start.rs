@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +11,7 @@ use rbuild_runtime::container::{
     RestartPolicy, StartFailure,
 };
 use rbuild_runtime::monitor::{self, Start};
-use rbuild_runtime::network::{Bridge, Namespace};
+use rbuild_runtime::network::Namespace;
 use rbuild_store::{Store, StoreOptions};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -134,17 +133,20 @@ impl Containers {
         directory: &Path,
     ) -> Result<(ContainerSpec, Option<Namespace>), Error> {
         let host = &container.host;
-        let Attached { network, namespace, connections } = self.network(container)?;
-        let endpoint = connections.first().map(|connection| &connection.endpoint);
-        let address = endpoint.map(|e| IpAddr::V4(e.address));
-        let gateway = endpoint.map(|e| IpAddr::V4(e.gateway));
-        let files = etc::write(container, directory, &self.parts.names, address, gateway).map_err(Error::internal)?;
+        let Attached { network, namespace, connections } = self.network(container, directory)?;
+        let links = self.linked(container)?;
+        let files = match &host.network {
+            // Who shares a network shares what is known of it.
+            NetworkMode::Container(other) => etc::paths(&self.directory(other)),
+            _ => etc::write(container, directory, &self.parts.names, &connections, &links).map_err(Error::internal)?,
+        };
         // The mark of an earlier life that ended while paused.
         let _ = fs::remove_file(directory.join("paused"));
         let stub_dir = directory.join("stubs");
         fs::create_dir_all(&stub_dir).map_err(Error::internal)?;
         let root = self.image_root(container)?;
         let mut spec = process::spec(container, &root)?;
+        process::add_variables(&mut spec, links.iter().flat_map(|link| link.variables(container)));
         self.join(container, &mut spec)?;
         devices(container, &mut spec)?;
         let mounts = self.inside_mounts(container)?;
@@ -161,6 +163,7 @@ impl Containers {
             stub_dir,
             network,
             publish: ports::wanted(container),
+            name_servers: self.parts.names.servers(&host.dns),
             connections,
             hosts: own("/etc/hosts", files.hosts),
             hostname: own("/etc/hostname", files.hostname),
@@ -185,26 +188,13 @@ impl Containers {
         Ok((spec, namespace))
     }
 
-    fn network(&self, container: &Container) -> Result<Attached, Error> {
-        let failed = |e: rbuild_runtime::network::Error| Error::internal(format!("cannot set up the network: {e}"));
+    fn network(&self, container: &Container, directory: &Path) -> Result<Attached, Error> {
         let alone = |network| Attached { network, namespace: None, connections: Vec::new() };
         Ok(match &container.host.network {
             NetworkMode::Host => alone(ContainerNetwork::Host),
             NetworkMode::None => alone(ContainerNetwork::None),
-            NetworkMode::Bridge => {
-                let bridge = Bridge::ensure(&self.parts.bridge).map_err(failed)?;
-                let namespace = Namespace::attached(&bridge, None).map_err(failed)?;
-                let connections = namespace
-                    .endpoints()
-                    .iter()
-                    .map(|endpoint| Connection {
-                        network: String::new(),
-                        network_name: "bridge".to_owned(),
-                        endpoint_id: String::new(),
-                        names: Vec::new(),
-                        endpoint: endpoint.clone(),
-                    })
-                    .collect();
+            NetworkMode::Bridge | NetworkMode::Named(_) => {
+                let (namespace, connections) = self.connected(container, directory)?;
                 Attached { network: ContainerNetwork::Attached, namespace: Some(namespace), connections }
             }
             NetworkMode::Container(other) => {

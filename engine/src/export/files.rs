@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -18,11 +18,14 @@ use rustix::fd::OwnedFd;
 
 use super::timestamps::Times;
 use crate::error::Error;
+use crate::output::FilesMode;
 
 /// What was written.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Exported {
     pub(crate) bytes: u64,
+    /// Files and directories that the result does not have.
+    pub(crate) removed: u64,
     /// Devices, sockets and pipes, which are not exported.
     pub(crate) left_out: u64,
 }
@@ -31,7 +34,7 @@ pub(crate) struct Exported {
 ///
 /// # Errors
 /// A file where a directory should go or the other way round; what the file system says.
-pub(crate) fn export(source: OwnedFd, dest: &Path, epoch: Option<i64>) -> Result<Exported, Error> {
+pub(crate) fn export(source: OwnedFd, dest: &Path, epoch: Option<i64>, mode: FilesMode) -> Result<Exported, Error> {
     let shown = |error: io::Error| Error::invalid(format!("cannot write to {}: {error}", dest.display()));
     if dest.exists() && !dest.is_dir() {
         return Err(Error::invalid(format!("destination directory {} is a file", dest.display())));
@@ -43,6 +46,11 @@ pub(crate) fn export(source: OwnedFd, dest: &Path, epoch: Option<i64>) -> Result
         to: Root::open(dest).map_err(shown)?,
         aside: OsString::from(format!(".rbuild-{}.part", std::process::id())),
         times: epoch.map(Times::All),
+        mode,
+        below: match mode {
+            FilesMode::Copy => HashMap::new(),
+            FilesMode::Delete => directories_below(&tree),
+        },
         first_names: HashMap::new(),
         exported: Exported::default(),
     };
@@ -56,6 +64,9 @@ struct Copier {
     /// The name of a file that is not whole yet.
     aside: OsString,
     times: Option<Times>,
+    mode: FilesMode,
+    /// The names of the directories in each directory, if files are to be removed.
+    below: HashMap<Vec<u8>, Vec<Vec<u8>>>,
     /// Where the first name of a file with several went: its directory and name.
     first_names: HashMap<(u64, u64), (PathBuf, OsString)>,
     exported: Exported,
@@ -94,6 +105,10 @@ impl Copier {
             }
             parent.open_dir(&name).map_err(fail)?
         };
+        if self.mode == FilesMode::Delete {
+            let below = self.below.get(&dir.path).map(Vec::as_slice).unwrap_or_default();
+            self.exported.removed += clear(&to, dir, below).map_err(fail)?;
+        }
         if dir.entries.is_empty() {
             return Ok(());
         }
@@ -160,6 +175,55 @@ impl Copier {
         let own = Timestamp::new(meta.mtime.0, meta.mtime.1);
         self.times.map_or(own, |times| times.of(own))
     }
+}
+
+fn directories_below(tree: &Tree) -> HashMap<Vec<u8>, Vec<Vec<u8>>> {
+    let mut below: HashMap<Vec<u8>, Vec<Vec<u8>>> = HashMap::new();
+    for dir in tree.dirs.iter().filter(|dir| !dir.path.is_empty()) {
+        let cut = dir.path.iter().rposition(|byte| *byte == b'/');
+        let (parent, name) = match cut {
+            Some(at) => (&dir.path[..at], &dir.path[at + 1..]),
+            None => (&[][..], dir.path.as_slice()),
+        };
+        below.entry(parent.to_vec()).or_default().push(name.to_vec());
+    }
+    below
+}
+
+/// Removes from `to` what neither `dir` nor `below` (its directories) has, and what is of another kind there.
+fn clear(to: &Dir, dir: &Directory, below: &[Vec<u8>]) -> io::Result<u64> {
+    let mut removed = 0;
+    for found in to.entries()?.collect::<io::Result<Vec<_>>>()? {
+        let name = found.name.as_bytes();
+        let stays = match to.stat(&found.name)?.kind {
+            root::Kind::Dir => below.iter().any(|wanted| wanted == name),
+            _ => dir.entries.iter().any(|entry| entry.name.to_bytes() == name),
+        };
+        if !stays {
+            to.remove_all(&found.name)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// A file at the top of `dest`, replacing what is in its place.
+///
+/// # Errors
+/// A directory is in its place; what the file system says.
+pub(crate) fn put(dest: &Path, name: &str, content: &[u8], epoch: Option<i64>) -> Result<(), Error> {
+    let fail = |error: io::Error| failed(name.as_bytes(), &error);
+    let to = Root::open(dest).map_err(fail)?;
+    let (dir, last) = to.parent(Path::new(name), Walk::NoLinks).map_err(fail)?;
+    let aside = OsString::from(format!(".rbuild-{}.part", std::process::id()));
+    dir.remove_all(&aside).map_err(fail)?;
+    dir.create_file(&aside, 0o600).and_then(|mut file| file.write_all(content)).map_err(fail)?;
+    dir.set_mode(&aside, 0o644).map_err(fail)?;
+    if let Some(epoch) = epoch {
+        let time = Timestamp::new(epoch, 0);
+        dir.set_times(&aside, time, time).map_err(fail)?;
+    }
+    dir.rename(&aside, &dir, &last).map_err(fail)
 }
 
 fn path_of(path: &[u8]) -> &Path {

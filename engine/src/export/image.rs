@@ -45,7 +45,8 @@ impl Described {
 
     pub(crate) fn manifest_descriptor(&self) -> Result<Descriptor, Error> {
         let bytes = self.manifest_bytes()?;
-        Ok(Descriptor::new(MediaType::OciManifest, Digest::sha256_of(&bytes), bytes.len() as u64))
+        let media_type = self.manifest.media_type.clone().unwrap_or(MediaType::OciManifest);
+        Ok(Descriptor::new(media_type, Digest::sha256_of(&bytes), bytes.len() as u64))
     }
 }
 

@@ -1,8 +1,10 @@
 //! Turns results into something outside of the solver.
 
 mod archive;
+mod assemble;
 mod files;
 pub(crate) mod image;
 mod pack;
 pub(crate) mod results;
+mod tar;
 mod timestamps;

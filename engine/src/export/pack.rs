@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 
-use rbuild_oci::{Compression, Descriptor, DiffId, MediaType, Sha256};
+use rbuild_oci::{Compression, Descriptor, DiffId, Manifest, MediaType, Platform, Sha256};
 use rbuild_store::layers::compress::{Compressor, DEFAULT_LEVEL};
 use rbuild_store::{Lease, Store};
 
@@ -21,6 +21,8 @@ pub(crate) struct Packer<'a> {
     pub(crate) packing: &'a Packing,
     /// For plain layers when the caller says nothing.
     pub(crate) usual: Compression,
+    /// Docker's media types.
+    pub(crate) docker_types: bool,
 }
 
 impl Packer<'_> {
@@ -46,12 +48,11 @@ impl Packer<'_> {
             }
         }
         let platform = packed.config.platform();
-        for note in self.packing.annotations.iter().filter(|note| note.on == Annotated::Manifest) {
-            if note.platform.as_ref().is_none_or(|wanted| platform.matches(wanted)) {
-                packed.manifest.annotations.insert(note.key.clone(), note.value.clone());
-            }
-        }
+        packed.manifest.annotations.extend(notes(self.packing, Annotated::Manifest, &platform));
         packed.manifest.config = packed.config.descriptor();
+        if self.docker_types {
+            with_docker_types(&mut packed.manifest);
+        }
         Ok(packed)
     }
 
@@ -74,6 +75,31 @@ impl Packer<'_> {
             self.store.layers().note_blob(&plain, &layer, "")?;
         }
         Ok((plain, layer))
+    }
+}
+
+/// What is to be written on something of this platform.
+pub(crate) fn notes<'a>(
+    packing: &'a Packing,
+    on: Annotated,
+    platform: &'a Platform,
+) -> impl Iterator<Item = (String, String)> + 'a {
+    let all = packing.annotations.iter().filter(move |note| note.on == on);
+    let mine = all.filter(move |note| note.platform.as_ref().is_none_or(|wanted| platform.matches(wanted)));
+    mine.map(|note| (note.key.clone(), note.value.clone()))
+}
+
+/// The same manifest in docker's words (schema 2).
+fn with_docker_types(manifest: &mut Manifest) {
+    manifest.media_type = Some(MediaType::DockerManifest);
+    manifest.config.media_type = MediaType::DockerConfig;
+    for layer in &mut manifest.layers {
+        layer.media_type = match (layer.media_type.layer_compression(), layer.media_type.is_foreign_layer()) {
+            (Some(Compression::Gzip), true) => MediaType::DockerForeignLayerGzip,
+            (Some(Compression::Gzip), false) => MediaType::DockerLayerGzip,
+            (Some(Compression::None), false) => MediaType::DockerLayer,
+            _ => continue,
+        };
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 use rbuild_frontend::Diagnostic;
-use rbuild_oci::{Compression, Descriptor, Digest, ImageId, Index, MediaType, Platform, Reference};
+use rbuild_oci::{Compression, Descriptor, Digest, ImageId, Platform, Reference};
 use rbuild_solver::{Event, Events, LogStream, StepId, Unit};
 use rbuild_store::archive::{DirectorySink, TarSink};
 use rbuild_store::transfer::{StoreSource, copy};
@@ -14,13 +15,14 @@ use rustix::fd::OwnedFd;
 
 use super::archive::fill;
 use super::files;
-use super::image::{Described, write_documents};
-use super::pack::Packer;
-use super::timestamps::{Times, change_times};
+use super::image::Described;
+use super::tar;
+use crate::attest::Testimony;
+use crate::attest::files::{Written, written};
 use crate::context;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::output::{Annotated, Annotation, Output, Packing};
+use crate::output::{Annotated, Annotation, FilesMode, ImageOutput, Output, Push};
 use crate::remote::as_step;
 use crate::request::BuildRequest;
 
@@ -33,8 +35,23 @@ pub(crate) struct Built {
     /// `None` is an empty file tree.
     pub(crate) files: Option<Snapshot>,
     pub(crate) epoch: Option<i64>,
+    /// What is to be said about it.
+    pub(crate) testimony: Testimony,
     /// What there is to say about the layers that were made just now.
     pub(crate) advice: Vec<Diagnostic>,
+}
+
+impl Built {
+    /// The file tree, to be read.
+    ///
+    /// # Errors
+    /// It cannot be mounted.
+    pub(crate) fn open(&self, store: &Store, lease: &Lease) -> Result<OwnedFd, Error> {
+        match &self.files {
+            Some(snapshot) => Ok(rbuild_runtime::mount_detached(&store.snapshots().view(snapshot.id())?)?),
+            None => context::empty_directory(lease),
+        }
+    }
 }
 
 /// What the outputs gave.
@@ -50,7 +67,7 @@ pub(crate) struct Exported {
 /// The outputs of a request; without any, the image goes to the store under its tags.
 pub(crate) fn outputs(request: &BuildRequest) -> Vec<Output> {
     if request.outputs.is_empty() {
-        return vec![Output::Image { names: request.tags.clone(), push: false, packing: Packing::default() }];
+        return vec![Output::Image(ImageOutput { names: request.tags.clone(), ..ImageOutput::default() })];
     }
     request.outputs.clone()
 }
@@ -58,30 +75,40 @@ pub(crate) fn outputs(request: &BuildRequest) -> Vec<Output> {
 /// Says before a build what could not be done after it.
 ///
 /// # Errors
-/// An output that this number of platforms rules out.
-pub(crate) fn check(outputs: &[Output], platforms: usize) -> Result<(), Error> {
+/// An output that the request's platforms or attestations rule out.
+pub(crate) fn check(outputs: &[Output], request: &BuildRequest) -> Result<(), Error> {
+    let platforms = request.platforms.len();
+    let has_index = platforms > 1 || !request.attestations.is_empty();
     for output in outputs {
         let annotations: &[Annotation] = match output {
-            Output::Image { packing, .. } | Output::Archive { packing, .. } | Output::Layout { packing, .. } => {
-                &packing.annotations
-            }
+            Output::Image(ImageOutput { packing, .. })
+            | Output::Archive { packing, .. }
+            | Output::Layout { packing, .. } => &packing.annotations,
             _ => &[],
         };
-        if platforms < 2 && annotations.iter().any(|note| note.on == Annotated::Index) {
-            return Err(Error::invalid("index annotations not supported for single platform export"));
+        for note in annotations.iter().filter(|n| matches!(n.on, Annotated::Index | Annotated::IndexDescriptor)) {
+            if !has_index {
+                return Err(Error::invalid("index annotations not supported for single platform export"));
+            }
+            if let Some(platform) = &note.platform {
+                return Err(Error::invalid(format!(
+                    "annotation {} is for an index, which is for all platforms, not for {platform} alone",
+                    note.key
+                )));
+            }
         }
         match output {
-            Output::Image { names, push: true, .. } if names.is_empty() => {
+            Output::Image(ImageOutput { names, push: Some(_), .. }) if names.is_empty() => {
                 return Err(Error::invalid("tag is needed when pushing to registry"));
             }
-            Output::Image { push: true, .. } if platforms > 1 => {
-                return Err(Error::unsupported("pushing several platforms under one name is not supported yet"));
+            Output::Archive { several: false, .. } if has_index => {
+                return Err(Error::invalid("docker exporter does not currently support exporting manifest lists")
+                    .with_hint("type=oci does, and so does the store"));
             }
-            Output::Archive { several: false, .. } if platforms > 1 => {
-                return Err(Error::invalid("docker exporter does not currently support exporting manifest lists"));
-            }
-            Output::Tar { .. } if platforms > 1 => {
-                return Err(Error::unsupported("a tar archive of several platforms is not supported yet"));
+            Output::Files { split: Some(false), .. } | Output::Tar { split: Some(false), .. } if platforms > 1 => {
+                return Err(Error::invalid(
+                    "several platforms cannot go to one place without platform-split: their files would mix",
+                ));
             }
             _ => {}
         }
@@ -129,8 +156,10 @@ impl Exporter<'_> {
             self.events.send(Event::Warning { id: Some(step), message: warning, span: None, url: None });
         }
         self.events.log(step, LogStream::Stdout, std::mem::take(&mut done.note));
-        if let (Output::Image { names, push: true, .. }, Some((_, target))) = (output, &done.identity) {
-            done.pushed = self.push(names, target, step).await?;
+        if let (Output::Image(ImageOutput { names, push: Some(push), .. }), Some((_, target))) =
+            (output, &done.identity)
+        {
+            done.pushed = self.push(names, *push, target, step).await?;
         }
         Ok(done)
     }
@@ -138,6 +167,7 @@ impl Exporter<'_> {
     async fn push(
         &self,
         names: &[Reference],
+        how: Push,
         target: &Descriptor,
         step: StepId,
     ) -> Result<Vec<(Reference, Digest)>, Error> {
@@ -151,15 +181,19 @@ impl Exporter<'_> {
         };
         let mut pushed = Vec::new();
         for name in names {
-            let registry = self.engine.registry()?;
-            let sent = registry.push(&image, None, name, store, self.lease, &report).await.map_err(|error| {
+            let registry = match how.insecure {
+                true => self.engine.registry_believing(name.registry())?,
+                false => self.engine.registry()?.clone(),
+            };
+            let name = if how.by_digest { name.without_tag() } else { name.clone() };
+            let sent = registry.push(&image, None, &name, store, self.lease, &report).await.map_err(|error| {
                 let mut error = Error::from(error);
                 error.message = format!("failed to push {}: {}", name.canonical(), error.message);
                 error
             })?;
             let note = format!("pushing manifest for {}@{} done\n", name.canonical(), sent.digest);
             self.events.log(step, LogStream::Stdout, note);
-            pushed.push((name.clone(), sent.digest));
+            pushed.push((name, sent.digest));
         }
         Ok(pushed)
     }
@@ -168,7 +202,7 @@ impl Exporter<'_> {
 /// BuildKit's names for these steps; `None` is nothing to do.
 fn title(output: &Output) -> Option<&'static str> {
     Some(match output {
-        Output::Image { .. } => "exporting to image",
+        Output::Image(_) => "exporting to image",
         Output::Archive { several: false, .. } => "exporting to docker image format",
         Output::Archive { .. } | Output::Layout { .. } => "exporting to oci image format",
         Output::Files { .. } => "exporting to client directory",
@@ -179,27 +213,27 @@ fn title(output: &Output) -> Option<&'static str> {
 
 /// What one output gave.
 #[derive(Default)]
-struct Done {
-    identity: Option<(ImageId, Descriptor)>,
-    names: Vec<Reference>,
+pub(super) struct Done {
+    pub(super) identity: Option<(ImageId, Descriptor)>,
+    pub(super) names: Vec<Reference>,
     pushed: Vec<(Reference, Digest)>,
-    note: String,
-    warnings: Vec<String>,
+    pub(super) note: String,
+    pub(super) warnings: Vec<String>,
 }
 
 /// The part of an output that waits for disks.
-struct Work {
-    store: Store,
-    lease: Lease,
-    results: Arc<Vec<Built>>,
+pub(super) struct Work {
+    pub(super) store: Store,
+    pub(super) lease: Lease,
+    pub(super) results: Arc<Vec<Built>>,
 }
 
 impl Work {
     fn run(&self, output: &Output) -> Result<Done, Error> {
         match output {
-            Output::Image { names, packing, .. } => self.image(names, packing),
+            Output::Image(image) => self.image(image),
             Output::Archive { names, dest, packing, .. } => {
-                let (mut done, target) = self.pack(packing, Compression::Gzip)?;
+                let (mut done, target) = self.pack(packing, names, Compression::Gzip)?;
                 fill(dest, |out| {
                     let mut sink = TarSink::new(out)?;
                     copy(&StoreSource::new(&self.store), &target, names, &mut sink)?;
@@ -212,117 +246,98 @@ impl Work {
                 if dest.exists() && !dest.is_dir() {
                     return Err(Error::invalid(format!("destination directory {} is a file", dest.display())));
                 }
-                let (mut done, target) = self.pack(packing, Compression::Gzip)?;
+                let (mut done, target) = self.pack(packing, names, Compression::Gzip)?;
                 let mut sink = DirectorySink::new(dest)?;
                 copy(&StoreSource::new(&self.store), &target, names, &mut sink)?;
                 sink.finish()?;
                 done.names.clone_from(names);
                 Ok(done)
             }
-            Output::Files { dest, split } => {
-                let mut done = Done::default();
-                for result in self.results.iter() {
-                    let own = split.unwrap_or(self.results.len() > 1);
-                    let dest = if own { dest.join(directory_of(&result.platform)) } else { dest.clone() };
-                    let exported = files::export(self.open(result)?, &dest, result.epoch)?;
-                    done.note.push_str(&format!("copying files {}B done\n", exported.bytes));
-                    if exported.left_out > 0 {
-                        let what = format!("{} devices, pipes and sockets were not exported", exported.left_out);
-                        done.warnings.push(what);
-                    }
-                }
-                Ok(done)
-            }
+            Output::Files { dest, split, mode } => self.files(dest, self.is_split(*split), *mode),
             Output::Tar { dest, split } => {
-                let result = &self.results[0];
-                let prefix = split.unwrap_or(false).then(|| directory_of(&result.platform));
-                fill(dest, |out| self.tar(result, prefix, out))?;
+                let split = self.is_split(*split);
+                fill(dest, |out| self.tar(split, out))?;
                 Ok(Done::default())
             }
             Output::CacheOnly => Ok(Done::default()),
         }
     }
 
+    /// Whether each platform's files get a directory of their own.
+    fn is_split(&self, asked: Option<bool>) -> bool {
+        asked.unwrap_or(self.results.len() > 1)
+    }
+
     /// The image in the store, as it is unless the caller wants it packed.
-    fn image(&self, names: &[Reference], packing: &Packing) -> Result<Done, Error> {
-        let (mut done, target) = self.pack(packing, Compression::None)?;
+    fn image(&self, output: &ImageOutput) -> Result<Done, Error> {
+        // A manifest whose layers are compressed only when it is pushed gets whatever types suit registries best.
+        let usual = match output.push.is_some() && output.packing.media_types.is_some() {
+            true => Compression::Gzip,
+            false => Compression::None,
+        };
+        let (mut done, target) = self.pack(&output.packing, &output.names, usual)?;
         let Some((image_id, _)) = &done.identity else { return Err(Error::internal("an image without identity")) };
-        let new = NewImage { target, config: image_id.0.clone(), names: names.to_vec() };
+        let by_digest = output.push.is_some_and(|push| push.by_digest);
+        let mut names = if by_digest { Vec::new() } else { output.names.clone() };
+        let named = |name: &Reference| name.without_tag().with_digest(target.digest.clone());
+        if output.canonical {
+            names.extend(output.names.iter().map(named));
+        }
+        if output.names.is_empty() {
+            names.extend(output.dangling.iter().map(named));
+        }
+        let new = NewImage { target: target.clone(), config: image_id.0.clone(), names: names.clone() };
         self.store.images().put(&new, &self.lease)?;
         done.note = format!("exporting layers done\nwriting image {image_id} done\n");
-        for name in names {
+        for name in &names {
             done.note.push_str(&format!("naming to {} done\n", name.canonical()));
         }
-        done.names = names.to_vec();
+        done.names = if by_digest { output.names.clone() } else { names };
         Ok(done)
     }
 
-    /// Packs every platform's image and writes what describes them.
-    fn pack(&self, packing: &Packing, usual: Compression) -> Result<(Done, Descriptor), Error> {
-        let packer = Packer { store: &self.store, lease: &self.lease, packing, usual };
+    fn files(&self, dest: &Path, split: bool, mode: FilesMode) -> Result<Done, Error> {
         let mut done = Done::default();
-        let mut manifests: Vec<(Digest, Descriptor)> = Vec::new();
         for result in self.results.iter() {
-            if packing.rewrite_timestamps && result.epoch.is_none() && done.warnings.is_empty() {
-                let message = "rewrite-timestamp is specified, but no source-date-epoch was found";
-                done.warnings.push(message.to_owned());
+            let dest = if split { dest.join(directory_of(&result.platform)) } else { dest.to_owned() };
+            let more = self.statements(result, split)?;
+            let exported = files::export(result.open(&self.store, &self.lease)?, &dest, result.epoch, mode)?;
+            for file in more {
+                files::put(&dest, &file.name, &file.content, result.epoch)?;
             }
-            let packed = packer.pack(&result.image, result.base_layers, result.epoch)?;
-            let (config, mut manifest) = write_documents(&self.store, &self.lease, &packed)?;
-            if self.results.len() > 1 {
-                manifest.platform = Some(packed.config.platform());
+            done.note.push_str(&format!("copying files {}B done\n", exported.bytes));
+            if exported.removed > 0 {
+                done.note.push_str(&format!("removing {} files and directories done\n", exported.removed));
             }
-            manifests.push((config, manifest));
+            if exported.left_out > 0 {
+                let what = format!("{} devices, pipes and sockets were not exported", exported.left_out);
+                done.warnings.push(what);
+            }
         }
-        let host = Platform::host();
-        let of_host = self.results.iter().position(|result| host.matches(&result.platform)).unwrap_or(0);
-        let config = manifests[of_host].0.clone();
-        let target = match manifests.as_slice() {
-            [(_, one)] => one.clone(),
-            _ => self.index(manifests.into_iter().map(|(_, manifest)| manifest).collect(), packing)?,
-        };
-        done.identity = Some((ImageId(config), target.clone()));
-        Ok((done, target))
+        Ok(done)
     }
 
-    fn index(&self, manifests: Vec<Descriptor>, packing: &Packing) -> Result<Descriptor, Error> {
-        let mut index = Index::new(manifests);
-        for note in packing.annotations.iter().filter(|note| note.on == Annotated::Index) {
-            index.annotations.insert(note.key.clone(), note.value.clone());
+    fn tar(&self, split: bool, out: &mut dyn Write) -> Result<(), Error> {
+        let prefixes: Vec<OsString> = self.results.iter().map(|result| directory_of(&result.platform)).collect();
+        let mut parts = Vec::new();
+        for (result, prefix) in self.results.iter().zip(&prefixes) {
+            let tree = Root::from_fd(result.open(&self.store, &self.lease)?).map_err(Error::internal)?;
+            let more = self.statements(result, split)?;
+            parts.push(tar::Part { tree, prefix: split.then_some(prefix.as_os_str()), epoch: result.epoch, more });
         }
-        let bytes = serde_json::to_vec(&index).map_err(Error::internal)?;
-        let digest = self.store.blobs().put_bytes(&bytes, &self.lease)?;
-        Ok(Descriptor::new(MediaType::OciIndex, digest, bytes.len() as u64))
+        tar::write(parts, out)
     }
 
-    /// The result's file tree, to be read.
-    fn open(&self, result: &Built) -> Result<OwnedFd, Error> {
-        match &result.files {
-            Some(snapshot) => Ok(rbuild_runtime::mount_detached(&self.store.snapshots().view(snapshot.id())?)?),
-            None => context::empty_directory(&self.lease),
+    /// The statements about a result, as files beside its own.
+    fn statements(&self, result: &Built, split: bool) -> Result<Vec<Written>, Error> {
+        if result.testimony.is_empty() {
+            return Ok(Vec::new());
         }
-    }
-
-    fn tar(&self, result: &Built, prefix: Option<OsString>, out: &mut dyn Write) -> Result<(), Error> {
-        if prefix.is_some() {
-            return Err(Error::unsupported("platform-split of a tar archive is not supported yet"));
-        }
-        let root = Root::from_fd(self.open(result)?).map_err(Error::internal)?;
-        let Some(epoch) = result.epoch else {
-            rbuild_store::layers::write_tree(root, out)?;
-            return Ok(());
-        };
-        let (reader, writer) = std::io::pipe().map_err(Error::internal)?;
-        std::thread::scope(|scope| {
-            let written = scope.spawn(move || rbuild_store::layers::write_tree(root, writer));
-            let changed = change_times(reader, out, Times::All(epoch)).map(drop);
-            match written.join() {
-                // A writer that fails because nobody reads any more is not what went wrong.
-                Ok(Err(error)) if changed.is_ok() => Err(error.into()),
-                Ok(_) => changed,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        let root = Root::from_fd(result.open(&self.store, &self.lease)?).map_err(Error::internal)?;
+        let predicates = result.testimony.predicates(&result.image.manifest.layers);
+        // In one directory with others, their names must differ.
+        let platform = (self.results.len() > 1 && !split).then_some(&result.platform);
+        written(&predicates, &root, platform)
     }
 }
 

@@ -9,6 +9,9 @@ use rbuild_store::root::Timestamp;
 
 use crate::error::Error;
 
+/// Bytes that are copied at a time.
+pub(crate) const BUFFER: usize = 128 << 10;
+
 /// Which times are changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Times {
@@ -34,22 +37,31 @@ impl Times {
 pub(crate) fn change_times<W: Write>(input: impl Read, output: W, times: Times) -> Result<W, Error> {
     let mut reader = Reader::new(input);
     let mut writer = Writer::new(output);
-    let mut buffer = vec![0; 128 << 10];
+    let mut buffer = vec![0; BUFFER];
     while let Some(mut entry) = reader.next()? {
         entry.mtime = times.of(entry.mtime);
         let is_file = matches!(entry.kind, EntryKind::File { .. });
         writer.entry(&entry).map_err(unwritten)?;
         if is_file {
-            let mut body = reader.body();
-            loop {
-                match body.read(&mut buffer).map_err(|error| Error::internal(format!("reading a layer: {error}")))? {
-                    0 => break,
-                    len => writer.body(&buffer[..len]).map_err(unwritten)?,
-                }
-            }
+            copy_body(&mut reader, &mut writer, &mut buffer)?;
         }
     }
     Ok(writer.finish().map_err(unwritten)?.0)
+}
+
+/// Copies the content of the file that `reader` stands at.
+pub(crate) fn copy_body<R: Read, W: Write>(
+    reader: &mut Reader<R>,
+    writer: &mut Writer<W>,
+    buffer: &mut [u8],
+) -> Result<(), Error> {
+    let mut body = reader.body();
+    loop {
+        match body.read(buffer).map_err(|error| Error::internal(format!("reading a layer: {error}")))? {
+            0 => return Ok(()),
+            len => writer.body(&buffer[..len]).map_err(unwritten)?,
+        }
+    }
 }
 
 /// What the place an export goes to says.

@@ -48,8 +48,10 @@ pub(crate) fn lower_options(request: &BuildRequest, ignore: Vec<String>) -> Lowe
 
 fn replacement(context: &NamedContext) -> Replacement {
     match context {
-        NamedContext::Image(reference) => Replacement::Image(reference.clone()),
-        NamedContext::Directory(_) | NamedContext::Remote(_) | NamedContext::Unpacked(_) => Replacement::Local,
+        NamedContext::Image(reference) | NamedContext::Lent(reference) => Replacement::Image(reference.clone()),
+        NamedContext::Directory(_) | NamedContext::Remote(_) | NamedContext::Unpacked(_) | NamedContext::Layout(_) => {
+            Replacement::Local
+        }
     }
 }
 

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use oci_spec::runtime::{LinuxPidsBuilder, PosixRlimitBuilder, PosixRlimitType, Spec, UserBuilder};
+use oci_spec::runtime::{
+    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, PosixRlimitBuilder, PosixRlimitType, Spec, UserBuilder,
+};
 use rbuild_graph::ops::{ExecOp, ExtraHost, MountKind, Network, Security, Ulimit};
 use rbuild_runtime::{
     CgroupSpec, EtcFiles, Exit, Network as Attach, ProcessSpec, Running, Seccomp, Stdio, Upper, default_spec,
@@ -30,7 +32,7 @@ use super::source::fail;
 use crate::error::ProcessStatus;
 use crate::files::select::Selected;
 use crate::mounts;
-use crate::{Executor, ExecutorError, Value};
+use crate::{Executor, ExecutorError, ResourceLimits, Value};
 
 /// The path of a process whose image names none (BuildKit's default).
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -337,6 +339,7 @@ fn oci_spec(
         rbuild_runtime::sandbox::set_shm_size(&mut spec, bytes);
     }
     set_limits(&mut spec, &op.ulimits, executor.settings.pids_limit)?;
+    set_resources(&mut spec, &executor.settings.limits)?;
     if op.security == Security::Insecure {
         super::insecure::unconfine(&mut spec)?;
     }
@@ -364,6 +367,28 @@ fn set_limits(spec: &mut Spec, ulimits: &[Ulimit], pids: Option<i64>) -> Result<
         resources.set_pids(Some(limit.map_err(|error| ExecutorError::Invalid(error.to_string()))?));
         linux.set_resources(Some(resources));
     }
+    Ok(())
+}
+
+fn set_resources(spec: &mut Spec, limits: &ResourceLimits) -> Result<(), ExecutorError> {
+    if *limits == ResourceLimits::default() {
+        return Ok(());
+    }
+    let bad = |error: oci_spec::OciSpecError| ExecutorError::Invalid(error.to_string());
+    let Some(linux) = spec.linux_mut() else { return Ok(()) };
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    if let Some(bytes) = limits.memory {
+        let swap = limits.memory_swap.unwrap_or(bytes.saturating_mul(2));
+        resources.set_memory(Some(LinuxMemoryBuilder::default().limit(bytes).swap(swap).build().map_err(bad)?));
+    }
+    let mut cpu = LinuxCpuBuilder::default().build().map_err(bad)?;
+    cpu.set_shares(limits.cpu_shares);
+    cpu.set_period(limits.cpu_period);
+    cpu.set_quota(limits.cpu_quota);
+    cpu.set_cpus(limits.cpuset_cpus.clone());
+    cpu.set_mems(limits.cpuset_mems.clone());
+    resources.set_cpu(Some(cpu));
+    linux.set_resources(Some(resources));
     Ok(())
 }
 

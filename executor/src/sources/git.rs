@@ -7,6 +7,7 @@
 //! A library that speaks the protocol would be one process fewer; the program is what people's servers, proxies and ssh
 //! set-ups are known to work with.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -15,16 +16,18 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rbuild_graph::ops::{GitSource, ModeChange};
 use rustix::fs::{Mode, OFlags};
 use tokio::io::AsyncReadExt;
 
-use crate::ExecutorError;
 use crate::error::show;
 use crate::files::copy::{CopyRules, copy};
 use crate::files::select::Selected;
 use crate::files::walk::{PathFilter, open_dir_beneath, walk};
 use crate::files::writer::TreeWriter;
+use crate::{ExecutorError, Secret};
 
 /// Asking for a server's references takes no longer than this.
 const LIST_DEADLINE: Duration = Duration::from_secs(120);
@@ -79,6 +82,8 @@ pub struct GitOptions {
     pub environment: Vec<(String, OsString)>,
     /// For `ssh://` and `user@host:path`; `None` when there is no ssh.
     pub ssh: Option<GitSsh>,
+    /// Secrets that servers are shown, as `GIT_AUTH_TOKEN` and `GIT_AUTH_HEADER`, each also with a dot and a host.
+    pub secrets: BTreeMap<String, Secret>,
 }
 
 /// How git reaches servers through ssh.
@@ -320,6 +325,11 @@ impl<'a> Repository<'a> {
         ];
         let mut all: Vec<(String, OsString)> = self.options.environment.clone();
         all.extend(fixed.map(|(name, value)| (name.to_owned(), value)));
+        if let Some((key, value)) = self.options.authorization(&self.source.remote) {
+            // By the environment, which only this user can read: arguments everybody can, and files stay.
+            let one = [("GIT_CONFIG_COUNT", "1".to_owned()), ("GIT_CONFIG_KEY_0", key), ("GIT_CONFIG_VALUE_0", value)];
+            all.extend(one.map(|(name, value)| (name.to_owned(), value.into())));
+        }
         if is_loopback_http(&self.source.remote) {
             all.extend(["no_proxy", "NO_PROXY"].map(|name| (name.to_owned(), "*".into())));
         }
@@ -347,6 +357,32 @@ impl GitOptions {
             ssh.agent = agent;
         }
         self
+    }
+
+    /// The same, with these secrets for servers.
+    #[must_use]
+    pub fn with_secrets(mut self, secrets: BTreeMap<String, Secret>) -> GitOptions {
+        self.secrets = secrets;
+        self
+    }
+
+    /// The server's name in the configuration, and the header it is shown. Only https, and http to this machine: elsewhere
+    /// everybody on the way would read it.
+    fn authorization(&self, remote: &str) -> Option<(String, String)> {
+        let url = url::Url::parse(remote).ok()?;
+        let host = url.host_str()?;
+        let local = matches!(host, "localhost" | "127.0.0.1" | "[::1]");
+        if !(url.scheme() == "https" || url.scheme() == "http" && local) || self.secrets.is_empty() {
+            return None;
+        }
+        let text = |id: &str| self.secrets.get(id).map(|s| String::from_utf8_lossy(s.expose()).into_owned());
+        let of = |suffix: &str| {
+            let token = |token: String| format!("basic {}", STANDARD.encode(format!("x-access-token:{token}")));
+            text(&format!("GIT_AUTH_HEADER{suffix}")).or_else(|| text(&format!("GIT_AUTH_TOKEN{suffix}")).map(token))
+        };
+        let header = of(&format!(".{host}")).or_else(|| of(""))?;
+        let server = url.join("/").ok()?;
+        Some((format!("http.{server}.extraHeader"), format!("Authorization: {header}")))
     }
 }
 

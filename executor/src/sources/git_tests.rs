@@ -136,7 +136,7 @@ impl Drop for Served {
 fn options() -> GitOptions {
     let usual = ["/usr/bin/git", "/usr/local/bin/git", "/bin/git"].map(PathBuf::from);
     let program = usual.into_iter().find(|file| file.is_file()).expect("git is installed");
-    GitOptions { program, environment: Vec::new(), ssh: None }
+    GitOptions { program, environment: Vec::new(), ssh: None, secrets: BTreeMap::new() }
 }
 
 async fn fetch(served: &Served, source: &GitSource, name: &str) -> Result<PathBuf, ExecutorError> {
@@ -201,4 +201,27 @@ async fn what_cannot_be_fetched_is_named() {
         let error = fetch(&served, &source, &at.to_string()).await.unwrap_err().to_string();
         assert!(error.contains(want), "{error}");
     }
+}
+
+#[test]
+fn secrets_go_to_the_server_they_are_for() {
+    let secret = |text: &str| Secret::new(text.as_bytes().to_vec());
+    let options = options().with_secrets(
+        [
+            ("GIT_AUTH_TOKEN".to_owned(), secret("usual")),
+            ("GIT_AUTH_TOKEN.one.example".to_owned(), secret("one")),
+            ("GIT_AUTH_HEADER.two.example".to_owned(), secret("bearer two")),
+        ]
+        .into(),
+    );
+    let of = |remote: &str| options.authorization(remote);
+    let basic = |token: &str| format!("Authorization: basic {}", STANDARD.encode(format!("x-access-token:{token}")));
+    assert_eq!(of("https://h:8443/a/b.git").unwrap(), ("http.https://h:8443/.extraHeader".to_owned(), basic("usual")));
+    assert_eq!(of("https://one.example/r").unwrap().1, basic("one"));
+    assert_eq!(of("https://two.example/r").unwrap().1, "Authorization: bearer two");
+    assert_eq!(of("http://127.0.0.1:9/r").unwrap().1, basic("usual"));
+    for other in ["http://h/r", "git@h:r", "ssh://git@h/r", "git://h/r"] {
+        assert_eq!(of(other), None, "{other}");
+    }
+    assert!(!format!("{options:?}").contains("usual"));
 }

@@ -27,21 +27,19 @@ pub(crate) const NO_EMPTY_CONTINUATION: Rule = Rule {
     experimental: false,
 };
 
-pub(super) fn check(lines: &[Line], escape: char, problems: &mut Vec<Diagnostic>) {
-    for line in lines {
-        let name = line.name();
-        if name.eq_ignore_ascii_case("MAINTAINER") {
-            let message = "Maintainer instruction is deprecated in favor of using label";
-            let hint = "write LABEL org.opencontainers.image.authors=\"…\"";
-            problems.push(MAINTAINER_DEPRECATED.warn(message).at(line.span).hint(hint));
-        }
-        if ["ENV", "LABEL"].iter().any(|other| other.eq_ignore_ascii_case(name)) && is_old_pair(line, escape) {
-            let message = format!("\"{name} key=value\" should be used instead of legacy \"{name} key value\" format");
-            problems.push(LEGACY_KEY_VALUE_FORMAT.warn(message).at(line.span));
-        }
+pub(super) fn check(lines: &[Line], problems: &mut Vec<Diagnostic>) {
+    for line in lines.iter().filter(|line| line.name().eq_ignore_ascii_case("MAINTAINER")) {
+        let message = "Maintainer instruction is deprecated in favor of using label";
+        let hint = "write LABEL org.opencontainers.image.authors=\"…\"";
+        problems.push(MAINTAINER_DEPRECATED.warn(message).at(line.span).hint(hint));
     }
 }
 
-fn is_old_pair(line: &Line, escape: char) -> bool {
-    grammar::quoted_words(line.rest(), escape).first().is_some_and(|word| !word.text.contains('='))
+/// For ENV and LABEL whose name and value are joined by a space. Told when the stage is lowered, and not of the text: in
+/// a stage that is not needed the reference says nothing.
+pub(crate) fn old_pair(line: &Line, escape: char) -> Option<Diagnostic> {
+    let name = line.name();
+    let is_old = grammar::quoted_words(line.rest(), escape).first().is_some_and(|word| !word.text.contains('='));
+    let message = format!("\"{name} key=value\" should be used instead of legacy \"{name} key value\" format");
+    is_old.then(|| LEGACY_KEY_VALUE_FORMAT.warn(message).at(line.span))
 }

@@ -10,6 +10,7 @@ mod health;
 mod restart;
 mod session;
 pub(crate) mod wire;
+mod wiring;
 
 use std::env;
 use std::fs;
@@ -17,8 +18,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio as ChildStdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,18 +29,19 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::container::{
-    Attached, Attachment, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, RestartPolicy, StartFailure, State,
-    connect, socket_address,
+    Attached, Attachment, Change, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, RestartPolicy, StartFailure,
+    State, connect, socket_address,
 };
 use crate::error::{Error, Result};
 use crate::logs::{LogWriter, rfc3339};
-use crate::network::{Namespace, Published};
+use crate::network::Namespace;
 use crate::passing;
 use crate::sandbox::{NativeSandbox, Sandbox, SandboxOptions, Stdio};
 use book::Book;
 use restart::Restarts;
 use session::{Outputs, Session};
 use wire::{Frame, Hello};
+use wiring::Wiring;
 
 /// Argument zero of a monitor.
 const MARKER: &str = "rbuild-monitor";
@@ -148,7 +151,7 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     };
     let begun = kept.map_err(|e| Error::system("keep the network", e));
     let begun = begun.and_then(|kept| begin(&spec, namespace).map(|begun| (begun, kept)));
-    let (Begun { session, outputs, listener, published }, kept) = match begun {
+    let (Begun { session, outputs, listener, wiring }, kept) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             let failure = StartFailure::from(&error);
@@ -162,18 +165,56 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
             return;
         }
     };
-    let ports = published.as_ref().map(|p| p.bindings().to_vec()).unwrap_or_default();
+    let ports = wiring.ports();
     book.started(session.pid(), spec.health.is_some(), |state| state.ports = ports);
     let _ = Frame::Started { pid: session.pid() }.send(&mut starter);
     session.attach(starter, stdin, output);
-    listen(listener, &session, &spec);
+    let network = Arc::new(Network { wiring, book: Arc::clone(&book), ended: Mutex::new(false) });
+    listen(listener, &session, &spec, &network);
     let ended = lives(&spec, kept, &session, outputs, &book);
-    // Before anybody is told of the end: who starts it again at once finds its ports free.
-    drop(published);
+    network.end();
     let _ = fs::remove_file(spec.directory.join("socket"));
     at_end(&spec, &note);
     drop(lock);
     session.tell_end(&ended);
+}
+
+/// The network of the container, and where changes of it are written down.
+struct Network {
+    wiring: Wiring,
+    book: Arc<Book>,
+    ended: Mutex<bool>,
+}
+
+impl Network {
+    fn change(&self, change: &Change, pid: i32) -> Result<()> {
+        let ended = self.lock();
+        if *ended {
+            return Err(Error::Refused("the container has ended".to_owned()));
+        }
+        let changed = match change {
+            Change::Join(joining) => self.wiring.join(joining, pid),
+            Change::Leave { network } => self.wiring.leave(network, pid),
+            Change::Rename { from, to } => {
+                self.wiring.rename(from, to);
+                Ok(())
+            }
+        };
+        // Also after a failure, which may have come half-way.
+        let (connections, ports) = (self.wiring.connections(), self.wiring.ports());
+        self.book.change(|state| (state.connections, state.ports) = (connections, ports));
+        changed
+    }
+
+    /// Ends what listens, before anybody is told of the end: who starts the container again at once finds its ports free.
+    fn end(&self) {
+        *self.lock() = true;
+        self.wiring.end();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Its lives, one after the other; how the last one ended.
@@ -235,31 +276,19 @@ struct Begun {
     session: Arc<Session>,
     outputs: Outputs,
     listener: UnixListener,
-    published: Option<Published>,
+    wiring: Wiring,
 }
 
 fn begin(spec: &ContainerSpec, namespace: Option<OwnedFd>) -> Result<Begun> {
     let listener = bind(spec)?;
     let log = spec.log.map(|limits| LogWriter::open(&spec.directory.join("log"), limits)).transpose();
     let log = log.map_err(|e| Error::system("open the container's log", e))?;
-    let published = publish(spec)?;
+    let namespace = namespace.map(Namespace::from_fd);
+    let wiring = Wiring::start(spec, namespace.as_ref())?;
     let sandbox = NativeSandbox::new(spec.sandbox_options())?;
-    let running = sandbox.start(spec.process_spec(namespace)?)?;
+    let running = sandbox.start(spec.process_spec(namespace.map(Namespace::into_fd))?)?;
     let (session, outputs) = Session::new(running, log, spec.stdin, spec.stop_signal)?;
-    Ok(Begun { session, outputs, listener, published })
-}
-
-/// Publishes the ports, in docker's words when one is taken.
-fn publish(spec: &ContainerSpec) -> Result<Option<Published>> {
-    let way_out = spec.connections.iter().find(|connection| !connection.endpoint.internal);
-    let Some(connection) = way_out.filter(|_| !spec.publish.is_empty()) else { return Ok(None) };
-    let table = spec.id.get(..12).unwrap_or(&spec.id);
-    Published::open(table, &spec.publish, &connection.endpoint).map(Some).map_err(|error| {
-        Error::Refused(format!(
-            "driver failed programming external connectivity on endpoint {} ({}): {error}",
-            spec.name, connection.endpoint_id
-        ))
-    })
+    Ok(Begun { session, outputs, listener, wiring })
 }
 
 fn bind(spec: &ContainerSpec) -> Result<UnixListener> {
@@ -271,8 +300,9 @@ fn bind(spec: &ContainerSpec) -> Result<UnixListener> {
 
 /// Accepts connections until the process is gone. The thread ends with the process it belongs to: a monitor's `main`
 /// returns, and a command that ran the container itself exits.
-fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec) {
+fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec, network: &Arc<Network>) {
     let session = Arc::downgrade(session);
+    let network = Arc::clone(network);
     let spec = spec.clone();
     let accept = move || {
         for connection in listener.incoming() {
@@ -284,6 +314,13 @@ fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec) 
             match hello {
                 Ok(Some(Frame::Hello(Hello::Attach { stdin, output }))) => session.attach(socket, stdin, output),
                 Ok(Some(Frame::Hello(Hello::Exec(exec)))) => exec_here(&spec, &session, *exec, socket),
+                Ok(Some(Frame::Hello(Hello::Change(change)))) => {
+                    let answer = match network.change(&change, session.pid()) {
+                        Ok(()) => Frame::Done,
+                        Err(error) => Frame::Failed((&error).into()),
+                    };
+                    let _ = answer.send(&mut socket);
+                }
                 _ => {}
             }
         }
@@ -339,13 +376,30 @@ pub fn exec(options: SandboxOptions, exec: &ExecSpec, pid: i32) -> Result<Attach
 }
 
 /// Has the container's monitor run a process that nobody is attached to.
-pub fn exec_detached(directory: &std::path::Path, exec: ExecSpec) -> Result<std::result::Result<i32, StartFailure>> {
+pub fn exec_detached(directory: &Path, exec: ExecSpec) -> Result<std::result::Result<i32, StartFailure>> {
     let failed = |e: io::Error| Error::system("talk to the container's monitor", e);
     let socket = connect(directory, Hello::Exec(Box::new(exec))).map_err(failed)?;
     match Attachment::new(socket).next_event().map_err(failed)? {
         Some(Attached::Started { pid }) => Ok(Ok(pid)),
         Some(Attached::Failed(failure)) => Ok(Err(failure)),
         _ => Err(Error::Lost("the container ended".to_owned())),
+    }
+}
+
+/// Has the container's monitor change its network; `None` when it does not run.
+pub fn change(directory: &Path, change: Change) -> Result<Option<std::result::Result<(), StartFailure>>> {
+    let failed = |e: io::Error| Error::system("talk to the container's monitor", e);
+    let mut socket = match connect(directory, Hello::Change(change)) {
+        Ok(socket) => socket,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    match Frame::receive(&mut socket).map_err(failed)? {
+        Some(Frame::Done) => Ok(Some(Ok(()))),
+        Some(Frame::Failed(failure)) => Ok(Some(Err(failure))),
+        _ => Ok(None),
     }
 }
 

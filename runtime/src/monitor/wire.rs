@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
-use crate::container::{Ended, ExecSpec, StartFailure};
+use crate::container::{Change, Ended, ExecSpec, StartFailure};
 use crate::logs::Stream;
 
 /// The longest frame anybody may send: an exec's environment is the largest.
@@ -20,6 +20,8 @@ pub(crate) enum Hello {
     Attach { stdin: bool, output: bool },
     /// Run one more process that nobody is attached to.
     Exec(Box<ExecSpec>),
+    /// Change the container's network.
+    Change(Change),
 }
 
 #[derive(Debug, Clone)]
@@ -39,6 +41,8 @@ pub(crate) enum Frame {
     Failed(StartFailure),
     Output(Stream, Vec<u8>),
     Ended(Ended),
+    /// What was asked for is done.
+    Done,
 }
 
 impl Frame {
@@ -54,6 +58,7 @@ impl Frame {
             Frame::Failed(failure) => put(to, 6, &json(failure)?),
             Frame::Output(stream, bytes) => send_output(to, *stream, bytes),
             Frame::Ended(ended) => put(to, 9, &json(ended)?),
+            Frame::Done => put(to, 10, &[]),
         }
     }
 
@@ -87,6 +92,7 @@ impl Frame {
             7 => Frame::Output(Stream::Stdout, payload),
             8 => Frame::Output(Stream::Stderr, payload),
             9 => Frame::Ended(serde_json::from_slice(&payload)?),
+            10 => Frame::Done,
             kind => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of unknown kind {kind}"))),
         }))
     }

@@ -20,6 +20,7 @@ mod nft;
 mod pool;
 mod proxy;
 mod publish;
+mod resolver;
 
 use std::fmt;
 use std::io;
@@ -31,6 +32,7 @@ pub use bridge::{Bridge, BridgeOptions, DEFAULT_BRIDGE};
 pub use namespace::{Endpoint, Namespace, Wish};
 pub use pool::Pool;
 pub use publish::{PortBinding, PortRequest, Protocol, Published};
+pub use resolver::{NAME_SERVER, Names, Resolver};
 
 /// What went wrong with the network.
 #[derive(Debug, thiserror::Error)]

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ use super::{Bridge, Error, Mac, Subnet, Subnet6, link};
 const LOOPBACK: u32 = 1;
 /// How many addresses are tried by chance before the range is gone through in order.
 const BY_CHANCE: usize = 32;
+/// How long an address is waited for that the container had before: when it was asked for by number, and when not.
+const FOR_OWN: Duration = Duration::from_secs(20);
+const FOR_PREFERRED: Duration = Duration::from_millis(300);
 
 /// Where a namespace is attached: what `inspect` shows of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -265,20 +269,35 @@ fn claim(
         }
     };
     let usable = |a: Ipv4Addr| subnet.contains(a) && a != bridge.gateway && a != subnet.first() && a != subnet.last();
+    // The kernel takes down the namespace of an earlier life in its own time.
+    let mut attempt_within = |address: Ipv4Addr, patience: Duration| {
+        let until = Instant::now() + patience;
+        loop {
+            match attempt(address)? {
+                None if Instant::now() < until => thread::sleep(Duration::from_millis(5)),
+                other => return Ok::<_, Error>(other),
+            }
+        }
+    };
     if let Some(address) = wish.address {
         if !usable(address) {
             return Err(Error::OutOfRange { address, subnet });
         }
-        return attempt(address)?.ok_or(Error::Taken(address));
+        let patience = if wish.preferred == Some(address) { FOR_OWN } else { Duration::ZERO };
+        return attempt_within(address, patience)?.ok_or(Error::Taken(address));
     }
     let range = wish.range.unwrap_or(subnet);
+    if let Some(address) = wish.preferred.filter(|a| range.contains(*a) && usable(*a))
+        && let Some(claimed) = attempt_within(address, FOR_PREFERRED)?
+    {
+        return Ok(claimed);
+    }
     // All addresses of a part of the range can be had, also those that would be its own and its broadcast address.
     let (first, count) = if range == subnet { (1, subnet.hosts()) } else { (0, range.size()) };
     let by_chance = (0..BY_CHANCE).map(|_| random() % count.max(1) + first);
-    let preferred = wish.preferred.filter(|a| range.contains(*a));
-    for address in preferred.into_iter().chain(by_chance.chain(first..first + count).map(|n| range.host(n))) {
+    for address in by_chance.chain(first..first.saturating_add(count)).map(|n| range.host(n)) {
         if usable(address)
-            && let Some(claimed) = attempt(address)?
+            && let Some(claimed) = attempt_within(address, Duration::ZERO)?
         {
             return Ok(claimed);
         }

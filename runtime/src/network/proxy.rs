@@ -247,7 +247,7 @@ fn is_not_yet(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-fn wait_for(polled: &mut [PollFd<'_>], wait: Option<Duration>) -> io::Result<()> {
+pub(super) fn wait_for(polled: &mut [PollFd<'_>], wait: Option<Duration>) -> io::Result<()> {
     let timeout = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() });
     loop {
         match poll(polled, timeout.as_ref()) {

@@ -39,7 +39,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// Its number in the header of IP.
-    fn number(self) -> u8 {
+    pub(super) fn number(self) -> u8 {
         match self {
             Protocol::Tcp => 6,
             Protocol::Udp => 17,

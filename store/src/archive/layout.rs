@@ -242,13 +242,11 @@ struct Documents {
 
 impl Documents {
     fn name(&mut self, image: &Descriptor, names: &[Reference]) -> Result<()> {
-        let mut bare = image.clone();
-        bare.annotations.clear();
         if names.is_empty() {
-            self.index.push(bare.clone());
+            self.index.push(image.clone());
         }
         for name in names {
-            let mut named = bare.clone();
+            let mut named = image.clone();
             named.annotations.insert(IMAGE_NAME.into(), name.canonical());
             if let Some(tag) = name.tag() {
                 named.annotations.insert(REF_NAME.into(), tag.into());
@@ -374,7 +372,8 @@ impl<W: Write> ImageSink for TarSink<W> {
     }
 }
 
-/// Writes images into a directory as an OCI layout. What is in it under the same names is replaced.
+/// Writes images into a directory as an OCI layout. Images that are in it already stay, save those whose names are taken
+/// and, where an image has no name, others without one.
 pub struct DirectorySink {
     root: Root,
     documents: Documents,
@@ -391,13 +390,38 @@ impl DirectorySink {
     }
 
     /// Writes the documents that make it a layout.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
+        let stay = self.those_that_stay()?;
+        self.documents.index.splice(0..0, stay);
         for (name, bytes) in self.documents.files()? {
             if name == "index.json" || name == "oci-layout" {
                 write_file(self.root.top(), name, &mut bytes.as_slice())?;
             }
         }
         Ok(())
+    }
+}
+
+impl DirectorySink {
+    /// Entries of the index that is there, without those that are replaced.
+    fn those_that_stay(&self) -> Result<Vec<Descriptor>> {
+        let file = match self.root.open_file(Path::new("index.json"), Walk::NoLinks) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).context(|| "reading index.json".to_owned()),
+        };
+        let mut bytes = Vec::new();
+        file.take(limits::INDEX).read_to_end(&mut bytes).context(|| "reading index.json".to_owned())?;
+        let Document::Index(index) = Document::parse(&bytes, None)? else {
+            return Err(invalid(b"index.json", "it is a manifest"));
+        };
+        let name = |entry: &Descriptor| {
+            let of = |annotation: &str| entry.annotations.get(annotation).cloned();
+            of(IMAGE_NAME).or(of(REF_NAME))
+        };
+        let new = &self.documents.index;
+        let stays = |entry: &Descriptor| !new.iter().any(|other| name(other) == name(entry));
+        Ok(index.manifests.into_iter().filter(stays).collect())
     }
 }
 
