@@ -211,3 +211,66 @@ fn stages_times_triggers_are_bounded() {
     let text = format!("FROM scratch AS a\n{triggers}{stages}FROM scratch\n{copies}");
     assert!(first_error(&text).contains("the file expands to more than"));
 }
+
+#[test]
+fn a_heredoc_of_ten_megabytes() {
+    let line = "x".repeat(99) + "\n";
+    let content = line.repeat(100_000);
+    let text = format!("FROM scratch\nCOPY <<'EOF' /file\n{content}EOF\nRUN <<EOF\n{content}EOF\n");
+    // What a RUN holds must fit into the arguments of a process, which is for the executor to say; a file holds it all.
+    let only_file = text.split_once("RUN").unwrap().0;
+    assert_eq!(lowered(only_file).graph.len(), 1);
+    assert!(text.len() > 16 << 20 && first_error(&text).contains("more than the limit of 16777216"));
+    // With variables in it, it is a word, and words have a bound.
+    let expanded = only_file.replace("<<'EOF'", "<<EOF");
+    assert!(first_error(&expanded).ends_with("a word expands to more than 1048576 bytes"));
+    let unterminated = only_file.strip_suffix("EOF\n").unwrap();
+    assert_eq!(first_error(unterminated), "unterminated heredoc");
+}
+
+#[test]
+fn tens_of_thousands_of_stages() {
+    let mut text = String::from("FROM scratch AS s0\n");
+    for i in 1..30_000 {
+        text.push_str(&format!("FROM s{} AS s{i}\n", i - 1));
+    }
+    text.push_str("COPY --from=s15000 a b\nCOPY --from=29998 a b\n");
+    assert_eq!(lowered(&text).history.len(), 2);
+    // Each needs the next: a ring.
+    let mut ring = String::new();
+    for i in 0..5_000 {
+        ring.push_str(&format!("FROM scratch AS r{i}\nCOPY --from=r{} a b\n", (i + 1) % 5_000));
+    }
+    assert_eq!(first_error(&ring), "circular dependency detected on stage: r0");
+}
+
+#[test]
+fn a_line_of_a_megabyte_in_pieces() {
+    let joined = format!("RUN true {}\n", "&& true \\\n".repeat(120_000));
+    assert!(joined.len() > 1 << 20);
+    assert_eq!(lowered(&format!("FROM scratch\n{joined} && true\n")).graph.len(), 1);
+    let commented = "RUN a \\\n".to_owned() + &"# comment\n\n".repeat(100_000) + "  b\n";
+    assert_eq!(lowered(&format!("FROM scratch\n{commented}")).graph.len(), 1);
+    let flags = "--exclude=x ".repeat(20_000);
+    assert_eq!(lowered(&format!("FROM scratch\nCOPY {flags}a b\n")).graph.len(), 2);
+    let mounts = "--mount=type=tmpfs,target=/a ".repeat(5_000);
+    assert_eq!(lowered(&format!("FROM scratch\nRUN {mounts}true\n")).graph.len(), 1);
+}
+
+/// Also patterns that a backtracking matcher would not come back from.
+#[test]
+fn many_patterns_against_many_paths() {
+    let mut text = String::new();
+    for i in 0..500 {
+        text.push_str(&format!("**/dir{i}/**/*.o\n!keep{i}\n"));
+    }
+    text.push_str(&format!("{}b\n{}c\n", "a*".repeat(50), "**/a/".repeat(50)));
+    let (file, problems) = IgnoreFile::parse(text.as_bytes());
+    assert!(problems.is_empty() && file.patterns().count() == 1_002);
+    let hidden = |path: String| file.matches(path.as_bytes());
+    let count = (0..50).filter(|i| hidden(format!("src/dir{i}/x/y/z.o")) && !hidden(format!("keep{i}"))).count();
+    assert_eq!(count, 50);
+    assert!(!hidden("a".repeat(1_000)) && !hidden("a/".repeat(100) + "d"));
+    let (big, problems) = IgnoreFile::parse("x\n".repeat(100_000).as_bytes());
+    assert!(problems.is_empty() && big.matches(b"x") && !big.matches(b"y"));
+}
