@@ -17,6 +17,7 @@ mod attest;
 mod batch;
 mod call;
 mod changes;
+mod collection;
 mod commands;
 mod confirm;
 mod container_options;

@@ -7,10 +7,12 @@ use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use rbuild_engine::usage::policy::CachePolicy;
 use rbuild_engine::{GitOptions, GitSsh};
 use serde::Deserialize;
 
 use crate::args::Globals;
+use crate::collection::BuilderConfig;
 use crate::error::CliError;
 
 /// State directory of root, where every user of the machine finds the same images.
@@ -35,6 +37,17 @@ pub struct DaemonConfig {
     pub registry_mirrors: Vec<String>,
     pub insecure_registries: Vec<String>,
     pub storage_driver: Option<String>,
+    builder: BuilderConfig,
+}
+
+impl DaemonConfig {
+    /// How the build cache is collected.
+    ///
+    /// # Errors
+    /// A size, time or filter that is none.
+    pub fn cache_policy(&self) -> Result<CachePolicy, CliError> {
+        self.builder.cache_policy()
+    }
 }
 
 impl Settings {

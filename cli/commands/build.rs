@@ -13,6 +13,7 @@ use crate::app::App;
 use crate::args::key_value;
 use crate::attest::AttestArgs;
 use crate::call::Call;
+use crate::collection;
 use crate::commands::DONE;
 use crate::diagnostics;
 use crate::error::CliError;
@@ -190,6 +191,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     if let (true, Some(id)) = (args.explain, recorded.get()) {
         app.tell(super::explain::after_build(&engine.builds(), id)?.trim_end());
     }
+    collection::after_build(app);
     let result = result?;
     if let Some(path) = &args.iidfile {
         write_whole(path, &result.image_id.to_string())?;

@@ -16,6 +16,7 @@ commands! {
     BuilderCommand {
         Build(build),
         Du(builder_du),
+        Gc(builder_gc),
         Prune(builder_prune),
     }
 }

@@ -45,7 +45,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     }
     let prune = CachePrune {
         all: args.all,
-        filters: wanted.filters,
+        any_of: if wanted.filters.is_empty() { Vec::new() } else { vec![wanted.filters] },
         unused_for: wanted.unused_for,
         limits: CacheLimits {
             reserved: args.reserved_space,

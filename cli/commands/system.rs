@@ -14,6 +14,7 @@ pub struct Args {
 commands! {
     /// What stands after `rbuild system`.
     SystemCommand {
+        Check(system_check),
         Df(system_df),
         Info(info),
         Prune(system_prune),

@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod filter;
 pub mod ledger;
+pub mod policy;
 pub mod prune;
 
 use std::collections::BTreeMap;

@@ -96,6 +96,10 @@ pub(crate) fn shown(method: &Method, url: &Url) -> String {
     let method = method.as_str();
     let mut url = url.clone();
     url.set_query(None);
+    // An address without a host has no place for these, and then nothing of them either.
+    if url.set_password(None).and_then(|()| url.set_username("")).is_err() {
+        return method.to_string();
+    }
     format!("{}{} {:?}", &method[..1], method[1..].to_lowercase(), text::clean(url.as_str()))
 }
 
@@ -425,8 +429,8 @@ mod tests {
     }
 
     #[test]
-    fn a_query_is_never_shown() {
-        let url = Url::parse("https://h/p?X-Amz-Signature=abc").unwrap();
+    fn neither_a_query_nor_a_password_is_ever_shown() {
+        let url = Url::parse("https://user:word@h/p?X-Amz-Signature=abc").unwrap();
         assert_eq!(shown(&Method::HEAD, &url), r#"Head "https://h/p""#);
     }
 }

@@ -220,6 +220,7 @@ impl BlobWriter {
         let target = Target::Blob(digest.clone());
         let (dir, final_name) = place(&digest);
         let into = core.open_dir("blobs")?.open_dir(dir).context(|| format!("opening blobs/{dir:?}"))?;
+        core.faults.pass("blob.written")?;
         core.db.write(Durability::Cache, |tx| {
             let known = size_in(tx, &digest)?;
             if known.is_none() || file_size(&core, &digest)? != known {
@@ -228,6 +229,7 @@ impl BlobWriter {
                     .rename(&self.name, &into, &final_name)
                     .context(|| format!("publishing blob {digest}"))?;
                 self.done = true;
+                core.faults.pass("blob.renamed")?;
                 let size = i64::try_from(self.size).map_err(|_| too_large(&digest))?;
                 tx.prepare_cached(
                     "INSERT OR REPLACE INTO blobs (digest, size, created, volatile) VALUES (?, ?, ?, ?)",
@@ -241,6 +243,7 @@ impl BlobWriter {
             }
             self.lease.hold_in(tx, &target)
         })?;
+        core.faults.pass("blob.row")?;
         self.lease.note(&[target]);
         Ok((digest, self.size))
     }
@@ -299,27 +302,27 @@ impl Read for BlobReader {
     }
 }
 
-enum Hasher {
+pub(crate) enum Hasher {
     Sha256(Sha256),
     Sha512(Box<sha2::Sha512>),
 }
 
 impl Hasher {
-    fn new(algorithm: Algorithm) -> Hasher {
+    pub(crate) fn new(algorithm: Algorithm) -> Hasher {
         match algorithm {
             Algorithm::Sha256 => Hasher::Sha256(Sha256::new()),
             Algorithm::Sha512 => Hasher::Sha512(Box::default()),
         }
     }
 
-    fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         match self {
             Hasher::Sha256(hasher) => hasher.update(bytes),
             Hasher::Sha512(hasher) => sha2::Digest::update(hasher.as_mut(), bytes),
         }
     }
 
-    fn finish(self) -> Result<Digest> {
+    pub(crate) fn finish(self) -> Result<Digest> {
         match self {
             Hasher::Sha256(hasher) => Ok(hasher.finish()),
             Hasher::Sha512(hasher) => {

@@ -65,6 +65,7 @@ pub(crate) fn collect(core: &Arc<Core>, options: &CollectOptions) -> Result<Coll
         (done.snapshots, done.blobs) = drop_rest(tx, &kept)?;
         Ok(())
     })?;
+    core.faults.pass("collect.rows")?;
     done.bytes = sweep_strays(core)? + lease::sweep_ingest(core)?;
     core.restore_reserve();
     Ok(done)
@@ -97,6 +98,18 @@ pub(crate) fn sweep_strays(core: &Arc<Core>) -> Result<u64> {
         freed += take_away(core, place, names(core, place)?)?;
     }
     Ok(freed)
+}
+
+/// What [`sweep_strays`] would remove now, as paths beneath the store. Nobody publishes or removes while it is listed.
+pub(crate) fn strays(core: &Core) -> Result<Vec<String>> {
+    core.db.write(Durability::Cache, |tx| {
+        let mut found = Vec::new();
+        for place in PLACES {
+            let strays = without_row(tx, place, names(core, place)?)?;
+            found.extend(strays.iter().map(|name| format!("{}/{}", place.path.join("/"), name.to_string_lossy())));
+        }
+        Ok(found)
+    })
 }
 
 /// Removes the files of `digest` and their like, whose rows are gone.
@@ -143,9 +156,11 @@ fn take_away(core: &Arc<Core>, place: &Place, names: Vec<OsString>) -> Result<u6
             }
             Ok(moved)
         })?;
+        core.faults.pass("collect.renamed")?;
         for name in moved {
             freed += aside.remove_all(&name).context(what)?;
         }
+        core.faults.pass("collect.removed")?;
     }
     Ok(freed)
 }

@@ -57,7 +57,7 @@ pub(crate) fn flush_files(core: &Core) -> Result<Option<i64>> {
         let snapshots = column(tx, "SELECT id FROM snapshots WHERE volatile IS NOT NULL LIMIT ?", few)?;
         Ok((generation, blobs, snapshots))
     })?;
-    if let Err(error) = sync(core, &blobs, &snapshots) {
+    if let Err(error) = sync(core, &blobs, &snapshots).and_then(|()| core.faults.pass("flush.synced")) {
         // The kernel may have marked the pages clean, so trying again would prove nothing.
         core.db.write(Durability::Named, |tx| drop_marked(tx, Some(generation)))?;
         return Err(error);

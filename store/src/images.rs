@@ -152,6 +152,7 @@ impl Images {
         if image.target.media_type.is_index() || !self.is_put(image)? {
             let parts = self.parts(image)?;
             let generation = flush::flush_files(&self.core)?;
+            self.core.faults.pass("image.flushed")?;
             self.core.db.write(Durability::Named, |tx| {
                 if let Some(generation) = generation {
                     flush::clear_marks(tx, generation)?;
@@ -159,6 +160,7 @@ impl Images {
                 self.insert(tx, image, chain_id.as_ref(), &parts)?;
                 lease.hold_in(tx, &Target::Image(image.target.digest.clone()))
             })?;
+            self.core.faults.pass("image.row")?;
             lease.note(&[Target::Image(image.target.digest.clone())]);
         }
         let record = self.by_target(&image.target.digest)?;
@@ -194,7 +196,7 @@ impl Images {
     /// names go and the image stays, dangling. Its content goes with the next collection.
     pub fn remove(&self, target: &Digest, despite_users: bool) -> Result<Vec<Removed>> {
         self.core.make_room();
-        self.core.db.write(Durability::Named, |tx| {
+        let removed = self.core.db.write(Durability::Named, |tx| {
             let Some((row, names)) = with_names(tx, row_of(tx, target)?)? else {
                 return Err(StoreError::NoImage(target.to_string()));
             };
@@ -210,7 +212,9 @@ impl Images {
                 removed.push(Removed::Deleted(row.id));
             }
             Ok(removed)
-        })
+        })?;
+        self.core.faults.pass("image.removed")?;
+        Ok(removed)
     }
 
     /// The containers that use an image: owners of references to it, like `container:<id>`.

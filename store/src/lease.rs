@@ -106,6 +106,7 @@ impl Lease {
                 continue;
             }
             file.write_all(format!("{} {purpose}\n", std::process::id()).as_bytes()).context(what)?;
+            core.faults.pass("lease.made")?;
             let inner = Inner {
                 core: Arc::clone(core),
                 id,
@@ -361,11 +362,13 @@ fn release(core: &Core, id: &str, rows: bool, ingest: bool) -> Result<()> {
             Ok(())
         })?;
     }
+    core.faults.pass("lease.rows")?;
     let what = || format!("removing lease {id}");
     if ingest {
         let all = core.dir.open_dir(OsStr::new("ingest")).context(what)?;
         all.remove_all(OsStr::new(id)).context(what)?;
     }
+    core.faults.pass("lease.ingest")?;
     let leases = core.dir.open_dir(OsStr::new("leases")).context(what)?;
     leases.unlink(OsStr::new(id)).context(what)
 }

@@ -8,9 +8,11 @@
 
 pub mod archive;
 pub mod blobs;
+pub mod check;
 pub mod collect;
 pub mod db;
 pub mod error;
+pub mod faults;
 mod flush;
 pub mod images;
 pub mod layers;
@@ -23,9 +25,11 @@ mod store;
 pub mod transfer;
 
 pub use blobs::{BlobReader, BlobWriter, Blobs};
+pub use check::{CheckOptions, Checked, Problem};
 pub use collect::{CollectOptions, Collected, Records};
 pub use db::{Db, Durability};
 pub use error::{FULL_DISK_HINT, Result, StoreError};
+pub use faults::{Fault, Faults};
 pub use images::{ImageRecord, Images, NewImage, Removed, Untagged};
 pub use layers::{Applied, LayerDigest, Layers, Staged};
 pub use lease::{AbandonedIntent, Intent, Lease, LeaseId, Target};

@@ -14,6 +14,7 @@ use crate::blobs::Blobs;
 use crate::collect::{self, CollectOptions, Collected};
 use crate::db::{Db, Durability};
 use crate::error::{Context, Result, StoreError};
+use crate::faults::Faults;
 use crate::flush;
 use crate::images::Images;
 use crate::lease::{self, AbandonedIntent, Lease};
@@ -39,11 +40,13 @@ pub struct StoreOptions {
     pub driver: Option<Driver>,
     /// Nothing is written, not even to recover; what would write fails.
     pub read_only: bool,
+    /// What is to go wrong, for tests; nothing in release builds.
+    pub faults: Faults,
 }
 
 impl StoreOptions {
     pub fn new(root: impl Into<PathBuf>) -> StoreOptions {
-        StoreOptions { root: root.into(), driver: None, read_only: false }
+        StoreOptions { root: root.into(), driver: None, read_only: false, faults: Faults::default() }
     }
 }
 
@@ -68,6 +71,7 @@ pub(crate) struct Core {
     pub(crate) id: String,
     pub(crate) driver: Driver,
     pub(crate) read_only: bool,
+    pub(crate) faults: Faults,
     /// Locked, shared, as long as the store is open: a newer program waits with its migration.
     _version: File,
 }
@@ -93,7 +97,16 @@ impl Store {
             Some(driver) => driver,
             None => made_with.parse()?,
         };
-        let core = Arc::new(Core { path, dir, db, id, driver, read_only: options.read_only, _version: version });
+        let core = Arc::new(Core {
+            path,
+            dir,
+            db,
+            id,
+            driver,
+            read_only: options.read_only,
+            faults: options.faults,
+            _version: version,
+        });
         if !options.read_only {
             let now = boot_id()?;
             if boot != now {
@@ -123,6 +136,10 @@ impl Store {
 
     pub fn driver(&self) -> Driver {
         self.inner.core.driver
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.inner.core
     }
 
     pub fn db(&self) -> &Db {
@@ -322,6 +339,7 @@ fn make(options: &StoreOptions, path: &Path, dir: &Dir) -> Result<()> {
     for algorithm in ["sha256", "sha512"] {
         blobs.ensure_dir(OsStr::new(algorithm), 0o700).context(what)?;
     }
+    options.faults.pass("store.directories")?;
     // The lowest directory of every overlay: a mount without upper wants two.
     dir.ensure_dir(OsStr::new("empty"), 0o755).context(what)?;
     let driver = match options.driver {
@@ -339,6 +357,7 @@ fn make(options: &StoreOptions, path: &Path, dir: &Dir) -> Result<()> {
         )?;
         Ok(())
     })?;
+    options.faults.pass("store.database")?;
     reserve(dir);
     Ok(())
 }

@@ -217,6 +217,8 @@ impl Dice {
 struct Kind {
     name: &'static str,
     line: Vec<String>,
+    /// What it needs to have something to do.
+    prepare: fn(&Scene),
     check: fn(&Scene, &Whole),
 }
 
@@ -231,33 +233,38 @@ struct Whole {
 const FILES: usize = 600;
 const COUNT: &str = "cat /files/*/* | sha256sum; find /files -type f | wc -l";
 
-fn kinds(name: &str, root: &str) -> [Kind; 6] {
+fn kinds(name: &str, root: &str) -> [Kind; 10] {
     let line = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
     let mark = format!("{MARK}={root}");
     [
         Kind {
             name: "RUN",
             line: line(&["build", "-t", "stepped", "-f", "run.Dockerfile", "."]),
+            prepare: |_| {},
             check: |scene, _| assert_eq!(scene.in_image("stepped", "cat /a /b /c"), "1\n2\n3\n"),
         },
         Kind {
             name: "COPY",
             line: line(&["build", "-t", "copied", "-f", "copy.Dockerfile", "."]),
+            prepare: |_| {},
             check: |scene, whole| assert_eq!(scene.in_image("copied", COUNT), whole.payload),
         },
         Kind {
             name: "load",
             line: line(&["load", "-q", "-i", "payload.tar"]),
+            prepare: |_| {},
             check: |scene, whole| assert_eq!(scene.in_image("payload", COUNT), whole.payload),
         },
         Kind {
             name: "pull",
             line: line(&["pull", "-q", name]),
+            prepare: |_| {},
             check: |scene, whole| assert_eq!(scene.in_image(&whole.pulled, COUNT), whole.payload),
         },
         Kind {
             name: "save",
             line: line(&["save", "-o", "saved.tar", "busybox"]),
+            prepare: |_| {},
             check: |scene, whole| {
                 assert!(std::fs::read(scene.work().join("saved.tar")).expect("read") == whole.archive);
             },
@@ -265,13 +272,51 @@ fn kinds(name: &str, root: &str) -> [Kind; 6] {
         Kind {
             name: "run",
             line: line(&["run", "--rm", "--name", "it", "-e", &mark, "busybox", "sh", "-c", "sleep 0.2"]),
-            check: |scene, _| assert_eq!(scene.rb(&["ps", "-aq"]).ok().out, ""),
+            prepare: |_| {},
+            check: |scene, _| assert_eq!(scene.rb(&["ps", "-aq", "--filter", "name=it"]).ok().out, ""),
+        },
+        Kind {
+            name: "rmi",
+            line: line(&["rmi", "-f", "victim"]),
+            prepare: build_victim,
+            check: |scene, _| drop(scene.rb(&["image", "inspect", "victim"]).refused(1, &["victim"])),
+        },
+        Kind {
+            name: "builder prune",
+            line: line(&["builder", "prune", "-a", "-f"]),
+            prepare: build_victim,
+            check: |scene, _| assert_eq!(scene.rb(&["builder", "du", "--format", "{{.ID}}"]).ok().out, ""),
+        },
+        Kind {
+            name: "system prune",
+            line: line(&["system", "prune", "-f"]),
+            prepare: build_victim,
+            check: |scene, _| drop(scene.rb(&["image", "inspect", "busybox"]).ok()),
+        },
+        Kind {
+            name: "commit",
+            line: line(&["commit", "changed", "committed"]),
+            prepare: change_container,
+            check: |scene, _| assert_eq!(scene.in_image("committed", "cat /change"), "changed\n"),
         },
     ]
 }
 
+fn build_victim(scene: &Scene) {
+    scene.rb(&["build", "-q", "--network", "none", "-t", "victim", "-f", "victim.Dockerfile", "."]).ok();
+}
+
+fn change_container(scene: &Scene) {
+    let known = scene.rb(&["ps", "-aq", "--filter", "name=changed"]).ok().out;
+    if known.is_empty() {
+        let script = "mkdir /d; for i in $(seq 200); do echo $i > /d/$i; done; echo changed > /change";
+        scene.rb(&["run", "--network", "none", "--name", "changed", "busybox", "sh", "-c", script]).ok();
+    }
+}
+
 /// A project of all kinds, and what they give when nobody disturbs them.
 fn payload(scene: &Scene, registry: &Registry) -> Whole {
+    scene.write("victim.Dockerfile", "FROM busybox\nCOPY files /files\nRUN echo victim > /victim\n");
     for n in 0..FILES {
         scene.write(&format!("files/d{}/f{n}", n % 20), format!("{n} {}\n", "x".repeat(n * 7 % 4096)));
     }
@@ -305,7 +350,7 @@ fn deaths_at_random_moments() {
         Ok(text) => text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")),
         Err(_) => default,
     };
-    let (rounds, seed) = (number("RBUILD_TEST_ROUNDS", 8), number("RBUILD_TEST_SEED", 20_240_601));
+    let (rounds, seed) = (number("RBUILD_TEST_ROUNDS", 10), number("RBUILD_TEST_SEED", 20_240_601));
     let scene = Scene::alone_with_busybox();
     let registry = Registry::start();
     let whole = payload(&scene, &registry);
@@ -319,6 +364,7 @@ fn deaths_at_random_moments() {
         let delay = Duration::from_millis(dice.below(300));
         let line: Vec<&str> = kind.line.iter().map(String::as_str).collect();
         eprintln!("seed {seed} round {round}: {} {how:?} after {delay:?}", kind.name);
+        (kind.prepare)(&scene);
         let mut command = scene.command(&line);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
         std::thread::sleep(delay);
@@ -326,6 +372,7 @@ fn deaths_at_random_moments() {
         ends_within(child, PROMPT);
 
         assert_eq!(scene.in_image("busybox", "echo works at once"), "works at once\n");
+        scene.rb(&["system", "check"]).ok();
         scene.settle();
         let stray = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(".saved");
         let entries = std::fs::read_dir(scene.work()).expect("read").flatten();
@@ -333,12 +380,23 @@ fn deaths_at_random_moments() {
         if scene.work().join("saved.tar").exists() {
             assert!(std::fs::read(scene.work().join("saved.tar")).expect("read") == whole.archive, "half an archive");
         }
+        (kind.prepare)(&scene);
         scene.rb(&line).ok();
         (kind.check)(&scene, &whole);
         // So that the next round of this kind has work to do.
-        let _: Said = scene.rb(&["rmi", "-f", "payload", "copied", "stepped", &registry.name("payload:1")]);
+        let _: Said = scene.rb(&[
+            "rmi",
+            "-f",
+            "payload",
+            "copied",
+            "stepped",
+            "victim",
+            "committed",
+            &registry.name("payload:1"),
+        ]);
         scene.rb(&["image", "prune", "-f"]).ok();
         drop(std::fs::remove_file(scene.work().join("saved.tar")));
     }
+    scene.rb(&["system", "check", "--deep"]).ok();
     assert_eq!(image_id(&scene, "busybox").len(), 71);
 }

@@ -68,6 +68,99 @@ fn the_same_project_gives_the_same_image_on_two_stores() {
     assert!(first.2 == second.2, "the archives of the same image differ");
 }
 
+/// Nothing of the surroundings is in what a build gives: not where the state is, who builds in what language, with what
+/// umask, how many steps at a time, or when.
+#[test]
+fn the_surroundings_are_in_no_output() {
+    let scene = project();
+    scene.write(".dockerignore", "first*\nsecond*\n");
+    let build = |root: &str, umask: &str, jobs: &str, variables: &[(&str, &str)]| {
+        let root = scene.work().join(root).display().to_string();
+        let archive = crate::scene::busybox_archive().to_str().expect("UTF-8");
+        scene.rb(&["--root", &root, "load", "-q", "-i", archive]).ok();
+        let outputs = [
+            format!("type=oci,dest={root}.oci.tar,name=same"),
+            format!("type=docker,dest={root}.docker.tar,name=same"),
+            format!("type=tar,dest={root}.files.tar"),
+            format!("type=local,dest={root}.files"),
+        ];
+        let outputs: Vec<&str> = outputs.iter().flat_map(|output| ["-o", output]).collect();
+        let line = ["--root", &root, "build", "--no-cache", "--network", "none", "--jobs", jobs];
+        let line = scene.command(&[&line[..], &outputs, &["."]].concat());
+        let mut command = std::process::Command::new("sh");
+        command
+            .args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\"")])
+            .arg(line.get_program())
+            .args(line.get_args());
+        command.current_dir(scene.work()).env_clear();
+        command.envs(line.get_envs().filter_map(|(name, value)| Some((name, value?)))).envs(variables.iter().copied());
+        Said::from(command.output().expect("a shell")).ok();
+        root
+    };
+    let first = build("first", "022", "1", &[("TZ", "UTC"), ("LC_ALL", "C"), ("HOSTNAME", "one")]);
+    let second = build("second", "077", "4", &[("TZ", "Asia/Tokyo"), ("LC_ALL", "de_DE.UTF-8"), ("HOSTNAME", "two")]);
+    for kind in ["oci", "docker", "files"] {
+        let [one, two] = [&first, &second].map(|root| std::fs::read(format!("{root}.{kind}.tar")).expect("read"));
+        assert!(one == two, "the {kind} archives differ");
+    }
+    let [one, two] = [&first, &second].map(|root| listing(std::path::Path::new(&format!("{root}.files"))));
+    assert_eq!(one, two);
+}
+
+/// Names, modes, times and contents below a directory, in order.
+fn listing(top: &std::path::Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let (mut found, mut waiting) = (Vec::new(), vec![top.to_owned()]);
+    while let Some(dir) = waiting.pop() {
+        for entry in std::fs::read_dir(&dir).expect("a directory").flatten() {
+            let (path, meta) = (entry.path(), entry.path().symlink_metadata().expect("stat"));
+            let content = match meta.is_file() {
+                true => format!("{:?}", std::fs::read(&path).expect("read").len()),
+                false => String::new(),
+            };
+            let name = path.strip_prefix(top).expect("below").display().to_string();
+            found.push(format!("{name} {:o} {} {content}", meta.mode(), meta.mtime()));
+            if meta.is_dir() {
+                waiting.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The date of everything can be fixed by the environment, or by a build argument, which goes first.
+#[test]
+fn a_fixed_date_is_everywhere() {
+    let scene = Scene::with_busybox();
+    scene.write("ctx/f", "new");
+    scene.write(
+        "ctx/Dockerfile",
+        "FROM busybox\nARG SOURCE_DATE_EPOCH\nRUN --network=none echo $SOURCE_DATE_EPOCH >/said\nCOPY f /\n",
+    );
+    let built = |options: &[&str]| {
+        let output = "type=oci,tar=false,dest=layout,name=n,rewrite-timestamp=true";
+        let mut command = scene.command(&[&["build", "-o", output], options, &["ctx"]].concat());
+        Said::from(command.env("SOURCE_DATE_EPOCH", "1000000000").output().expect("it starts")).ok();
+        let read = |path: std::path::PathBuf| -> serde_json::Value {
+            serde_json::from_slice(&std::fs::read(path).expect("read")).expect("JSON")
+        };
+        let blob = |descriptor: &serde_json::Value| {
+            let digest = descriptor["digest"].as_str().expect("a digest").replace(':', "/");
+            read(scene.work().join("layout/blobs").join(digest))
+        };
+        let manifest = blob(&read(scene.work().join("layout/index.json"))["manifests"][0]);
+        (manifest.to_string(), blob(&manifest["config"])["created"].as_str().expect("a time").to_owned())
+    };
+    let first = built(&[]);
+    assert_eq!(first.1, "2001-09-09T01:46:40Z");
+    assert_eq!(first, built(&["--no-cache"]));
+    assert_eq!(built(&["--build-arg", "SOURCE_DATE_EPOCH=1700000000"]).1, "2023-11-14T22:13:20Z");
+    let mut wrong = scene.command(&["build", "ctx"]);
+    let said = Said::from(wrong.env("SOURCE_DATE_EPOCH", "yesterday").output().expect("it starts"));
+    said.refused(1, &["invalid SOURCE_DATE_EPOCH: yesterday"]);
+}
+
 const STEPS: [&str; 4] = ["COPY one /one", "COPY dir /dir", "COPY . /all", "RUN ls /all > /list"];
 
 fn steps() -> Scene {

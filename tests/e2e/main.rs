@@ -19,6 +19,7 @@ mod faults;
 mod founding;
 mod history;
 mod images;
+mod integrity;
 mod interrupt;
 mod mounts;
 mod mutations;

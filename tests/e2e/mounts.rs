@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use rbuild_engine::registry::memory::{Access, Behaviour};
+
+use crate::registry::Registry;
 use crate::scene::Scene;
 
 const SECRET: &str = "correct-horse-battery-staple-8d1f";
@@ -159,4 +162,100 @@ fn an_unconfined_step_needs_the_callers_word() {
     );
     scene.rb(&build(&["--allow", "security.insecure"])).ok();
     assert_eq!(scene.in_image("made", "cat /s"), "Seccomp:\t0\nSeccomp:\t2\n");
+}
+
+/// Everything that a build can be lent at once, with the statement that says most, and a step that fails.
+#[test]
+fn nothing_lent_is_in_a_statement_or_a_record() {
+    let scene = Scene::with_busybox();
+    let access = Access::Basic { username: "user".into(), password: SECRET.into() };
+    let registry = Registry::with(Behaviour { access, ..Behaviour::default() });
+    let host = registry.get().host().to_string();
+    let password = format!("{SECRET}\n");
+    scene.rb_with_input(&["login", "-u", "user", "--password-stdin", &host], password.as_bytes()).ok();
+    let base = registry.name("base:1");
+    scene.rb(&["tag", "busybox", &base]).ok();
+    scene.rb(&["push", &base]).ok();
+    scene.rb(&["rmi", &base]).ok();
+    scene.write("secret", SECRET);
+    scene.write(".dockerignore", "secret\n");
+    let key = concat!(env!("CARGO_MANIFEST_DIR"), "/engine/testdata/keys/key_ed25519");
+    let key_text = std::fs::read_to_string(key).unwrap();
+    let key_line = key_text.lines().nth(2).unwrap();
+    let text = |last: &str| {
+        format!(
+            "FROM {base}\n\
+             RUN --mount=type=secret,id=s --mount=type=secret,id=v,env=V --mount=type=ssh \\\n\
+               test -n \"$V\" -a -s /run/secrets/s -a -S \"$SSH_AUTH_SOCK\" && echo ok >/seen\n\
+             RUN --mount=type=secret,id=v,env=V {last}\n"
+        )
+    };
+    let ssh = format!("default={key}");
+    let lent = ["--secret", "id=s,src=secret", "--secret", "id=v,env=OF_V", "--ssh", &ssh, "--pull"];
+    let told = ["--provenance=mode=max", "--metadata-file", "meta.json", "--no-cache"];
+    for (last, code) in [("true", 0), ("test -z \"$V\"", 1)] {
+        scene.write("Dockerfile", text(last));
+        let mut command = scene.command(&build(&[&lent[..], &told].concat()));
+        command.env("OF_V", SECRET).env("BUILDX_METADATA_PROVENANCE", "max");
+        let said = command.output().unwrap();
+        assert_eq!(said.status.code(), Some(code), "{said:?}");
+        assert!(!String::from_utf8_lossy(&said.stderr).contains(SECRET), "{said:?}");
+    }
+    let meta = std::fs::read_to_string(scene.work().join("meta.json")).unwrap();
+    assert!(meta.contains("\"id\": \"default\"") && meta.contains("\"id\": \"s\"") && !meta.contains(SECRET), "{meta}");
+    scene.rb(&["save", "-o", "made.tar", "made"]).ok();
+    for place in [scene.root(), scene.work().join("made.tar")] {
+        for lent in [SECRET, key_line] {
+            assert_eq!(holding(&place, lent), [""; 0]);
+        }
+    }
+}
+
+/// A git server's token reaches that server, and nothing else.
+#[test]
+fn a_token_for_git_goes_to_the_server_alone() {
+    use std::io::{Read as _, Write as _};
+    if Command::new("git").arg("--version").output().is_err() {
+        return;
+    }
+    let scene = Scene::with_busybox();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut stream = stream;
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap_or(0);
+            // The receiver goes with the test.
+            drop(send.send(String::from_utf8_lossy(&request[..length]).into_owned()));
+            drop(stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"));
+        }
+    });
+    let context = format!("http://{address}/r.git#main");
+    let mut command = scene.command(&["build", "--secret", "id=GIT_AUTH_TOKEN,env=TOKEN", &context]);
+    let said = command.env("TOKEN", SECRET).output().unwrap();
+    assert_eq!(said.status.code(), Some(1), "{said:?}");
+    let asked = receive.recv_timeout(Duration::from_secs(60)).expect("git asks the server");
+    let shown = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("x-access-token:{SECRET}"));
+    assert!(asked.to_lowercase().contains("authorization: basic ") && asked.contains(&shown), "{asked}");
+    for token in [SECRET, &shown] {
+        assert!(!String::from_utf8_lossy(&said.stderr).contains(token), "{said:?}");
+        assert_eq!(holding(&scene.root(), token), [""; 0]);
+    }
+    let bad = ["build", "--secret", "id=GIT_AUTH_TOKEN,src=two-lines", &context];
+    scene.write("two-lines", "a\nb\n");
+    scene.rb(&bad).refused(1, &["secret GIT_AUTH_TOKEN is not one line of text"]);
+}
+
+/// A URL's password is used and told to nobody.
+#[test]
+fn a_password_in_an_address_stays_there() {
+    let scene = Scene::new();
+    let place = format!("http://user:{SECRET}@127.0.0.1:1/context.tar");
+    let said = scene.rb(&["build", "--provenance=mode=max", &place]).refused(1, &["127.0.0.1:1"]);
+    assert!(!said.err.contains(SECRET) && !said.out.contains(SECRET), "{said:?}");
+    assert_eq!(holding(&scene.root(), SECRET), [""; 0]);
+    scene.write("ctx/Dockerfile", format!("FROM scratch\nADD http://user:{SECRET}@127.0.0.1:1/f /f\n"));
+    scene.rb(&["build", "ctx"]).refused(1, &["127.0.0.1:1"]);
 }

@@ -449,6 +449,39 @@ fn many_containers_come_and_go_at_once_without_a_trace() {
     assert!(!std::path::Path::new("/sys/class/net").join(&bridge).exists(), "its bridge is gone");
 }
 
+/// Fifty in the background, started at once and stopped at once, each with a port: none is lost, and nothing stays.
+#[test]
+fn a_crowd_is_started_and_stopped_again_and_leaves_nothing() {
+    let scene = Scene::alone_with_busybox();
+    let net = Net::create(&scene, "crowd", &[]);
+    let names: Vec<String> = (0..50).map(|n| format!("k{n}")).collect();
+    let start = |name: &String| {
+        let arguments =
+            ["run", "-d", "--name", name, "--network", "crowd", "-p", "127.0.0.1::80", "busybox", "sleep", "1000"];
+        scene.command(&arguments).stdout(std::process::Stdio::null()).spawn().expect("start")
+    };
+    let children: Vec<_> = names.iter().map(start).collect();
+    for mut child in children {
+        assert!(child.wait().expect("the end").success());
+    }
+    assert_eq!(scene.rb(&["ps", "-q"]).ok().out.lines().count(), names.len());
+    let distinct = |text: &str| text.split_whitespace().collect::<std::collections::BTreeSet<_>>().len();
+    assert_eq!(distinct(&net.field("{{range .Containers}}{{.IPv4Address}} {{end}}")), names.len());
+    assert_eq!(distinct(&scene.rb(&["ps", "--format", "{{.Ports}}"]).ok().out), names.len());
+    let all = |command: &[&'static str]| {
+        let arguments: Vec<&str> = command.iter().copied().chain(names.iter().map(String::as_str)).collect();
+        assert_eq!(scene.rb(&arguments).ok().out.lines().count(), names.len());
+    };
+    all(&["kill"]);
+    until(|| scene.rb(&["ps", "-q"]).ok().out.is_empty());
+    assert_eq!(scene.rb(&["ps", "-aq", "--filter", "status=exited"]).ok().out.lines().count(), names.len());
+    // Forced: who is said to have ended may still be letting go of its lock.
+    all(&["rm", "-f"]);
+    drop(net);
+    let left = std::fs::read_dir(scene.root().join("containers")).expect("the directory of containers");
+    assert_eq!(left.count(), 0);
+}
+
 /// Kills every process of a container at once: what was in the kernel goes with them, and it can be started again.
 #[test]
 fn a_killed_monitor_leaves_neither_ports_nor_rules_nor_names() {

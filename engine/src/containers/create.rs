@@ -20,13 +20,20 @@ use crate::volumes;
 /// The least memory a container may have, docker's number: less, and not even its init starts.
 const LEAST_MEMORY: i64 = 6 << 20;
 
+/// A file in the directory of a container that is removed after its end: its maker is about to start it. Left without a
+/// living maker it is garbage, although it never ran.
+pub(super) const BEGUN: &str = "begun";
+
 impl Containers {
     /// Makes a container of an image that is in the store; `NotFound` when it is not.
     ///
     /// # Errors
     /// `Invalid` for a request that makes no sense, `Conflict` for a name that is taken.
     pub fn create(&self, request: &CreateRequest) -> Result<Container, Error> {
-        Ok(self.create_to_start(request)?.0)
+        let (container, _lock) = self.create_to_start(request)?;
+        // It waits for whoever starts it.
+        let _ = fs::remove_file(self.directory(&container.id).join(BEGUN));
+        Ok(container)
     }
 
     /// As [`Containers::create`], still locked: until [`Containers::start_held`] takes the lock over nobody else starts,
@@ -42,6 +49,9 @@ impl Containers {
         let parent = self.unpacked(&manifest, &config, &lease)?;
         let container = self.describe(request, &image, &config, parent.as_ref())?;
         let (directory, lock) = self.make_directory(&container.id, &lease).map_err(Error::internal)?;
+        if container.host.auto_remove {
+            fs::write(directory.join(BEGUN), "").map_err(Error::internal)?;
+        }
         let made = self.furnish(request, container, parent.as_ref(), &directory);
         if made.is_err() {
             self.remove_directory(&directory);

@@ -184,7 +184,7 @@ impl Containers {
         for container in &all {
             let directory = self.directory(&container.id);
             let state = State::read(&directory);
-            let was_run = state.started.is_some() || !state.error.is_empty();
+            let was_run = state.started.is_some() || !state.error.is_empty() || directory.join(create::BEGUN).exists();
             let unseen = state.started.is_some() && state.finished.is_none();
             if !was_run || !(unseen || container.host.auto_remove) || is_locked(&directory) {
                 continue;

@@ -33,13 +33,16 @@ impl Packer<'_> {
     pub(crate) fn pack(&self, image: &Described, own: usize, epoch: Option<i64>) -> Result<Described, Error> {
         let mut packed = image.clone();
         let wanted = self.packing.compression.unwrap_or(self.usual);
+        // What stays in the store only needs no blobs; a base image's may be known there by its files alone.
+        let travels = self.usual != Compression::None || wanted != Compression::None;
         for (at, layer) in packed.manifest.layers.iter_mut().enumerate() {
             let diff_id = &mut packed.config.rootfs.diff_ids[at];
             let now = layer.media_type.layer_compression();
+            let again = now == Some(Compression::None) || self.packing.force;
             match epoch.filter(|_| self.packing.rewrite_timestamps && at >= own) {
                 Some(epoch) => (*diff_id, *layer) = self.rewrite(diff_id, epoch, wanted)?,
-                None if now == Some(wanted) || layer.media_type.is_foreign_layer() => {}
-                None if now == Some(Compression::None) || self.packing.force => {
+                None if layer.media_type.is_foreign_layer() => {}
+                None if again && now != Some(wanted) || travels && !self.store.layers().has(&layer.digest)? => {
                     let annotations = std::mem::take(&mut layer.annotations);
                     *layer = self.store.layers().compress(diff_id, wanted, self.level(), self.lease)?;
                     layer.annotations = annotations;

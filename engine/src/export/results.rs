@@ -153,6 +153,7 @@ impl Exporter<'_> {
         let own = output.clone();
         let mut done = tokio::task::spawn_blocking(move || work.run(&own)).await.map_err(Error::internal)??;
         for warning in std::mem::take(&mut done.warnings) {
+            self.events.log(step, LogStream::Stderr, format!("WARNING: {warning}\n"));
             self.events.send(Event::Warning { id: Some(step), message: warning, span: None, url: None });
         }
         self.events.log(step, LogStream::Stdout, std::mem::take(&mut done.note));

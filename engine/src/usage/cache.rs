@@ -190,10 +190,18 @@ fn kept_by(
     }
     let mut kept = BTreeSet::new();
     while let Some(id) = queue.pop() {
-        queue.extend(snapshots.get(&id).and_then(|row| row.parent.clone()).filter(|parent| !kept.contains(parent)));
+        queue.extend(below(snapshots, &id).filter(|below| !kept.contains(*below)).cloned());
         kept.insert(id);
     }
     Ok(kept)
+}
+
+/// What a snapshot stands on, and what it has its files from.
+fn below<'a>(
+    snapshots: &'a BTreeMap<SnapshotId, SnapshotRow>,
+    id: &SnapshotId,
+) -> impl Iterator<Item = &'a SnapshotId> + use<'a> {
+    snapshots.get(id).into_iter().flat_map(|row| row.parent.iter().chain(&row.layer_of))
 }
 
 /// Results, and the snapshots that only they keep.
@@ -209,8 +217,7 @@ fn results(store: &Store, known: &Known) -> Result<Vec<CacheEntry>, Error> {
         listed.entry(id).or_insert_with(|| format!("snapshot-{id}"));
     }
     let parents = |id: &SnapshotId| -> Vec<String> {
-        let parent = known.snapshots.get(id).and_then(|row| row.parent.as_ref());
-        parent.and_then(|parent| listed.get(parent)).cloned().into_iter().collect()
+        below(&known.snapshots, id).filter_map(|below| listed.get(below)).cloned().collect()
     };
     let mut entries = Vec::new();
     for record in &known.records {
@@ -269,7 +276,7 @@ fn of_mount(mount: CacheMount) -> CacheEntry {
         id: if mount.slot == 0 { id } else { format!("{id}-{}", mount.slot) },
         kind: CacheKind::CacheMount,
         parents: Vec::new(),
-        description: format!("{} with id {:?}", mount.description, mount.id),
+        description: format!("{} with id {:?} ({})", mount.description, mount.id, mount.sharing),
         mutable: true,
         in_use: mount.in_use,
         shared: false,

@@ -1,6 +1,6 @@
 //! Filters over the build cache, in buildx's words.
 
-use super::cache::CacheEntry;
+use super::cache::{CacheEntry, CacheKind};
 use crate::error::Error;
 
 /// One condition: `type=exec.cachemount`, `id~=ab`, `shared`, `description!=x`.
@@ -71,6 +71,11 @@ impl CacheFilter {
         // As buildx has it: an id is searched for.
         let relation = if field == Field::Id && relation == Relation::Is { Relation::Contains } else { relation };
         Ok(CacheFilter { field, relation, value: value.to_owned() })
+    }
+
+    /// Whether an entry is of this kind.
+    pub fn of_kind(kind: CacheKind) -> CacheFilter {
+        CacheFilter { field: Field::Type, relation: Relation::Is, value: kind.name().to_owned() }
     }
 
     pub fn matches(&self, entry: &CacheEntry) -> bool {

@@ -94,7 +94,8 @@ impl Known {
         let mut parents = BTreeMap::new();
         for row in snapshots::list_in(tx)? {
             known.snapshots.insert(row.id.to_string(), Owner::Leftovers);
-            parents.insert(row.id.to_string(), row.parent.map(|parent| parent.to_string()));
+            let below: Vec<String> = row.parent.iter().chain(&row.layer_of).map(ToString::to_string).collect();
+            parents.insert(row.id.to_string(), below);
         }
         // The first who claims a thing has it: so what an image has is not counted as the cache's too.
         for (owner, claims) in [
@@ -111,10 +112,10 @@ impl Known {
                 match target.split_once(':') {
                     Some(("blob", digest)) => claim(&mut known.blobs, digest, owner),
                     Some(("snapshot", id)) => {
-                        let mut next = Some(id.to_owned());
-                        while let Some(id) = next {
+                        let mut queue = vec![id.to_owned()];
+                        while let Some(id) = queue.pop() {
                             claim(&mut known.snapshots, &id, owner);
-                            next = parents.get(&id).cloned().flatten();
+                            queue.extend(parents.get(&id).into_iter().flatten().cloned());
                         }
                     }
                     _ => {}

@@ -28,8 +28,8 @@ use crate::error::Error;
 pub struct CachePrune {
     /// Results that images have too: they free nothing, but their steps run again.
     pub all: bool,
-    /// All of them must match.
-    pub filters: Vec<CacheFilter>,
+    /// What matches all filters of one of the lists; empty is everything.
+    pub any_of: Vec<Vec<CacheFilter>>,
     /// Only what nobody used for so long.
     pub unused_for: Option<Duration>,
     pub limits: CacheLimits,
@@ -120,7 +120,8 @@ pub(super) fn choose(entries: &[CacheEntry], prune: &CachePrune, free: u64, now:
         !entry.in_use
             && (!entry.shared || (prune.all && !limited))
             && prune.unused_for.is_none_or(|least| unused >= least)
-            && prune.filters.iter().all(|filter| filter.matches(entry))
+            && (prune.any_of.is_empty()
+                || prune.any_of.iter().any(|all| all.iter().all(|filter| filter.matches(entry))))
             && !matches!(entry.what, What::Snapshot(_))
     };
     let total: u64 = entries.iter().filter(|entry| !entry.shared).map(|entry| entry.size).sum();
@@ -142,7 +143,9 @@ pub(super) fn choose(entries: &[CacheEntry], prune: &CachePrune, free: u64, now:
         for gone in stack.take(at) {
             left = left.saturating_sub(stack.size_of(&gone));
             // Those it was the last to stand on can be chosen now.
-            for at in stack.parent(&gone).and_then(|parent| waiting.remove(parent)).unwrap_or_default() {
+            let freed: Vec<usize> =
+                stack.below(&gone).iter().filter_map(|below| waiting.remove(below)).flatten().collect();
+            for at in freed {
                 if stack.has_children(entries[at].what.snapshot().expect("it waited as one")) {
                     waiting.entry(entries[at].what.snapshot().expect("the same")).or_default().push(at);
                 } else {
@@ -176,7 +179,8 @@ struct Stack<'a> {
 
 #[derive(Default)]
 struct Node<'a> {
-    parent: Option<&'a SnapshotId>,
+    /// What it stands on, and what it has its files from.
+    below: Vec<&'a SnapshotId>,
     /// Entries of results that are left.
     records: usize,
     children: usize,
@@ -198,13 +202,13 @@ impl<'a> Stack<'a> {
             let node = nodes.entry(id).or_default();
             node.size += entry.size;
             node.kept |= entry.shared || entry.in_use;
-            node.parent = entry.parents.first().and_then(|parent| of_id.get(parent.as_str()).copied());
+            node.below = entry.parents.iter().filter_map(|parent| of_id.get(parent.as_str()).copied()).collect();
             match entry.what {
                 What::Snapshot(_) => node.bare = Some(at),
                 _ => node.records += 1,
             }
         }
-        let parents: Vec<&SnapshotId> = nodes.values().filter_map(|node| node.parent).collect();
+        let parents: Vec<&SnapshotId> = nodes.values().flat_map(|node| node.below.iter().copied()).collect();
         for parent in parents {
             if let Some(node) = nodes.get_mut(parent) {
                 node.children += 1;
@@ -221,8 +225,8 @@ impl<'a> Stack<'a> {
         self.nodes.get(id).map_or(0, |node| node.size)
     }
 
-    fn parent(&self, id: &SnapshotId) -> Option<&'a SnapshotId> {
-        self.nodes.get(id).and_then(|node| node.parent)
+    fn below(&self, id: &SnapshotId) -> Vec<&'a SnapshotId> {
+        self.nodes.get(id).map(|node| node.below.clone()).unwrap_or_default()
     }
 
     /// Takes an entry away; the snapshots that nothing keeps any more.
@@ -232,17 +236,19 @@ impl<'a> Stack<'a> {
         if let Some(node) = self.nodes.get_mut(id) {
             node.records = node.records.saturating_sub(1);
         }
-        let mut next = Some(id);
-        while let Some(id) = next {
-            let Some(node) = self.nodes.get_mut(id) else { break };
+        let mut queue = vec![id];
+        while let Some(id) = queue.pop() {
+            let Some(node) = self.nodes.get_mut(id) else { continue };
             if node.gone || node.kept || node.records > 0 || node.children > 0 {
-                break;
+                continue;
             }
             node.gone = true;
             gone.push(id.clone());
-            next = node.parent;
-            if let Some(parent) = next.and_then(|parent| self.nodes.get_mut(parent)) {
-                parent.children -= 1;
+            for below in node.below.clone() {
+                if let Some(node) = self.nodes.get_mut(below) {
+                    node.children -= 1;
+                }
+                queue.push(below);
             }
         }
         gone
@@ -251,5 +257,99 @@ impl<'a> Stack<'a> {
     /// The entries of snapshots without a record that went.
     fn bare_gone(&self) -> Vec<usize> {
         self.nodes.values().filter(|node| node.gone).filter_map(|node| node.bare).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cache::CacheKind;
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + 1000 * HOUR
+    }
+
+    /// A result of so many bytes on the entry `parent`, made in `cost`, last used so long ago.
+    fn result(id: &str, parent: Option<&str>, size: u64, cost: Duration, unused: Duration) -> CacheEntry {
+        CacheEntry {
+            id: id.to_owned(),
+            kind: CacheKind::Regular,
+            parents: parent.map(str::to_owned).into_iter().collect(),
+            description: String::new(),
+            mutable: false,
+            in_use: false,
+            shared: false,
+            size,
+            created: SystemTime::UNIX_EPOCH,
+            used: now() - unused,
+            uses: None,
+            cost,
+            what: What::Record { key: id.to_owned(), snapshot: Some(id.parse().unwrap()) },
+        }
+    }
+
+    fn bare(entry: CacheEntry) -> CacheEntry {
+        CacheEntry { what: What::Snapshot(entry.id.parse().unwrap()), ..entry }
+    }
+
+    fn chosen(entries: &[CacheEntry], prune: &CachePrune) -> Vec<String> {
+        choose(entries, prune, u64::MAX, now()).into_iter().map(|at| entries[at].id.clone()).collect()
+    }
+
+    fn keep(bytes: u64) -> CachePrune {
+        CachePrune { limits: CacheLimits { max_used: bytes, ..CacheLimits::default() }, ..CachePrune::default() }
+    }
+
+    #[test]
+    fn what_is_worth_least_goes_first() {
+        let second = Duration::from_secs(1);
+        let entries = [
+            result("cheap", None, 1 << 20, second / 100, HOUR),
+            result("dear", None, 1 << 20, 600 * second, HOUR),
+            result("old", None, 1 << 20, 600 * second, 900 * HOUR),
+            result("large", None, 100 << 20, 600 * second, HOUR),
+        ];
+        assert_eq!(chosen(&entries, &keep(103 << 20)), [] as [&str; 0]);
+        assert_eq!(chosen(&entries, &keep(102 << 20)), ["cheap"]);
+        assert_eq!(chosen(&entries, &keep(101 << 20)), ["cheap", "old"]);
+        assert_eq!(chosen(&entries, &keep(1 << 20)), ["cheap", "old", "large"]);
+        assert_eq!(chosen(&entries, &CachePrune::default()).len(), 4);
+        let unused = CachePrune { unused_for: Some(10 * HOUR), ..CachePrune::default() };
+        assert_eq!(chosen(&entries, &unused), ["old"]);
+        let reserved = CacheLimits { reserved: 200 << 20, max_used: 1, min_free: 0 };
+        assert_eq!(chosen(&entries, &CachePrune { limits: reserved, ..CachePrune::default() }).len(), 0);
+    }
+
+    #[test]
+    fn of_a_stack_the_outermost_goes_first() {
+        let stack = |in_use: bool| {
+            let old = 500 * HOUR;
+            let mut top = result("top", Some("middle"), 10, Duration::ZERO, HOUR);
+            top.in_use = in_use;
+            [
+                bare(result("base", None, 1000, Duration::ZERO, old)),
+                result("low", Some("base"), 100, Duration::ZERO, old),
+                result("middle", Some("low"), 100, Duration::ZERO, old),
+                top,
+            ]
+        };
+        assert_eq!(chosen(&stack(false), &keep(1205)), ["top"]);
+        assert_eq!(chosen(&stack(false), &keep(1105)), ["middle", "top"]);
+        // With the last that stands on it goes what has no result of its own.
+        assert_eq!(chosen(&stack(false), &keep(1050)), ["base", "low", "middle", "top"]);
+        assert_eq!(chosen(&stack(true), &keep(1)), [] as [&str; 0], "what is in use keeps what it stands on");
+    }
+
+    #[test]
+    fn limits() {
+        let of = |reserved, max_used, min_free| CacheLimits { reserved, max_used, min_free };
+        assert_eq!(of(0, 0, 0).keep(100, 0), 0);
+        assert_eq!(of(0, 60, 0).keep(100, 0), 60);
+        assert_eq!(of(0, 0, 50).keep(100, 30), 80);
+        assert_eq!(of(0, 90, 50).keep(100, 30), 80);
+        assert_eq!(of(95, 90, 50).keep(100, 30), 95);
+        assert_eq!(of(10, 0, 0).keep(100, 0), 10);
     }
 }

@@ -105,6 +105,7 @@ impl Active {
         let ingest = self.lease.ingest_fd()?;
         ingest.open_dir(&self.name).and_then(|dir| dir.remove_all(OsStr::new("work"))).context(what)?;
         let snapshots = core.open_dir("snapshots")?;
+        core.faults.pass("snapshot.written")?;
         let id = core.db.write(Durability::Cache, |tx| {
             if let Some(parent) = &self.parent
                 && rows::get(tx, parent)?.is_none()
@@ -119,10 +120,12 @@ impl Active {
             }
             ingest.rename(&self.name, &snapshots, final_name).context(what)?;
             self.committed = true;
+            core.faults.pass("snapshot.renamed")?;
             rows::insert(tx, &id, self.parent.as_ref(), driver)?;
             self.lease.hold_in(tx, &Target::Snapshot(id.clone()))?;
             Ok(id)
         })?;
+        core.faults.pass("snapshot.row")?;
         self.lease.note(&[Target::Snapshot(id.clone())]);
         Ok(Snapshot::new(id, self.parent.clone(), self.lease.clone()))
     }
