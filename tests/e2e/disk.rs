@@ -52,7 +52,9 @@ fn the_build_cache_is_listed() {
     assert_eq!((mount[0]["Mutable"].clone(), mount[0]["UsageCount"].clone()), (true.into(), 1.into()));
     let id = mount[0]["ID"].as_str().expect("an id").to_owned();
     let said = scene.rb(&["buildx", "du", "--verbose", "--filter", &format!("id={id}")]).ok().out;
-    for line in ["Mutable:        true\n", "Type:           exec.cachemount\n", "\"downloads\"", "\nTotal:         3"] {
+    for line in
+        ["Mutable:        true\n", "Type:           exec.cachemount\n", "\"downloads\" (shared)", "\nTotal:         3"]
+    {
         assert!(said.contains(line), "{line:?}: {said}");
     }
     let table = scene.rb(&["builder", "du"]).ok().out;

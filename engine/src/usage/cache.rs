@@ -276,7 +276,7 @@ fn of_mount(mount: CacheMount) -> CacheEntry {
         id: if mount.slot == 0 { id } else { format!("{id}-{}", mount.slot) },
         kind: CacheKind::CacheMount,
         parents: Vec::new(),
-        description: format!("{} with id {:?}", mount.description, mount.id),
+        description: format!("{} with id {:?} ({})", mount.description, mount.id, mount.sharing),
         mutable: true,
         in_use: mount.in_use,
         shared: false,

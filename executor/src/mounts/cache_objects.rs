@@ -166,7 +166,7 @@ fn look(store: &Store, key: &str, slot: u32, id: &str) -> Result<Option<CacheMou
         slot,
         id: id.to_owned(),
         description: if notes.description.is_empty() { format!("cached mount {id}") } else { notes.description },
-        sharing: notes.sharing,
+        sharing: if notes.sharing.is_empty() { name_of(CacheSharing::Shared).to_owned() } else { notes.sharing },
         size,
         created: if notes.created == 0 { used } else { rbuild_store::db::time(notes.created) },
         used,
