@@ -13,6 +13,7 @@ use rbuild_engine::{Engine, EngineOptions};
 use crate::args::Globals;
 use crate::credentials::CredentialStore;
 use crate::error::CliError;
+use crate::host_files::HostFiles;
 use crate::manifest_lists::ManifestLists;
 use crate::settings::{DaemonConfig, Settings};
 use crate::terminal::{clean, tell};
@@ -109,9 +110,11 @@ impl App {
         let mirrors = Mirrors::new(&config.registry_mirrors, &config.insecure_registries);
         let variable = |name: &str| self.settings.either_case(name).map(str::to_owned);
         let credentials = self.credentials();
+        let hosts = HostFiles::new(self.settings.certificate_directories());
         Ok(ClientOptions {
             mirrors: mirrors.map_err(|e| CliError::new(e.to_string()))?,
             credentials: Arc::new(move |host: &str| credentials.get(host)),
+            rules: Arc::new(move |registry: &str| hosts.rules(registry)),
             roots: roots(self.settings.certificates())?,
             proxies: Proxies {
                 http: variable("HTTP_PROXY"),

@@ -27,6 +27,9 @@ const AROUND: usize = 2;
 /// A marked block longer than this loses its middle: a heredoc of a thousand lines is no excerpt.
 const MOST_MARKED: usize = 20;
 
+/// Mistakes that are shown with their excerpts; the last line counts them all.
+const MOST_SHOWN: usize = 100;
+
 /// What a tab is shown as.
 const TAB: &str = "    ";
 
@@ -38,7 +41,7 @@ pub fn build_failure(error: &Error) -> CliError {
     }
     if let Some(source) = &error.source_text {
         let mistakes: Vec<&Diagnostic> = error.diagnostics.iter().filter(|d| d.severity == Severity::Error).collect();
-        for mistake in &mistakes {
+        for mistake in mistakes.iter().take(MOST_SHOWN) {
             preamble.push_str(&diagnostic(mistake, source, mistakes.len() > 1));
         }
         if let Some(span) = error.span.filter(|_| mistakes.is_empty()) {

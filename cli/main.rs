@@ -26,6 +26,7 @@ mod credentials;
 mod diagnostics;
 mod error;
 mod format;
+mod host_files;
 mod image_for_run;
 mod json_text;
 mod lent;

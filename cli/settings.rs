@@ -111,6 +111,13 @@ impl Settings {
         self.non_empty("SSL_CERT_FILE").map(PathBuf::from)
     }
 
+    /// Where files about single registries lie: the user's, this program's, containerd's and docker's.
+    pub fn certificate_directories(&self) -> Vec<PathBuf> {
+        let own = self.docker_config.as_ref().map(|dir| dir.join("certs.d"));
+        let system = ["/etc/rbuild/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"].map(PathBuf::from);
+        own.into_iter().chain(system).collect()
+    }
+
     /// A variable that is known in capitals and in small letters, as the proxy variables are.
     pub fn either_case(&self, name: &str) -> Option<&str> {
         self.non_empty(name).or_else(|| self.non_empty(&name.to_lowercase()))

@@ -16,6 +16,7 @@ use url::Url;
 
 use crate::auth::{self, Asker, Authorizer, CredentialSource, Credentials, Scope, Sharing};
 use crate::download::{BlobStream, Download};
+use crate::hosts::{self, Hosts, RulesSource};
 use crate::mirrors::{Endpoint, Mirrors};
 use crate::transport::{self, Ask, Proxies, Retry, Transport};
 use crate::{Error, Roots};
@@ -25,6 +26,8 @@ use crate::{Error, Roots};
 pub struct ClientOptions {
     pub mirrors: Mirrors,
     pub credentials: CredentialSource,
+    /// What is configured for single registries.
+    pub rules: RulesSource,
     pub roots: Roots,
     /// PEM bundles believed besides `roots`.
     pub extra_roots: Vec<Vec<u8>>,
@@ -41,6 +44,7 @@ impl Default for ClientOptions {
         ClientOptions {
             mirrors: Mirrors::default(),
             credentials: auth::anonymous(),
+            rules: hosts::no_rules(),
             roots: Roots::default(),
             extra_roots: Vec::new(),
             proxies: Proxies::default(),
@@ -67,6 +71,7 @@ pub(crate) struct Inner {
     pub(crate) transport: Transport,
     authorizer: Authorizer,
     mirrors: Mirrors,
+    hosts: Hosts,
     parallel: usize,
     /// Which of an endpoint's schemes its host speaks.
     bases: Mutex<HashMap<String, Url>>,
@@ -98,12 +103,20 @@ pub(crate) struct Access {
     pub base: Url,
     pub credentials: String,
     pub insecure: bool,
+    bare: bool,
+    asked_for: Option<String>,
 }
 
 impl Access {
     /// `path` is below `/v2/` and made of validated parts only.
     pub(crate) fn url(&self, path: &str) -> Result<Url, Error> {
-        self.base.join(&format!("v2/{path}")).map_err(|e| Error::Options(format!("{path:?}: {e}")))
+        let below = if self.bare { "" } else { "v2/" };
+        let url = self.base.join(&format!("{below}{path}"));
+        let mut url = url.map_err(|e| Error::Options(format!("{path:?}: {e}")))?;
+        if let Some(registry) = &self.asked_for {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        Ok(url)
     }
 
     pub(crate) fn ask(&self, method: Method, path: &str) -> Result<Ask, Error> {
@@ -120,10 +133,12 @@ impl Client {
     /// # Errors
     /// A user agent that no header can carry.
     pub fn new(options: ClientOptions) -> Result<Client, Error> {
-        let ClientOptions { mirrors, credentials, roots, extra_roots, proxies, user_agent, retry, parallel } = options;
+        let ClientOptions { mirrors, credentials, rules, roots, extra_roots, proxies, user_agent, retry, parallel } =
+            options;
         let transport = Transport::new(roots, extra_roots, proxies, &user_agent, retry)?;
         let authorizer = Authorizer::new(credentials);
-        let inner = Inner { transport, authorizer, mirrors, parallel: parallel.max(1), bases: Mutex::default() };
+        let hosts = Hosts::new(rules);
+        let inner = Inner { transport, authorizer, mirrors, hosts, parallel: parallel.max(1), bases: Mutex::default() };
         Ok(Client { inner: Arc::new(inner) })
     }
 
@@ -192,7 +207,7 @@ impl Client {
     /// # Errors
     /// The registry does not take them, or cannot be reached.
     pub async fn log_in(&self, registry: &str, credentials: &Credentials) -> Result<Option<String>, Error> {
-        let access = self.access(&self.inner.mirrors.origin(registry)?).await?;
+        let access = self.access(&self.origin_of(registry)?).await?;
         let ask = access.ask(Method::GET, "")?;
         let transport = &self.inner.transport;
         let answer = transport.send(&ask, None).await?;
@@ -237,16 +252,16 @@ impl Client {
         &self.inner.transport
     }
 
-    pub(crate) fn mirrors(&self) -> &Mirrors {
-        &self.inner.mirrors
-    }
-
     pub(crate) fn endpoints(&self, reference: &Reference) -> Result<Vec<Endpoint>, Error> {
-        self.inner.mirrors.endpoints(reference)
+        self.inner.hosts.endpoints(reference, &self.inner.mirrors, &self.inner.transport)
     }
 
     pub(crate) fn origin(&self, reference: &Reference) -> Result<Endpoint, Error> {
-        self.inner.mirrors.origin(reference.registry())
+        self.origin_of(reference.registry())
+    }
+
+    pub(crate) fn origin_of(&self, registry: &str) -> Result<Endpoint, Error> {
+        self.inner.hosts.origin(registry, &self.inner.mirrors, &self.inner.transport)
     }
 
     /// Like [`Client::resolve`]; also gives the endpoints with the one that answered first.
@@ -421,7 +436,13 @@ impl Client {
 
     /// Settles over which scheme a host is spoken to. Hosts with one possible scheme are not asked.
     pub(crate) async fn access(&self, endpoint: &Endpoint) -> Result<Access, Error> {
-        let found = |base: Url| Access { base, credentials: endpoint.credentials.clone(), insecure: endpoint.insecure };
+        let found = |base: Url| Access {
+            base,
+            credentials: endpoint.credentials.clone(),
+            insecure: endpoint.insecure,
+            bare: endpoint.bare,
+            asked_for: endpoint.asked_for.clone(),
+        };
         let Some((first, others)) = endpoint.schemes.split_first() else {
             return Err(Error::Options(format!("no address for {}", endpoint.credentials)));
         };

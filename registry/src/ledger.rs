@@ -58,3 +58,41 @@ pub(crate) fn remember_origins(
         Ok(())
     })
 }
+
+/// Where the upload of a blob into a repository was left, as [`remember_upload`] noted it.
+pub(crate) fn upload(
+    store: &Store,
+    registry: &str,
+    repository: &str,
+    blob: &Digest,
+) -> Result<Option<String>, StoreError> {
+    store.db().read(|tx| {
+        let sql = "SELECT place FROM blob_uploads WHERE registry = ? AND repository = ? AND digest = ?";
+        let mut query = tx.prepare_cached(sql)?;
+        let mut rows = query.query_map((registry, repository, blob.to_string()), |row| row.get(0))?;
+        Ok(rows.next().transpose()?)
+    })
+}
+
+/// Notes where the upload of a blob is, or with `None` that there is none.
+pub(crate) fn remember_upload(
+    store: &Store,
+    registry: &str,
+    repository: &str,
+    blob: &Digest,
+    place: Option<&str>,
+) -> Result<(), StoreError> {
+    store.db().write(Durability::Cache, |tx| {
+        match place {
+            Some(place) => tx
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO blob_uploads (registry, repository, digest, place) VALUES (?, ?, ?, ?)",
+                )?
+                .execute((registry, repository, blob.to_string(), place))?,
+            None => tx
+                .prepare_cached("DELETE FROM blob_uploads WHERE registry = ? AND repository = ? AND digest = ?")?
+                .execute((registry, repository, blob.to_string()))?,
+        };
+        Ok(())
+    })
+}

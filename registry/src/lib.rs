@@ -5,6 +5,7 @@
 //!
 //! * [`Client`] is the entry; it holds connections, tokens and what was learnt about hosts.
 //! * [`mirrors`] turns a reference into the places to ask, in order.
+//! * [`hosts`] is what is configured for single registries.
 //! * [`auth`] answers challenges. A credential is shown to the origin it was stored for and to nobody else.
 //! * [`transport`] sends one request: redirects, retries and bounds live there and nowhere else.
 //! * [`download`] is a blob's body that survives cuts.
@@ -22,6 +23,7 @@ mod client;
 mod compose;
 mod download;
 mod error;
+pub mod hosts;
 mod ledger;
 pub mod memory;
 pub mod mirrors;
@@ -44,6 +46,7 @@ pub use client::{Client, ClientOptions, Fetched, Resolved};
 pub use compose::{Composed, Part, compose};
 pub use download::BlobStream;
 pub use error::Error;
+pub use hosts::{Place, Rules, RulesSource, Trust};
 pub use mirrors::Mirrors;
 pub use search::Match;
 pub use sending::{LayerPacking, Sending};

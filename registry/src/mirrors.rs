@@ -56,13 +56,17 @@ impl Mirrors {
 
     /// Whether plain HTTP and unproved certificates will do for `host` (`name` or `name:port`).
     pub fn is_insecure(&self, host: &str) -> bool {
+        is_loopback(bare_host(host)) || self.is_listed(host)
+    }
+
+    /// Whether the user listed `host` as insecure.
+    pub(crate) fn is_listed(&self, host: &str) -> bool {
         let bare = bare_host(host);
         let address: Option<IpAddr> = bare.parse().ok();
-        is_loopback(bare)
-            || self.insecure.iter().any(|i| match i {
-                Insecure::Host(h) => h == host || h == bare,
-                Insecure::Network(base, bits) => address.is_some_and(|a| within(a, *base, *bits)),
-            })
+        self.insecure.iter().any(|i| match i {
+            Insecure::Host(h) => h == host || h == bare,
+            Insecure::Network(base, bits) => address.is_some_and(|a| within(a, *base, *bits)),
+        })
     }
 
     /// The places to ask for `reference`, in order.
@@ -73,7 +77,7 @@ impl Mirrors {
             for url in &self.mirrors {
                 let host = authority(url);
                 let insecure = self.is_insecure(&host);
-                out.push(Endpoint { schemes: vec![url.clone()], credentials: host, insecure });
+                out.push(Endpoint::new(vec![url.clone()], host, insecure));
             }
         }
         out.push(self.origin(registry)?);
@@ -92,7 +96,7 @@ impl Mirrors {
             (true, true) => vec![url("http")?, url("https")?],
             (true, false) => vec![url("https")?, url("http")?],
         };
-        Ok(Endpoint { schemes, credentials: registry.to_owned(), insecure })
+        Ok(Endpoint::new(schemes, registry.to_owned(), insecure))
     }
 }
 
@@ -104,6 +108,16 @@ pub(crate) struct Endpoint {
     /// The name under which credentials for it are stored.
     pub credentials: String,
     pub insecure: bool,
+    /// The API is at the base itself and not at `v2/` below it.
+    pub bare: bool,
+    /// The registry that this place answers for, when it is to be told.
+    pub asked_for: Option<String>,
+}
+
+impl Endpoint {
+    fn new(schemes: Vec<Url>, credentials: String, insecure: bool) -> Endpoint {
+        Endpoint { schemes, credentials, insecure, bare: false, asked_for: None }
+    }
 }
 
 /// The host with its port when it is not the scheme's own.

@@ -14,7 +14,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 
 use crate::client::{Client, Fetched, content_digest, failure};
-use crate::upload::{Content, Destination, Produce};
+use crate::upload::{Content, Destination, Produce, Sessions};
 use crate::{Error, Pushed, referrers};
 
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
@@ -43,7 +43,8 @@ impl Client {
 
     pub(crate) async fn destination(&self, to: &Reference) -> Result<Destination, Error> {
         let access = self.access(&self.origin(to)?).await?;
-        Ok(Destination { client: self.clone(), access, repository: to.repository().to_owned() })
+        let (client, repository) = (self.clone(), to.repository().to_owned());
+        Ok(Destination { client, access, repository, sessions: Sessions::default() })
     }
 }
 

@@ -37,7 +37,7 @@ impl Client {
             Some((host, rest)) if host == "localhost" || host.contains(['.', ':']) => (host, rest),
             _ => (DOCKER_IO, term),
         };
-        let mut endpoint = self.mirrors().origin(registry)?;
+        let mut endpoint = self.origin_of(registry)?;
         if registry == DOCKER_IO {
             endpoint = Mirrors::default().origin(HUB_INDEX)?;
         }

@@ -23,7 +23,7 @@ use crate::client::Client;
 use crate::ledger;
 use crate::sending::LayerPacking;
 use crate::source::{Progress, ProgressSink, Stage, forward};
-use crate::upload::{Content, Destination, Uploaded};
+use crate::upload::{Content, Destination, Sessions, Uploaded};
 
 /// An image that was pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +73,8 @@ impl Push {
         lease: &Lease,
         told: mpsc::UnboundedSender<Progress>,
     ) -> Result<Push, Error> {
-        let destination = client.destination(reference).await?;
+        let sessions = Sessions::kept_in(store);
+        let destination = Destination { sessions, ..client.destination(reference).await? };
         let (store, lease) = (store.clone(), lease.clone());
         Ok(Push { destination, registry: reference.registry().to_owned(), store, lease, told })
     }

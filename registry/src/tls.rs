@@ -5,10 +5,10 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use crate::Error;
+use crate::{Error, Trust};
 
 /// The roots a registry's certificate must lead to.
 #[derive(Debug, Clone, Default)]
@@ -20,8 +20,8 @@ pub enum Roots {
     Pem(Vec<u8>),
 }
 
-/// The settings for hosts whose certificates are checked.
-pub(crate) fn checked(roots: &Roots, extra: &[Vec<u8>]) -> Result<ClientConfig, Error> {
+/// The settings for hosts whose certificates are checked. What `trust` says is for this host alone.
+pub(crate) fn checked(roots: &Roots, extra: &[Vec<u8>], trust: &Trust) -> Result<ClientConfig, Error> {
     let mut store = RootCertStore::empty();
     match roots {
         Roots::BuiltIn => {
@@ -29,21 +29,30 @@ pub(crate) fn checked(roots: &Roots, extra: &[Vec<u8>]) -> Result<ClientConfig, 
         }
         Roots::Pem(pem) => add(&mut store, pem)?,
     }
-    for pem in extra {
+    for pem in extra.iter().chain(&trust.roots) {
         add(&mut store, pem)?;
     }
-    let config = builder()?.with_root_certificates(store).with_no_client_auth();
-    Ok(with_protocols(config))
+    Ok(with_protocols(shown(builder()?.with_root_certificates(store), trust)?))
 }
 
 /// The settings for hosts that the user declared insecure: encrypted, but anybody's certificate will do.
-pub(crate) fn unchecked() -> Result<ClientConfig, Error> {
+pub(crate) fn unchecked(trust: &Trust) -> Result<ClientConfig, Error> {
     let algorithms = provider().signature_verification_algorithms;
-    let config = builder()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate { algorithms }))
-        .with_no_client_auth();
-    Ok(with_protocols(config))
+    let verifier = Arc::new(AnyCertificate { algorithms });
+    let builder = builder()?.dangerous().with_custom_certificate_verifier(verifier);
+    Ok(with_protocols(shown(builder, trust)?))
+}
+
+/// With the certificate that is to be shown, if there is one.
+fn shown(
+    builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
+    trust: &Trust,
+) -> Result<ClientConfig, Error> {
+    let Some((certificate, key)) = &trust.identity else { return Ok(builder.with_no_client_auth()) };
+    let bad = |e: &dyn std::fmt::Display| Error::Options(format!("the client certificate cannot be used: {e}"));
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| bad(&e))?;
+    builder.with_client_auth_cert(chain.map_err(|e| bad(&e))?, key).map_err(|e| bad(&e))
 }
 
 pub(crate) fn add(store: &mut RootCertStore, pem: &[u8]) -> Result<(), Error> {

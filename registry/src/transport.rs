@@ -4,10 +4,11 @@
 //! `Authorization` header stays with the origin it was made for, and only http(s) is followed, never from https down
 //! to http. Retries are here and not in each caller, so that a reason to give up is written once.
 
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -19,7 +20,7 @@ use reqwest::{Method, Response, StatusCode};
 use url::Url;
 
 use crate::tls::{self, Roots};
-use crate::{Error, text};
+use crate::{Error, Trust, text};
 
 /// How often and how patiently a request is repeated.
 #[derive(Debug, Clone, Copy)]
@@ -107,6 +108,9 @@ pub(crate) fn shown(method: &Method, url: &Url) -> String {
 pub(crate) struct Transport {
     checked: OnceLock<reqwest::Client>,
     unchecked: OnceLock<reqwest::Client>,
+    /// Origins with certificates of their own, and whether they are checked there.
+    trusted: Mutex<HashMap<String, Trust>>,
+    of_hosts: Mutex<HashMap<(String, bool), reqwest::Client>>,
     roots: Roots,
     extra_roots: Vec<Vec<u8>>,
     proxies: Proxies,
@@ -127,12 +131,22 @@ impl Transport {
         Ok(Transport {
             checked: OnceLock::new(),
             unchecked: OnceLock::new(),
+            trusted: Mutex::default(),
+            of_hosts: Mutex::default(),
             roots,
             extra_roots,
             proxies,
             agent,
             retry,
         })
+    }
+
+    /// From now on the host of `url` is spoken to with these certificates.
+    pub(crate) fn trust(&self, url: &Url, trust: &Trust) {
+        if !trust.is_empty() {
+            let origin = url.origin().ascii_serialization();
+            self.trusted.lock().unwrap_or_else(|e| e.into_inner()).insert(origin, trust.clone());
+        }
     }
 
     /// Sends `ask`, again after 429, 5xx and broken connections. Any other answer is handed back, success or not.
@@ -196,7 +210,7 @@ impl Transport {
         for _ in 0..=limits::REDIRECTS {
             let insecure = ask.insecure && url.origin() == origin;
             let mut request = self
-                .client(insecure)
+                .client(&url, insecure)
                 .map_err(|error| Failure { error, tries: 1 })?
                 .request(method.clone(), url.clone())
                 .headers(ask.headers.clone())
@@ -249,12 +263,29 @@ impl Transport {
         Err(refused(format!("more than {} redirects", limits::REDIRECTS)))
     }
 
-    fn client(&self, insecure: bool) -> Result<&reqwest::Client, Error> {
-        let slot = if insecure { &self.unchecked } else { &self.checked };
-        if let Some(client) = slot.get() {
+    /// The connections for `url`: those of its host when that has certificates of its own, else the common ones.
+    fn client(&self, url: &Url, insecure: bool) -> Result<reqwest::Client, Error> {
+        let origin = url.origin().ascii_serialization();
+        let trust = self.trusted.lock().unwrap_or_else(|e| e.into_inner()).get(&origin).cloned();
+        if let Some(trust) = trust {
+            let mut clients = self.of_hosts.lock().unwrap_or_else(|e| e.into_inner());
+            if let Some(client) = clients.get(&(origin.clone(), insecure)) {
+                return Ok(client.clone());
+            }
+            let client = self.connect(insecure, &trust)?;
+            clients.insert((origin, insecure), client.clone());
             return Ok(client);
         }
-        let tls = if insecure { tls::unchecked()? } else { tls::checked(&self.roots, &self.extra_roots)? };
+        let slot = if insecure { &self.unchecked } else { &self.checked };
+        if let Some(client) = slot.get() {
+            return Ok(client.clone());
+        }
+        let client = self.connect(insecure, &Trust::default())?;
+        Ok(slot.get_or_init(|| client).clone())
+    }
+
+    fn connect(&self, insecure: bool, trust: &Trust) -> Result<reqwest::Client, Error> {
+        let tls = if insecure { tls::unchecked(trust)? } else { tls::checked(&self.roots, &self.extra_roots, trust)? };
         let mut builder = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())
@@ -275,10 +306,7 @@ impl Transport {
                 builder = builder.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(&direct)));
             }
         }
-        let client = builder
-            .build()
-            .map_err(|e| Error::Options(format!("the HTTP client cannot be set up: {}", deepest(&e))))?;
-        Ok(slot.get_or_init(|| client))
+        builder.build().map_err(|e| Error::Options(format!("the HTTP client cannot be set up: {}", deepest(&e))))
     }
 }
 

@@ -1,25 +1,30 @@
 //! A blob's way into a registry.
 //!
-//! The bytes come from a function that can make them again, because an upload that broke starts anew: resuming one
-//! would mean trusting a registry's word about what it has. When digest and size are known beforehand, it is one PUT
-//! after the POST; when they are only known at the end (a layer compressed on the way), a PATCH carries the stream and
-//! an empty PUT names the digest.
+//! The bytes come from a function that can make them again. When digest and size are known beforehand, it is one PUT after
+//! the POST; when they are only known at the end (a layer compressed on the way), a PATCH carries the stream and an empty
+//! PUT names the digest.
+//!
+//! An upload of a known blob that broke goes on where the registry says it stands, also in a later run of the program:
+//! where it was is written down. The registry's word is not trusted for that, since the digest that the last request names
+//! is of all bytes; when it does not fit, the upload starts anew. A stream whose digest nobody knows yet always does.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use rbuild_oci::{Digest, Sha256};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
+use rbuild_store::Store;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LOCATION, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use tokio::sync::mpsc;
 use url::Url;
 
-use crate::Error;
 use crate::auth::Scope;
 use crate::client::{Access, Client, content_digest, failure, header};
 use crate::transport::{Ask, busy};
+use crate::{Error, ledger};
 
 /// Writes all bytes of a blob, each time it is called.
 pub(crate) type Produce = Arc<dyn Fn(&mut dyn Write) -> io::Result<()> + Send + Sync>;
@@ -51,11 +56,28 @@ pub(crate) struct Destination {
     pub client: Client,
     pub access: Access,
     pub repository: String,
+    pub sessions: Sessions,
+}
+
+/// Where uploads that are not finished go on, by blob.
+#[derive(Clone, Default)]
+pub(crate) struct Sessions {
+    known: Arc<Mutex<HashMap<Digest, Url>>>,
+    /// Remembers them for later runs.
+    store: Option<Store>,
+}
+
+impl Sessions {
+    pub(crate) fn kept_in(store: &Store) -> Sessions {
+        Sessions { store: Some(store.clone()), ..Sessions::default() }
+    }
 }
 
 /// Bytes handed over at once, and pieces under way: memory stays flat whatever the blob's size.
 const PIECE: usize = 256 << 10;
 const PIECES: usize = 4;
+/// From this size on it is written down where the upload of a blob is.
+const WORTH: u64 = 1 << 20;
 
 impl Destination {
     pub(crate) fn scope(&self) -> Scope {
@@ -87,7 +109,10 @@ impl Destination {
         loop {
             let attempt = self.attempt(content, mount.take(), progress).await;
             let broken = match attempt {
-                Ok(done) => return Ok(done),
+                Ok(done) => {
+                    self.remember(content, None).await;
+                    return Ok(done);
+                }
                 Err(Broken { again: false, error, .. }) => return Err(error),
                 Err(broken) => broken,
             };
@@ -112,20 +137,26 @@ impl Destination {
         mount: Option<&str>,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Uploaded, Broken> {
+        if let Some((place, from)) = self.unfinished(content).await {
+            // Whatever comes of it, it is not tried a second time from there.
+            self.remember(content, None).await;
+            return self.go_on(content, place, from, progress).await;
+        }
         let place = match self.begin(content, mount).await? {
             Begun::Mounted(from) => return Ok(Uploaded::Mounted { from }),
             Begun::At(place) => place,
         };
+        self.remember(content, Some(&place)).await;
         let (digest, size) = match &content.known {
             Some((digest, size)) => {
                 let ask = self.octets(Method::PUT, with_digest(place, digest));
-                let (answer, made) = self.stream(&ask, content, Some(*size), progress).await?;
+                let (answer, made) = self.stream(&ask, content, 0, Some(*size), progress).await?;
                 self.finished(&ask, answer, &made).await?;
                 (digest.clone(), *size)
             }
             None => {
                 let ask = self.octets(Method::PATCH, place);
-                let (answer, made) = self.stream(&ask, content, None, progress).await?;
+                let (answer, made) = self.stream(&ask, content, 0, None, progress).await?;
                 let place = self.location(&ask, answer, StatusCode::ACCEPTED, Some(&made)).await?;
                 let ask = self.octets(Method::PUT, with_digest(place, &made.0));
                 let answer = self.client.call(&self.access, &self.scope(), &ask).await;
@@ -135,6 +166,92 @@ impl Destination {
             }
         };
         Ok(Uploaded::Sent { digest, size })
+    }
+
+    /// Sends what lacks of an upload that stands at `from`.
+    async fn go_on(
+        &self,
+        content: &Content,
+        place: Url,
+        from: u64,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Uploaded, Broken> {
+        let Some((digest, size)) = content.known.clone() else {
+            return Err(Error::Options("an upload of unknown bytes cannot go on".into()).into());
+        };
+        tracing::debug!(%digest, from, size, "an upload goes on");
+        let mut place = place;
+        let mut made = (digest.clone(), size);
+        if from < size {
+            let mut ask = self.octets(Method::PATCH, place);
+            let range = HeaderValue::from_str(&format!("{from}-{}", size - 1));
+            ask.headers.insert(CONTENT_RANGE, range.map_err(|e| Error::Options(e.to_string()))?);
+            let answer;
+            (answer, made) = self.stream(&ask, content, from, Some(size - from), progress).await?;
+            place = self.location(&ask, answer, StatusCode::ACCEPTED, Some(&made)).await?;
+        }
+        let ask = self.octets(Method::PUT, with_digest(place, &digest));
+        let answer = self.client.call(&self.access, &self.scope(), &ask).await;
+        let answer = answer.map_err(|error| Broken { error, again: true, made: Some(made.clone()) })?;
+        self.finished(&ask, answer, &made).await?;
+        Ok(Uploaded::Sent { digest, size })
+    }
+
+    /// Where the upload of a blob was left, and how many bytes the registry has of it.
+    async fn unfinished(&self, content: &Content) -> Option<(Url, u64)> {
+        let (digest, size) = content.known.clone()?;
+        let place = self.remembered(&digest).await?;
+        let ask = self.octets(Method::GET, place.clone());
+        let answer = self.client.call(&self.access, &self.scope(), &ask).await.ok()?;
+        let stands = header(answer.headers(), &RANGE).and_then(|range| range.rsplit('-').next()?.parse::<u64>().ok());
+        // "0-0" is one byte or none.
+        let last = stands.filter(|last| answer.status() == StatusCode::NO_CONTENT && *last > 0 && *last < size);
+        let Some(last) = last else {
+            self.remember(content, None).await;
+            return None;
+        };
+        let next = header(answer.headers(), &LOCATION).and_then(|place| ask.url.join(place).ok());
+        let next = next.filter(|next| next.origin() == place.origin()).unwrap_or(place);
+        Some((next, last + 1))
+    }
+
+    async fn remembered(&self, digest: &Digest) -> Option<Url> {
+        let known = self.sessions.known.lock().unwrap_or_else(|e| e.into_inner()).get(digest).cloned();
+        if known.is_some() {
+            return known;
+        }
+        let (store, digest) = (self.sessions.store.clone()?, digest.clone());
+        let (registry, repository) = (self.access.credentials.clone(), self.repository.clone());
+        let found = tokio::task::spawn_blocking(move || ledger::upload(&store, &registry, &repository, &digest)).await;
+        // What cannot be read is not known: the upload starts anew.
+        let place = Url::parse(&found.ok()?.ok()??).ok()?;
+        // Only where this registry is spoken to now.
+        (place.origin() == self.access.base.origin()).then_some(place)
+    }
+
+    /// Notes where the upload of a blob is; `None` when there is nothing to go on with.
+    async fn remember(&self, content: &Content, place: Option<&Url>) {
+        let Some((digest, size)) = content.known.clone() else { return };
+        let before = {
+            let mut known = self.sessions.known.lock().unwrap_or_else(|e| e.into_inner());
+            match place {
+                Some(place) => known.insert(digest.clone(), place.clone()),
+                None => known.remove(&digest),
+            }
+        };
+        // Small blobs are sent again sooner than they are written down.
+        if size < WORTH || (place.is_none() && before.is_none() && self.sessions.store.is_none()) {
+            return;
+        }
+        let Some(store) = self.sessions.store.clone() else { return };
+        let (registry, repository) = (self.access.credentials.clone(), self.repository.clone());
+        let place = place.map(Url::to_string);
+        let noted = tokio::task::spawn_blocking(move || {
+            ledger::remember_upload(&store, &registry, &repository, &digest, place.as_deref())
+        });
+        if let Ok(Err(error)) = noted.await {
+            tracing::debug!(%error, "an upload could not be noted");
+        }
     }
 
     /// Asks the registry to take a blob over from another repository; false when it will not.
@@ -175,23 +292,24 @@ impl Destination {
         self.location(&ask, answer, StatusCode::ACCEPTED, None).await.map(Begun::At)
     }
 
-    /// Sends the body while it is made. Gives the digest and size of what was made.
+    /// Sends the body while it is made, without its first `skip` bytes. Gives the digest and size of what was made.
     async fn stream(
         &self,
         ask: &Ask,
         content: &Content,
+        skip: u64,
         length: Option<u64>,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(Response, (Digest, u64)), Broken> {
         let (sender, receiver) = mpsc::channel::<Bytes>(PIECES);
         let produce = content.produce.clone();
         let made = tokio::task::spawn_blocking(move || -> io::Result<(Digest, u64)> {
-            let mut sink = Sink { sender, piece: Vec::with_capacity(PIECE), hash: Sha256::new(), size: 0 };
+            let mut sink = Sink { sender, piece: Vec::with_capacity(PIECE), hash: Sha256::new(), size: 0, skip };
             produce(&mut sink)?;
             sink.flush()?;
             Ok((sink.hash.finish(), sink.size))
         });
-        let pulse = Arc::new(AtomicU64::new(0));
+        let pulse = Arc::new(AtomicU64::new(skip));
         let taken = pulse.clone();
         let stream = futures::stream::unfold(receiver, move |mut receiver| {
             let taken = taken.clone();
@@ -340,13 +458,17 @@ struct Sink {
     piece: Vec<u8>,
     hash: Sha256,
     size: u64,
+    /// Bytes that are hashed and not handed over.
+    skip: u64,
 }
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.hash.update(bytes);
         self.size += bytes.len() as u64;
-        self.piece.extend_from_slice(bytes);
+        let skipped = self.skip.min(bytes.len() as u64);
+        self.skip -= skipped;
+        self.piece.extend_from_slice(&bytes[skipped as usize..]);
         if self.piece.len() >= PIECE {
             self.flush()?;
         }

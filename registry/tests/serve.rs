@@ -5,6 +5,7 @@
 mod served;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rbuild_oci::{Descriptor, DiffId, Digest, Index, Manifest, MediaType, Platform, Reference};
@@ -12,6 +13,7 @@ use rbuild_registry::serve::{Names, Passwords, ServeOptions};
 use rbuild_registry::{Client, ClientOptions, Credentials, Retry};
 use rbuild_store::NewImage;
 use reqwest::{Method, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use served::{Served, config_of, gzip, tar_of};
 
@@ -216,7 +218,6 @@ async fn sha512_names_blobs_too() {
 
 #[tokio::test]
 async fn a_cut_upload_goes_on_where_it_stood() {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let served = Served::start().await;
     let place = served.begin("a").await;
     let mut raw = tokio::net::TcpStream::connect(served.host()).await.unwrap();
@@ -502,4 +503,89 @@ async fn it_speaks_tls_and_asks_for_certificates() {
         let anybody = served::http(&authority, None).get(&url).send().await;
         assert_eq!(anybody.is_ok(), clients.is_none(), "{anybody:?}");
     }
+}
+
+/// A way to a registry that closes every connection which carried more than so many bytes there.
+struct Narrow {
+    address: std::net::SocketAddr,
+    limit: Arc<AtomicU64>,
+    carried: Arc<AtomicU64>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Narrow {
+    async fn to(served: &Served) -> Narrow {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (limit, carried) = (Arc::new(AtomicU64::new(u64::MAX)), Arc::new(AtomicU64::new(0)));
+        let (host, most, count) = (served.host(), limit.clone(), carried.clone());
+        let task = tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let (host, most, count) = (host.clone(), most.clone(), count.clone());
+                tokio::spawn(async move {
+                    let far = tokio::net::TcpStream::connect(host).await.unwrap();
+                    let ((mut from_near, mut to_near), (mut from_far, mut to_far)) =
+                        (near.into_split(), far.into_split());
+                    let back = tokio::spawn(async move { tokio::io::copy(&mut from_far, &mut to_near).await });
+                    let mut there = (&mut from_near).take(most.load(Ordering::Relaxed));
+                    let mut buffer = vec![0; 64 << 10];
+                    while let Ok(len @ 1..) = there.read(&mut buffer).await {
+                        count.fetch_add(len as u64, Ordering::Relaxed);
+                        if to_far.write_all(&buffer[..len]).await.is_err() {
+                            break;
+                        }
+                    }
+                    // What was carried arrives; then the registry sees the end, and its answer is lost.
+                    to_far.shutdown().await.ok();
+                    back.abort();
+                });
+            }
+        });
+        Narrow { address, limit, carried, task }
+    }
+}
+
+impl Drop for Narrow {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_in_a_later_run() {
+    let (from, to) = (Served::start().await, Served::start().await);
+    let mut state = 7_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    let noise: Vec<u8> = (0..6_000_000).map(|_| next()).collect();
+    let tar = tar_of("noise", &noise);
+    let mut layer = from.push_blob("a", &tar).await;
+    let config = config_of(std::slice::from_ref(&layer.digest));
+    let mut config = from.push_blob("a", config.as_bytes()).await;
+    // A layer that is compressed as far as its type says is sent as it is.
+    let packed = gzip(&tar);
+    layer = from.push_blob("a", &packed).await;
+    (layer.media_type, config.media_type) = (MediaType::OciLayerGzip, MediaType::OciConfig);
+    let manifest = serde_json::to_vec(&Manifest::new(config, vec![layer.clone()])).unwrap();
+    assert_eq!(from.put("a/manifests/v1", MANIFEST, manifest).await.status(), StatusCode::CREATED);
+    let image = from.store.images().get(&Reference::parse("a:v1").unwrap()).unwrap().unwrap();
+
+    assert!(layer.size > 4_000_000, "it is worth going on with");
+    let narrow = Narrow::to(&to).await;
+    let name = Reference::parse(&format!("{}/b:v1", narrow.address)).unwrap();
+    let run = async || {
+        let retry = Retry { attempts: 1, first: Duration::from_millis(5), longest: Duration::from_millis(5) };
+        let client = Client::new(ClientOptions { retry, ..ClientOptions::default() }).unwrap();
+        client.push(&image, None, &name, &from.store, &from.lease, &|_| {}).await
+    };
+    narrow.limit.store(layer.size / 2, Ordering::Relaxed);
+    run().await.unwrap_err();
+    narrow.limit.store(u64::MAX, Ordering::Relaxed);
+    let before = narrow.carried.load(Ordering::Relaxed);
+    run().await.unwrap();
+    assert_eq!(to.store.images().get(&Reference::parse("b:v1").unwrap()).unwrap().unwrap().id, image.id);
+    let carried = narrow.carried.load(Ordering::Relaxed) - before;
+    assert!(carried < layer.size * 3 / 4, "{carried} of {} bytes were sent again", layer.size);
 }

@@ -409,3 +409,84 @@ fn a_file_system_becomes_an_image() {
         assert!(error.unwrap_err().to_string().contains("d/.wh.x"));
     }
 }
+
+/// A docker archive of one image with these layers, in which equal layers are one member.
+fn archive_of(layers: &[Vec<u8>]) -> Vec<u8> {
+    let plain: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
+    let mut members = vec![file("c.json", &config_for(&plain))];
+    let mut names = Vec::new();
+    for layer in layers {
+        let name = format!("{}.tar", Digest::sha256_of(layer).hex());
+        if !names.contains(&name) {
+            members.push((fixture::entry(&name, kind(layer)), layer.clone()));
+        }
+        names.push(name);
+    }
+    let manifest = serde_json::json!([{ "Config": "c.json", "RepoTags": ["corpus:v1"], "Layers": names }]);
+    members.push(file("manifest.json", &manifest.to_string()));
+    tar(&members)
+}
+
+/// Through one store and another: the same image, and the same archive.
+fn round_trip(layers: &[Vec<u8>], second: Driver) -> (TestStore, ImageRecord) {
+    let (one, other) = (TestStore::new(Driver::Overlay), TestStore::new(second));
+    let first = one.load(&archive_of(layers)).unwrap().remove(0).record;
+    let wanted: Vec<DiffId> = layers.iter().map(|layer| DiffId(Digest::sha256_of(layer))).collect();
+    assert_eq!(first.config.rootfs.diff_ids, wanted);
+    let saved = one.save(&["corpus:v1"]);
+    let second = other.load(&saved).unwrap().remove(0).record;
+    assert_eq!((&second.id, &second.target.digest), (&first.id, &first.target.digest));
+    assert!(other.save(&["corpus:v1"]) == saved, "the same image gives the same archive");
+    (one, first)
+}
+
+#[test]
+fn two_hundred_layers_some_empty_and_some_alike() {
+    let layers: Vec<Vec<u8>> = (0..200)
+        .map(|n| match n {
+            n if n % 10 == 0 => tar(&[]),
+            n if n % 7 == 0 => tar(&[file("shared", "the same")]),
+            n => tar(&[file(&format!("file-{n}"), &n.to_string())]),
+        })
+        .collect();
+    let (_, image) = round_trip(&layers, Driver::Overlay);
+    assert_eq!(image.config.rootfs.diff_ids.len(), 200);
+}
+
+#[test]
+fn long_names_attributes_and_deleted_directories() {
+    let long = [vec!["x".repeat(249); 15].join("/"), "y".repeat(249)].join("/");
+    assert_eq!(long.len(), 3999);
+    let deep = (1..16).map(|n| vec!["x".repeat(249); n].join("/"));
+    let mut below: Vec<_> = deep.map(|path| fixture::dir(&path)).collect();
+    below.push(file(&long, "deep"));
+    let mut marked = file("marked", "content");
+    marked.0.xattrs.insert(b"user.colour".to_vec(), b"blue\0green".to_vec());
+    // cap_net_bind_service, effective and permitted, in the kernel's form.
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    marked.0.xattrs.insert(b"security.capability".to_vec(), capability.to_vec());
+    below.extend([marked, fixture::dir("gone"), fixture::dir("gone/sub"), file("gone/sub/file", "x")]);
+    below.extend([fixture::dir("opaque"), file("opaque/old", "x")]);
+    let above =
+        [file(".wh.gone", ""), fixture::dir("opaque"), file("opaque/.wh..wh..opq", ""), file("opaque/new", "n")];
+    let (store, image) = round_trip(&[tar(&below), tar(&above)], Driver::Vfs);
+    let script = "ls -d gone 2>/dev/null || true; ls opaque; find . -type f -name 'y*' | wc -c";
+    assert_eq!(store.show_image(&image, script), format!("new\n{}\n", long.len() + 3));
+}
+
+#[test]
+fn a_sparse_file_over_eight_gigabytes() {
+    let store = TestStore::new(Driver::Overlay);
+    let outside = store.outside().to_str().unwrap().to_owned();
+    let make = "cd \"$0\" && mkdir t && truncate -s 9000000000 t/holes && printf end >> t/holes && tar -S -C t -cf sparse.tar holes";
+    let (made, said) = run("sh", &["-c", make, &outside], b"");
+    assert!(made, "{said}");
+    let layer = std::fs::read(store.outside().join("sparse.tar")).unwrap();
+    assert!(layer.len() < 100_000, "GNU tar left the holes out");
+    let loaded = store.load(&archive_of(std::slice::from_ref(&layer))).unwrap().remove(0).record;
+    assert_eq!(loaded.config.rootfs.diff_ids, [DiffId(Digest::sha256_of(&layer))]);
+    let script = "stat -c %s holes; tail -c 3 holes; test $(stat -c %b holes) -lt 1000 && echo ' holes'";
+    assert_eq!(store.show_image(&loaded, script), "9000000003\nend holes\n");
+    let again = store.save(&["corpus:v1"]);
+    assert!(again.len() < 200_000, "what came sparse goes sparse");
+}

@@ -109,3 +109,60 @@ fn a_failure_leaves_the_names_where_they_were() {
     }
     assert_eq!(scene.in_image("app:2", "cat /1 /side /last"), "1\nside\nfixed\n");
 }
+
+/// The walk that docker's own introduction takes: pull, run, change, commit, tag, push, commit a new command, run it, read
+/// the page that it serves, and move the image to another machine in an archive.
+#[test]
+fn from_a_registry_through_commits_to_a_served_page() {
+    use std::io::{Read as _, Write as _};
+    let registry = crate::registry::Registry::start();
+    let (upstream, mine) = (registry.name("library/busybox:latest"), registry.name("me/site:v1"));
+    let seed = Scene::with_busybox();
+    seed.rb(&["tag", "busybox", &upstream]).ok();
+    seed.rb(&["push", "-q", &upstream]).ok();
+
+    let scene = Scene::new();
+    scene.rb(&["pull", &upstream]).ok();
+    let script = "mkdir /data && echo '<h1>hello from a commit</h1>' > /data/index.html";
+    scene.rb(&["run", "--name", "changed", "--network", "none", &upstream, "sh", "-c", script]).ok();
+    assert!(scene.rb(&["diff", "changed"]).ok().out.contains("A /data/index.html\n"));
+    scene.rb(&["commit", "-p", "-a", "me", "-m", "a page", "changed", "site"]).ok();
+    scene.rb(&["tag", "site", &mine]).ok();
+    let said = scene.rb(&["push", &mine]).ok();
+    assert!(said.out.contains("Mounted from library/busybox") && said.out.contains(": Pushed"), "{said:?}");
+
+    let command = "CMD [\"/bin/httpd\", \"-f\", \"-h\", \"/data\"]";
+    scene.rb(&["commit", "-c", command, "changed", &mine]).ok();
+    let said = scene.rb(&["push", &mine]).ok();
+    assert!(said.out.contains("Layer already exists"), "{said:?}");
+    scene.rb(&["save", "-o", "site.tar", &mine]).ok();
+
+    let other = Scene::new();
+    let archive = scene.work().join("site.tar");
+    other.rb(&["load", "-i", archive.to_str().expect("UTF-8")]).ok();
+    assert_eq!(other.inspect(&mine)["Id"], scene.inspect(&mine)["Id"]);
+    for place in [&scene, &other] {
+        place.rb(&["run", "-d", "--name", "web", &mine]).ok();
+        let address = place.rb(&["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "web"]).ok().out;
+        let address: std::net::IpAddr = address.trim().parse().expect("an address");
+        let start = std::time::Instant::now();
+        let page = loop {
+            // The server needs a moment to listen.
+            let ask = || -> std::io::Result<String> {
+                let mut stream = std::net::TcpStream::connect((address, 80))?;
+                stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+                let mut page = String::new();
+                stream.read_to_string(&mut page)?;
+                Ok(page)
+            };
+            match ask() {
+                Ok(page) => break page,
+                Err(error) => assert!(start.elapsed().as_secs() < 60, "no page: {error}"),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        };
+        assert!(page.contains("200 OK") && page.ends_with("<h1>hello from a commit</h1>\n"), "{page}");
+        place.rb(&["rm", "-f", "web"]).ok();
+    }
+    scene.rb(&["rm", "changed"]).ok();
+}

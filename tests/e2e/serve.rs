@@ -102,3 +102,61 @@ fn what_cannot_be_served_is_said_at_once() {
     scene.rb(&["registry", "serve", "--tls-cert", weak, "--tls-key", weak]).refused(1, &["certificate"]);
     scene.rb(&["registry", "serve", "--listen", "nowhere"]).refused(1, &["listening on nowhere"]);
 }
+
+/// The certificates of the tests of the registry crate.
+fn certificate(name: &str) -> String {
+    format!("{}/registry/tests/testdata/tls/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Puts a file into the directory that is about one registry.
+fn configure(scene: &Scene, registry: &str, name: &str, bytes: &[u8]) {
+    scene.write(&format!("../.docker/certs.d/{registry}/{name}"), bytes);
+}
+
+#[test]
+fn certificates_of_a_registry_come_from_its_directory() {
+    let team = Scene::with_busybox();
+    let (shown, key, authority) = (certificate("server.pem"), certificate("server-key.pem"), certificate("ca.pem"));
+    let options = ["--tls-cert", &shown, "--tls-key", &key, "--tls-client-ca", &authority];
+    let registry = Serving::start(&team, &options);
+    let read = |name: &str| std::fs::read(certificate(name)).expect("a certificate");
+    let (host, name) = (registry.address.clone(), registry.name("busybox"));
+    let scene = Scene::new();
+    configure(&scene, &host, "ca.crt", &read("ca.pem"));
+    scene.rb(&["pull", &name]).refused(1, &[&host]);
+    configure(&scene, &host, "team.cert", &read("client.pem"));
+    scene.rb(&["pull", &name]).refused(1, &["missing key"]);
+    configure(&scene, &host, "team.key", &read("client-key.pem"));
+    scene.rb(&["pull", "-q", &name]).ok();
+    scene.rb(&["tag", &name, &registry.name("again:v1")]).ok();
+    scene.rb(&["push", "-q", &registry.name("again:v1")]).ok();
+
+    // Another authority is not believed, though the address is of this machine.
+    let other = Scene::new();
+    configure(&other, &host, "ca.crt", &read("client.pem"));
+    configure(&other, &host, "team.cert", &read("client.pem"));
+    configure(&other, &host, "team.key", &read("client-key.pem"));
+    other.rb(&["pull", &name]).refused(1, &["certificate"]);
+
+    // The same by containerd's file, under another name.
+    let third = Scene::new();
+    let hosts = format!("server = \"https://{host}\"\nca = \"ca.pem\"\nclient = [[\"c.pem\", \"k.pem\"]]\n");
+    configure(&third, "registry.example", "hosts.toml", hosts.as_bytes());
+    for (file, from) in [("ca.pem", "ca.pem"), ("c.pem", "client.pem"), ("k.pem", "client-key.pem")] {
+        configure(&third, "registry.example", file, &read(from));
+    }
+    third.rb(&["pull", "-q", "registry.example/again:v1"]).ok();
+}
+
+#[test]
+fn a_mirror_of_hosts_toml_is_asked_first_and_told_for_whom() {
+    let team = Scene::with_busybox();
+    let registry = Serving::start(&team, &[]);
+    let scene = Scene::new();
+    let hosts = format!("[host.\"http://127.0.0.1:9\"]\n[host.\"http://{}\"]\n", registry.address);
+    configure(&scene, "docker.io", "hosts.toml", hosts.as_bytes());
+    let said = scene.rb(&["pull", "busybox"]).ok();
+    assert!(said.out.contains("Status: Downloaded newer image for busybox:latest"), "{said:?}");
+    configure(&scene, "docker.io", "hosts.toml", b"[host.\"https://x\".header]\na = \"b\"\n");
+    scene.rb(&["pull", "busybox"]).refused(1, &["hosts.toml", "header"]);
+}

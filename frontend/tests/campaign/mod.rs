@@ -269,14 +269,13 @@ fn judge_file(text: &[u8], check: bool) {
     };
     let failed = matches!(outcome, Outcome::Failed);
     assert_eq!(failed, problems.iter().any(Diagnostic::is_error), "{problems:?}");
+    let utf8 = std::str::from_utf8(text).ok();
     for problem in &problems {
         assert!(!problem.message.is_empty() && !problem.message.contains('\n'), "{problem:?}");
         let Some(span) = problem.span else { continue };
         assert!(span.start <= span.end && span.end <= text.len(), "{problem:?}");
         assert!(span.line >= 1 && span.line <= span.end_line, "{problem:?}");
-        if let Ok(text) = std::str::from_utf8(text) {
-            assert!(text.get(span.start..span.end).is_some(), "{problem:?}");
-        }
+        assert!(utf8.is_none_or(|text| text.get(span.start..span.end).is_some()), "{problem:?}");
     }
     if let Outcome::Lowered(all) = outcome {
         assert_eq!(all.len(), 1);
