@@ -425,6 +425,36 @@ fn tags(scene: &Scene, registry: &Registry) -> Vec<String> {
     tags.filter(|tag| tag.starts_with("x.r-")).collect()
 }
 
+/// Other tools see ordinary images: every name can be inspected, and a copy of the cache is a cache.
+#[test]
+fn skopeo_reads_a_cache_as_images() {
+    if !std::path::Path::new("/usr/bin/skopeo").exists() {
+        eprintln!("not installed: skopeo: this test judges nothing");
+        return;
+    }
+    let scene = Scene::with_busybox();
+    let registry = Registry::start();
+    two_stages(&scene, &base(&scene, &registry));
+    let (a, b) = (Machine::new(&scene, "a"), Machine::new(&scene, "b"));
+    a.build(&["--cache-to", &format!("type=registry,ref={},mode=max", registry.name("cache:x"))]).ok();
+    let skopeo = |line: &[&str]| {
+        let output =
+            std::process::Command::new("skopeo").args(line).current_dir(scene.work()).output().expect("skopeo");
+        assert!(output.status.success(), "{line:?}: {output:?}");
+    };
+    let mut names = tags(&scene, &registry);
+    names.push("x".to_owned());
+    assert_eq!(names.len(), 4, "three steps, and all of them: {names:?}");
+    for name in names {
+        skopeo(&["inspect", "--tls-verify=false", &format!("docker://{}", registry.name(&format!("cache:{name}")))]);
+    }
+    let from = format!("docker://{}", registry.name("cache:x"));
+    skopeo(&["copy", "-q", "--src-tls-verify=false", &from, "oci:copy:latest"]);
+    scene.write(".dockerignore", "copy\n");
+    all_cached(&b.build(&["--cache-from", "type=local,src=copy"]).ok());
+    assert_eq!(b.reads("/r"), a.reads("/r"));
+}
+
 /// What a build is lent, and what it shows to registries, is in nothing that it sends.
 #[test]
 fn secrets_stay_at_home() {
