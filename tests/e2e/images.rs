@@ -139,7 +139,9 @@ fn what_takes_room_is_counted_and_removed() {
     assert_eq!(lines[0], ["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]);
     assert_eq!(lines[1], ["Images", "2", "0", "4kB", "4kB", "(100%)"]);
     assert_eq!(lines[2], ["Containers", "0", "0", "0B", "0B"]);
-    scene.rb(&["builder", "prune", "-f", "--filter", "until=never"]).refused(1, &["\"until\" filter expects a duration"]);
+    scene
+        .rb(&["builder", "prune", "-f", "--filter", "until=never"])
+        .refused(1, &["\"until\" filter expects a duration"]);
     scene.rb(&["builder", "prune", "-af"]).ok();
     scene.rb(&["system", "prune", "-f"]).ok();
     assert_eq!(scene.rb(&["images", "-q"]).ok().out.lines().count(), 2, "what has a name stays");
