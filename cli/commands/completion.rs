@@ -1,3 +1,9 @@
+//! `rbuild completion`.
+//!
+//! Words and options come from the command tree; names of images, containers, volumes and networks are asked for when they
+//! are needed, by the script, for every command whose argument is called so in its usage.
+
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use clap_complete::Shell;
@@ -15,8 +21,115 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
+    let mut tree = args::command_tree();
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut args::command_tree(), "rbuild", &mut script);
+    clap_complete::generate(args.shell, &mut tree, "rbuild", &mut script);
+    let names = match args.shell {
+        Shell::Bash => bash(&tree),
+        Shell::Fish => fish(&tree),
+        _ => String::new(),
+    };
+    script.extend_from_slice(names.as_bytes());
     app.write_out(&script)?;
     DONE
+}
+
+/// Things that have names: the beginning of the argument's name in usage, and the command that lists them.
+const KINDS: [(&str, &str); 4] = [
+    ("IMAGE", "images --format {{.Repository}}:{{.Tag}}"),
+    ("CONTAINER", "ps -a --format {{.Names}}"),
+    ("VOLUME", "volume ls -q"),
+    ("NETWORK", "network ls --format {{.Name}}"),
+];
+
+/// Commands, as words, with the commands that list what their arguments name.
+fn named(tree: &clap::Command) -> Vec<(Vec<String>, Vec<&'static str>)> {
+    fn walk(command: &clap::Command, path: &[String], found: &mut Vec<(Vec<String>, Vec<&'static str>)>) {
+        for child in command.get_subcommands() {
+            for name in std::iter::once(child.get_name()).chain(child.get_all_aliases()) {
+                let path: Vec<String> = path.iter().cloned().chain([name.to_owned()]).collect();
+                let values = child.get_positionals().flat_map(|arg| arg.get_value_names().unwrap_or_default());
+                let mut lists: Vec<&str> = values
+                    .filter_map(|value| KINDS.iter().find(|(kind, _)| value.starts_with(kind)).map(|(_, list)| *list))
+                    .collect();
+                lists.dedup();
+                if !lists.is_empty() {
+                    found.push((path.clone(), lists));
+                }
+                walk(child, &path, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(tree, &[], &mut found);
+    found
+}
+
+/// A function around clap's own that adds the names.
+fn bash(tree: &clap::Command) -> String {
+    let mut script = String::from(
+        r#"
+_rbuild_names() {
+    local cur="${COMP_WORDS[COMP_CWORD]}" words="" word lists=() list
+    _rbuild "$@"
+    [[ "$cur" != -* ]] || return 0
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        [[ "$word" == -* ]] || words="$words $word"
+    done
+    case "$words " in
+"#,
+    );
+    let mut named = named(tree);
+    // The longest first: `image rm x` is not `image`.
+    named.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+    for (path, lists) in named {
+        let lists: Vec<String> = lists.iter().map(|list| format!("\"{list}\"")).collect();
+        let _ = writeln!(script, "        \" {} \"*) lists=({}) ;;", path.join(" "), lists.join(" "));
+    }
+    script.push_str(
+        r#"    esac
+    for list in "${lists[@]}"; do
+        COMPREPLY+=($(compgen -W "$("$1" $list 2>/dev/null | grep -v '<none>')" -- "$cur"))
+    done
+}
+complete -F _rbuild_names -o bashdefault -o default rbuild
+"#,
+    );
+    script
+}
+
+fn fish(tree: &clap::Command) -> String {
+    let mut script = String::new();
+    for (path, lists) in named(tree) {
+        let seen: Vec<String> = path.iter().map(|word| format!("__fish_seen_subcommand_from {word}")).collect();
+        for list in lists {
+            let _ = writeln!(
+                script,
+                "complete -c rbuild -n \"{}\" -f -a \"(rbuild {} 2>/dev/null | string match -v '*<none>*')\"",
+                seen.join("; and "),
+                list.replace('{', "\\{").replace('}', "\\}")
+            );
+        }
+    }
+    script
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_that_take_names_are_found_in_the_tree() {
+        let named = named(&args::command_tree());
+        let lists = |words: &[&str]| {
+            let found = named.iter().find(|(path, _)| path == words);
+            found.map(|(_, lists)| lists.iter().map(|list| list.split(' ').next().unwrap()).collect::<Vec<_>>())
+        };
+        assert_eq!(lists(&["rmi"]), Some(vec!["images"]));
+        assert_eq!(lists(&["image", "rm"]), Some(vec!["images"]));
+        assert_eq!(lists(&["stop"]), Some(vec!["ps"]));
+        assert_eq!(lists(&["container", "logs"]), Some(vec!["ps"]));
+        assert_eq!(lists(&["volume", "rm"]), Some(vec!["volume"]));
+        assert_eq!(lists(&["login"]), None);
+    }
 }

@@ -114,6 +114,8 @@ pub fn monitor_main(at_end: AtEnd) -> Option<i32> {
         return None;
     }
     let _ = setsid();
+    // What the starter's shell had open is not the container's to keep: a lock, or a pipe whose end somebody awaits.
+    crate::sandbox::close_inherited();
     Some(i32::from(serve(at_end).is_err()))
 }
 

@@ -56,3 +56,7 @@ pub trait Sandbox: Send + Sync {
     /// Says that a start is likely soon, so that what can be done before may be; costs the caller nothing.
     fn warm(&self) {}
 }
+/// Closes all but the three standard descriptors. For the beginning of a process, before anything owns one.
+pub(crate) fn close_inherited() {
+    sys::close_from(3);
+}
