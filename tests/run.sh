@@ -11,8 +11,8 @@ export DEBIAN_FRONTEND=noninteractive CARGO_TERM_COLOR=never
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 
 # Areas that are finished stay here.
-areas=${CASES_AREAS:-dockerfile add copy dockerignore fs storage errors mounts repro isolation robust volumes commit network}
-# Cases of these areas that ask for what is refused by name so far: git sources.
+areas=${CASES_AREAS:-dockerfile add copy dockerignore fs storage errors mounts repro isolation robust volumes commit network lint buildcli cache}
+# Cases of these areas that ask for what is refused by name so far.
 later=""
 # What the tests and the cases call on the host.
 packages="build-essential busybox-static debootstrap docker-registry apache2-utils skopeo umoci curl ca-certificates
