@@ -192,3 +192,14 @@ fn options_that_make_no_sense_are_refused() {
     }
     assert_eq!(scene.rb(&["ps", "-aq"]).ok().out, "");
 }
+
+#[test]
+fn a_container_whose_directory_goes_does_not_stay() {
+    let scene = Scene::with_busybox();
+    let container = Background::start(&scene, "homeless", &["--restart", "always"], "sleep 1000");
+    let pid = container.field("{{.State.Pid}}");
+    let process = std::path::PathBuf::from(format!("/proc/{pid}"));
+    assert!(process.exists());
+    std::fs::remove_dir_all(scene.root().join("containers")).expect("remove");
+    until(|| !process.exists());
+}

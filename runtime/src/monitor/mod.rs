@@ -7,6 +7,7 @@
 
 mod book;
 mod health;
+mod home;
 mod restart;
 mod session;
 pub(crate) mod wire;
@@ -173,6 +174,7 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     session.attach(starter, stdin, output);
     let network = Arc::new(Network { wiring, book: Arc::clone(&book), ended: Mutex::new(false) });
     listen(listener, &session, &spec, &network);
+    home::leave_with(&spec.directory, &session);
     let ended = lives(&spec, kept, &session, outputs, &book);
     network.end();
     let _ = fs::remove_file(spec.directory.join("socket"));

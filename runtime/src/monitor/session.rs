@@ -134,7 +134,8 @@ impl Session {
         }
     }
 
-    fn signal(&self, number: i32) {
+    /// Sends a signal to the first process; one that is meant to end it ends it for good.
+    pub(super) fn signal(&self, number: i32) {
         if !(1..=64).contains(&number) {
             return;
         }
