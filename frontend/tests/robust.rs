@@ -2,6 +2,9 @@
 //!
 //! There are no clocks here: sizes are chosen so that anything worse than linear would not end.
 
+#[path = "campaign/pieces.rs"]
+mod pieces;
+
 use proptest::prelude::*;
 use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_frontend::{Diagnostic, FactRequest, Facts, ImageFact, LowerOptions, Lowered, Outcome, lower, parse};
@@ -45,82 +48,7 @@ fn first_error(text: &str) -> String {
 
 /// Pieces that files are made of, so that chance gets further than the first word.
 fn pieces() -> impl Strategy<Value = String> {
-    let piece = prop::sample::select(vec![
-        "FROM ",
-        "busybox",
-        "scratch",
-        " AS ",
-        "a",
-        "RUN ",
-        "COPY ",
-        "ADD ",
-        "ONBUILD ",
-        "ENV ",
-        "ARG ",
-        "LABEL ",
-        "\n",
-        "\r\n",
-        "\\\n",
-        "\\",
-        "`",
-        "# escape=`\n",
-        "#",
-        "<<EOF",
-        "<<-'E'",
-        "EOF\n",
-        "E\n",
-        "\t",
-        " ",
-        "=",
-        "$",
-        "${",
-        "}",
-        ":-",
-        "#",
-        "%",
-        "/",
-        "//",
-        "*",
-        "?",
-        "[",
-        "]",
-        "\"",
-        "'",
-        ",",
-        "--mount=type=",
-        "cache,target=/c",
-        "--from=",
-        "0",
-        "1",
-        "--chown=",
-        "--parents ",
-        "--link",
-        "http://h/x",
-        "git@h:x",
-        "EXPOSE ",
-        "80/tcp",
-        "-",
-        "HEALTHCHECK ",
-        "--interval=",
-        "1s",
-        "CMD ",
-        "NONE",
-        "SHELL ",
-        "USER ",
-        "VOLUME ",
-        "WORKDIR ",
-        "/",
-        "..",
-        "STOPSIGNAL ",
-        "9",
-        "é",
-        "\u{feff}",
-        "\0",
-        "# check=skip=all;error=true\n",
-        "MAINTAINER ",
-        "ENTRYPOINT ",
-        "\u{85}",
-    ]);
+    let piece = prop::sample::select(pieces::PIECES.as_slice());
     prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
 }
 

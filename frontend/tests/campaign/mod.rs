@@ -4,6 +4,8 @@
 //! folders, broken in ways that people and transports break files, and from the pieces that files are made of; noise
 //! alone never gets behind the first word.
 
+mod pieces;
+
 use std::path::Path;
 
 use rbuild_frontend::ignore::IgnoreFile;
@@ -11,6 +13,8 @@ use rbuild_frontend::{
     Diagnostic, FactRequest, Facts, ImageFact, LowerOptions, NamedContext, Outcome, Purpose, lower, parse,
 };
 use rbuild_oci::{ContainerConfig, Digest, ImageConfig, Platform};
+
+use pieces::PIECES;
 
 /// What is tried.
 #[derive(Debug, Clone)]
@@ -49,104 +53,6 @@ impl Dice {
     }
 }
 
-const PIECES: [&str; 96] = [
-    "FROM ",
-    "busybox",
-    "scratch",
-    " AS ",
-    "a",
-    "b",
-    "RUN ",
-    "COPY ",
-    "ADD ",
-    "ONBUILD ",
-    "ENV ",
-    "ARG ",
-    "LABEL ",
-    "\n",
-    "\r\n",
-    "\\\n",
-    "\\",
-    "`",
-    "# escape=`\n",
-    "# syntax=docker/dockerfile:1\n",
-    "#",
-    "<<EOF",
-    "<<-'E'",
-    "3<<\"E\"",
-    "EOF\n",
-    "E\n",
-    "\t",
-    " ",
-    "=",
-    "$",
-    "${",
-    "}",
-    ":-",
-    ":+",
-    ":?",
-    "#",
-    "##",
-    "%",
-    "%%",
-    "/",
-    "//",
-    "*",
-    "?",
-    "[",
-    "]",
-    "\"",
-    "'",
-    ",",
-    "--mount=type=",
-    "bind",
-    "cache,target=/c",
-    "secret,id=x",
-    "ssh",
-    "tmpfs,size=1m",
-    "--from=",
-    "0",
-    "1",
-    "--chown=",
-    "--chmod=u+x ",
-    "--parents ",
-    "--link",
-    "--exclude=*.x ",
-    "--unpack=true ",
-    "--checksum=sha256:",
-    "http://h/x",
-    "https://h/r.git?ref=x&subdir=y",
-    "git@h:x",
-    "EXPOSE ",
-    "80/tcp",
-    "-",
-    "HEALTHCHECK ",
-    "--interval=",
-    "1s",
-    "CMD ",
-    "NONE",
-    "SHELL ",
-    "[\"sh\"]",
-    "USER ",
-    "VOLUME ",
-    "WORKDIR ",
-    "..",
-    "STOPSIGNAL ",
-    "9",
-    "é",
-    "\u{feff}",
-    "\0",
-    "# check=skip=all;error=true\n",
-    "MAINTAINER ",
-    "ENTRYPOINT ",
-    "\u{85}",
-    "\u{2028}",
-    "😀",
-    "--network=none ",
-    "--security=insecure ",
-    "--platform=$BUILDPLATFORM ",
-    "TARGETARCH",
-];
 const WORD: [&str; 28] = [
     "$", "${", "}", "A", "B", "UNSET", ":-", "-", ":+", "+", ":?", "?", "#", "##", "%", "%%", "/", "//", "*", "?",
     "\\", "\"", "'", "x", "é", " ", "${A", "1",

@@ -103,7 +103,7 @@ pub fn run_here(start: Start, at_end: AtEnd) -> Result<Attachment> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| Error::system("make a socket pair", e))?;
     thread::Builder::new()
         .name("monitor".into())
-        .spawn(move || monitor(start, theirs, at_end))
+        .spawn(move || monitor(start, theirs, at_end, false))
         .map_err(|e| Error::system("start a thread", e))?;
     Ok(Attachment::new(ours))
 }
@@ -137,12 +137,12 @@ fn serve(at_end: AtEnd) -> io::Result<()> {
         output: handed.output,
         note: handed.note,
     };
-    monitor(start, socket, at_end);
+    monitor(start, socket, at_end, true);
     Ok(())
 }
 
-/// A container from its first start to its last end.
-fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
+/// A container from its first start to its last end. `stays` says that it may outlive the command that started it.
+fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd, stays: bool) {
     let Start { spec, namespace, lock, stdin, output, note } = start;
     let book =
         Arc::new(Book::new(&spec.directory, State { connections: spec.connections.clone(), ..State::default() }));
@@ -174,7 +174,9 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd) {
     session.attach(starter, stdin, output);
     let network = Arc::new(Network { wiring, book: Arc::clone(&book), ended: Mutex::new(false) });
     listen(listener, &session, &spec, &network);
-    home::leave_with(&spec.directory, &session);
+    if stays {
+        home::leave_with(&spec.directory, &session);
+    }
     let ended = lives(&spec, kept, &session, outputs, &book);
     network.end();
     let _ = fs::remove_file(spec.directory.join("socket"));
