@@ -28,6 +28,7 @@ mod error;
 mod format;
 mod host_files;
 mod image_for_run;
+mod isolation_options;
 mod json_text;
 mod lent;
 mod limits;

@@ -13,6 +13,7 @@ mod etc;
 mod exec;
 mod health;
 mod inspect;
+mod isolation;
 mod lifecycle;
 mod names;
 mod ports;
@@ -38,6 +39,7 @@ pub use copy::CopyOptions;
 pub use etc::HostNames;
 pub use exec::Executed;
 pub(crate) use inspect::timestamp;
+pub use isolation::{BlockIo, Security};
 pub use lifecycle::{Removal, signal_number};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{

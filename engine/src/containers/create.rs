@@ -13,7 +13,7 @@ use rbuild_store::{Durability, ImageRecord, Lease, Root, Snapshot, StoreError, d
 
 use super::record::{self, Container, MountKind, MountPoint};
 use super::request::{CreateRequest, MountRequest, MountWish, NetworkMode};
-use super::{Containers, health, names, process, random_id};
+use super::{Containers, health, isolation, names, process, random_id};
 use crate::error::{Error, Kind};
 use crate::volumes;
 
@@ -321,6 +321,7 @@ fn check(request: &CreateRequest) -> Result<(), Error> {
     } else if host.memory_swap.is_some_and(|swap| swap > 0) {
         return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
     }
+    isolation::check(host)?;
     if host.nano_cpus.is_some() && (host.cpu_quota.is_some() || host.cpu_period.is_some()) {
         return Err(Error::invalid("conflicting options: CPU quota and CPUs cannot both be set"));
     }

@@ -46,7 +46,7 @@ impl Containers {
             terminal: request.tty.then_some(request.size),
             stdin: request.stdin,
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: if request.privileged { SeccompChoice::Unconfined } else { host.seccomp() },
+            seccomp: if request.privileged { SeccompChoice::Unconfined } else { host.seccomp()? },
         };
         if detached {
             let answer = monitor::exec_detached(&self.directory(&container.id), spec)?;

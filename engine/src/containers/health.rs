@@ -80,7 +80,7 @@ pub(super) fn probe(container: &Container, root: &Root) -> Result<Option<HealthP
             terminal: None,
             stdin: false,
             cgroup_parent: container.host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: container.host.seccomp(),
+            seccomp: container.host.seccomp()?,
         },
         interval: time(check.interval, INTERVAL),
         timeout: time(check.timeout, TIMEOUT),

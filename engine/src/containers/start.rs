@@ -176,7 +176,7 @@ impl Containers {
                 (true, false) => Input::Open,
             },
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: host.seccomp(),
+            seccomp: host.seccomp()?,
             init: host.init,
             log: host.log.kept(),
             health: health::probe(container, &root)?.map(Box::new),

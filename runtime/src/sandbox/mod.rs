@@ -14,6 +14,7 @@ mod devices;
 mod hierarchies;
 mod init;
 mod limits;
+pub mod lsm;
 mod mounts;
 mod namespaces;
 mod native;
@@ -38,8 +39,9 @@ pub use native::{NativeSandbox, SandboxOptions};
 pub use overlay::mount_detached;
 pub use running::{Exit, Running};
 pub use spec::{
-    ALL_CAPABILITIES, CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MemoryFile, MountSource,
-    Network, ProcessSpec, Seccomp, Stdio, Upper, capability_sets, default_spec, set_shm_size,
+    ALL_CAPABILITIES, CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MASKED_PATHS, MemoryFile,
+    MountSource, Network, ProcessSpec, READ_ONLY_PATHS, Seccomp, Stdio, Upper, capability_sets, default_spec,
+    set_shm_size,
 };
 pub use supervise::helper_main;
 

@@ -87,7 +87,8 @@ impl Root {
                 if upper.is_none() && all.len() < 2 {
                     return Err(Failure::refused("a root without layers"));
                 }
-                Overlay { lowers: all, upper, volatile: start.volatile }.mount(&Options::default())?
+                Overlay { lowers: all, upper, volatile: start.volatile }
+                    .mount(&labelled(&start.spec, Options::default()))?
             }
             bind @ Mounts::Bind { .. } => overlay::detached(bind, false)?,
         };
@@ -142,6 +143,9 @@ impl Root {
         let destination = mount.destination();
         if let Some(tree) = tree {
             return self.attach_bind(&tree, destination, &options);
+        }
+        if matches!(mount.typ().as_deref(), Some("tmpfs" | "mqueue")) {
+            options = labelled(spec, options);
         }
         let kind = mount.typ().as_deref().unwrap_or("none");
         match kind {
@@ -385,6 +389,13 @@ fn subtree(whole: &OwnedFd, path: &Path, anchor: &Anchor) -> Result<OwnedFd, Fai
     rustix::mount::unmount("layers", rustix::mount::UnmountFlags::DETACH)
         .doing(|| "detach a mount source".to_owned())?;
     Ok(tree)
+}
+
+/// The options of a file system whose files all bear the container's SELinux label, if it has one.
+fn labelled(spec: &Spec, mut options: Options) -> Options {
+    let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+    options.parameters.extend(label.filter(|label| !label.is_empty()).map(|label| ("context".to_owned(), Some(label))));
+    options
 }
 
 fn name_mount(failure: Failure, destination: &Path) -> Failure {
