@@ -41,8 +41,14 @@ throttled=$(inside --cpus 0.05 busybox sh -c 'i=0; while [ $i -lt 3000 ]; do i=$
 
 # Devices: the program that the cgroup carries decides.
 has 'a forbidden device' 'not permitted' "$(inside busybox sh -c 'mknod /tmp/k c 1 11 && cat /tmp/k' 2>&1)"
-check 'a device that was given' ok "$(inside --device /dev/kmsg busybox sh -c 'head -c 0 /dev/kmsg && echo ok')"
-has 'a device to be read only' 'not permitted' "$(inside --device /dev/kmsg:/dev/kmsg:r busybox sh -c 'echo x >/dev/kmsg' 2>&1)"
+check 'a device that was given' ok "$(inside --cap-add SYSLOG --device /dev/kmsg busybox sh -c 'head -c 0 /dev/kmsg && echo ok')"
+has 'a device to be read only' 'not permitted' "$(inside --cap-add SYSLOG --device /dev/kmsg:/dev/kmsg:r busybox sh -c 'echo x >/dev/kmsg' 2>&1)"
+check 'a device rule' ok "$(inside --cap-add SYSLOG --device-cgroup-rule 'c 1:11 r' busybox sh -c 'mknod /tmp/k c 1 11; head -c 0 /tmp/k && echo ok')"
+
+# Disks: loop0 stands for one.
+has 'io.max' 'rbps=1048576' "$(inside --device-read-bps /dev/loop0:1mb busybox cat /sys/fs/cgroup/io.max)"
+has 'io.max of operations' 'wiops=50' "$(inside --device-write-iops /dev/loop0:50 busybox cat /sys/fs/cgroup/io.max)"
+has 'what only v1 has is refused' 'cgroup v2 does not have' "$(inside -m 32m --memory-swappiness 10 busybox true 2>&1)"
 
 # The life of a container.
 id=$(rbuild run -d --name long --network none -m 64m busybox sleep 1000)
