@@ -20,6 +20,8 @@ mod process;
 mod record;
 mod request;
 mod start;
+mod told;
+mod update;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +31,7 @@ use rbuild_oci::Digest;
 use rbuild_runtime::mount_detached;
 use rbuild_runtime::network::BridgeOptions;
 use rbuild_runtime::sandbox::{Cgroup, CgroupSpec, NativeSandbox, SandboxOptions};
+pub use rbuild_runtime::sandbox::{Listed, Usage};
 use rbuild_store::{Mounts, Root, Store, StoreError, Walk, rusqlite};
 
 pub(crate) use archive::content_size;
@@ -45,6 +48,7 @@ pub use request::{
     NamespaceMode, NetworkMode,
 };
 pub use start::{StartRequest, helper_main};
+pub use update::UpdateRequest;
 
 pub use rbuild_oci::Healthcheck;
 pub use rbuild_runtime::container::{
@@ -172,6 +176,27 @@ impl Containers {
         let options = SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
         let parent = container.host.cgroup_parent.as_ref().map(PathBuf::from);
         Ok(NativeSandbox::new(options)?.cgroup(&CgroupSpec { parent }, &container.id)?)
+    }
+
+    /// What a container uses that runs; `None` for one that does not.
+    pub fn usage(&self, seen: &Seen) -> Result<Option<Usage>, Error> {
+        if !matches!(seen.status, Status::Running | Status::Paused) {
+            return Ok(None);
+        }
+        let own_network = seen.container.host.network != NetworkMode::Host;
+        Ok(Some(Usage::of(&self.cgroup(&seen.container)?, seen.state.pid, own_network)))
+    }
+
+    /// The processes of a container that runs.
+    ///
+    /// # Errors
+    /// `Conflict`, in docker's words, for one that does not.
+    pub fn processes(&self, seen: &Seen) -> Result<Vec<Listed>, Error> {
+        if seen.status != Status::Paused {
+            self.running(seen)?;
+        }
+        self.tell(&seen.container, "top", &[]);
+        Ok(self.cgroup(&seen.container)?.listed())
     }
 
     fn see(&self, container: Container) -> Seen {

@@ -37,3 +37,4 @@ mod serve;
 mod side_by_side;
 mod supervision;
 mod usage;
+mod watching;

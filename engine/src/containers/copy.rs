@@ -41,7 +41,9 @@ impl Containers {
         let host = Root::open(Path::new("/")).map_err(Error::internal)?;
         let to_absolute = std::path::absolute(to).map_err(Error::internal)?;
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        copy(&source, from, &host, &to_absolute, to, Copying { owner, keep: options.keep_owner })
+        copy(&source, from, &host, &to_absolute, to, Copying { owner, keep: options.keep_owner })?;
+        self.tell(&seen.container, "archive-path", &[]);
+        Ok(())
     }
 
     /// Copies from the host into a container.
@@ -55,7 +57,9 @@ impl Containers {
             _ => Error::internal(format!("cannot read {}: {e}", from.display())),
         })?;
         let (root, inside) = self.tree(seen, to, true)?;
-        copy(&source, from, &root, &inside, to, Copying { owner: (0, 0), keep: options.keep_owner })
+        copy(&source, from, &root, &inside, to, Copying { owner: (0, 0), keep: options.keep_owner })?;
+        self.tell(&seen.container, "extract-to-dir", &[]);
+        Ok(())
     }
 
     /// The tree in which a path of a container's lies, and the path in it.

@@ -30,6 +30,7 @@ mod supervise;
 mod supervisors;
 mod sys;
 mod targets;
+mod usage;
 mod wire;
 
 pub use cgroups::Cgroup;
@@ -42,6 +43,7 @@ pub use spec::{
     Network, ProcessSpec, Seccomp, Stdio, Upper, capability_sets, default_spec, set_shm_size,
 };
 pub use supervise::helper_main;
+pub use usage::{Listed, Usage};
 
 use crate::error::Result;
 
