@@ -20,6 +20,7 @@ mod process;
 mod record;
 mod request;
 mod start;
+mod stream;
 mod told;
 mod update;
 

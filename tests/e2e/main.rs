@@ -9,6 +9,7 @@ mod build;
 mod caching;
 mod check;
 mod concurrency;
+mod container_files;
 mod containers;
 mod contexts;
 mod crash;

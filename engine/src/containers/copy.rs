@@ -27,10 +27,10 @@ pub struct CopyOptions {
 }
 
 /// A place in a file tree: a directory, and what in it is meant.
-struct Place {
-    dir: Dir,
+pub(super) struct Place {
+    pub(super) dir: Dir,
     /// `None`: the directory itself.
-    name: Option<OsString>,
+    pub(super) name: Option<OsString>,
 }
 
 impl Containers {
@@ -63,7 +63,7 @@ impl Containers {
     }
 
     /// The tree in which a path of a container's lies, and the path in it.
-    fn tree(&self, seen: &Seen, path: &Path, write: bool) -> Result<(Root, PathBuf), Error> {
+    pub(super) fn tree(&self, seen: &Seen, path: &Path, write: bool) -> Result<(Root, PathBuf), Error> {
         let container = &seen.container;
         let absolute = Path::new("/").join(path);
         if matches!(seen.status, Status::Running | Status::Paused) {
@@ -108,7 +108,7 @@ impl Containers {
     }
 }
 
-fn not_there(container: &Container, path: &Path, error: &io::Error) -> Error {
+pub(super) fn not_there(container: &Container, path: &Path, error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound => {
             Error::not_found(format!("Could not find the file {} in container {}", path.display(), container.name))
@@ -118,7 +118,7 @@ fn not_there(container: &Container, path: &Path, error: &io::Error) -> Error {
 }
 
 /// What a source path means.
-fn source(root: &Root, path: &Path, options: CopyOptions) -> io::Result<Place> {
+pub(super) fn source(root: &Root, path: &Path, options: CopyOptions) -> io::Result<Place> {
     let ends_in_name = path.file_name().is_some() && !ends_in_dot(path);
     if !ends_in_name {
         return Ok(Place { dir: root.open_dir(path, Walk::InRoot)?, name: None });
@@ -141,7 +141,7 @@ fn source(root: &Root, path: &Path, options: CopyOptions) -> io::Result<Place> {
     Ok(Place { dir, name: Some(name) })
 }
 
-fn ends_in_dot(path: &Path) -> bool {
+pub(super) fn ends_in_dot(path: &Path) -> bool {
     let bytes = path.as_os_str().as_encoded_bytes();
     let bytes = bytes.strip_suffix(b"/").unwrap_or(bytes);
     bytes == b"." || bytes.ends_with(b"/.")

@@ -125,16 +125,16 @@ impl UpdateRequest {
     }
 }
 
-impl Containers {
+impl Seen {
     /// Whether a container that does not run should, now that the machine was started anew: docker's rules for the start
     /// of its daemon.
-    pub fn starts_with_machine(&self, seen: &Seen) -> bool {
-        match seen.container.host.restart {
+    pub fn starts_with_machine(&self) -> bool {
+        match self.container.host.restart {
+            _ if self.state.started.is_none() => false,
             RestartPolicy::Never => false,
-            _ if seen.state.started.is_none() => false,
             RestartPolicy::Always => true,
-            RestartPolicy::UnlessStopped => !seen.state.stopped,
-            RestartPolicy::OnFailure { .. } => !seen.state.stopped && seen.state.exit_code != 0,
+            RestartPolicy::UnlessStopped => !self.state.stopped,
+            RestartPolicy::OnFailure { .. } => !self.state.stopped && self.state.exit_code != 0,
         }
     }
 }
