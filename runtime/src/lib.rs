@@ -8,6 +8,7 @@
 //! small single-threaded process; [`helper_main`] is its entry and must be the first call of `main`.
 
 pub mod container;
+pub mod disk;
 mod error;
 pub mod logs;
 pub mod monitor;
