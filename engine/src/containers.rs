@@ -172,7 +172,11 @@ impl Containers {
         let all = archive::content_size(&layer).unwrap_or(0);
         match self.store.driver().is_whole() {
             // The image's files are in it too.
-            true => all.saturating_sub(self.image_root(container).and_then(|r| archive::content_size(&r).map_err(Error::internal)).unwrap_or(0)),
+            true => all.saturating_sub(
+                self.image_root(container)
+                    .and_then(|r| archive::content_size(&r).map_err(Error::internal))
+                    .unwrap_or(0),
+            ),
             false => all,
         }
     }

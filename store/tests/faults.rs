@@ -100,7 +100,8 @@ fn every_fail_point() {
     try_points(temp.path(), POINTS, &["kill", "5", "28"]);
     // Where snapshots are subvolumes: a death between that and its row.
     if let Some(disk) = disk::Disk::btrfs() {
-        let of_snapshots = |point: &&&str| ["snapshot.", "collect.", "lease."].iter().any(|kind| point.starts_with(kind));
+        let of_snapshots =
+            |point: &&&str| ["snapshot.", "collect.", "lease."].iter().any(|kind| point.starts_with(kind));
         let points: Vec<&str> = POINTS.iter().filter(of_snapshots).copied().collect();
         assert!(points.len() > 4, "{points:?}");
         try_points(&disk.path(), &points, &["kill"]);

@@ -10,11 +10,11 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
+use disk::Disk;
 use rbuild_oci::{ChainId, DiffId, Digest};
 use rbuild_store::root::{Kind, Timestamp, node};
 use rbuild_store::snapshots::{DEEPEST, Subvolumes};
 use rbuild_store::{Driver, Lease, Mounts, Root, Snapshot, Store, StoreError, StoreOptions, Walk};
-use disk::Disk;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 struct Setup {

@@ -250,13 +250,7 @@ pub(super) fn open_file(dir: &Dir, name: &OsStr, metadata: &Metadata) -> std::io
 }
 
 /// Whether the same was there before. Leaves the file at its start.
-fn unchanged(
-    tree: &Tree,
-    found: &mut Found,
-    node: &Node,
-    below: &Below,
-    buffer: &mut [u8],
-) -> std::io::Result<bool> {
+fn unchanged(tree: &Tree, found: &mut Found, node: &Node, below: &Below, buffer: &mut [u8]) -> std::io::Result<bool> {
     let Some((dir, before)) = below.find(node.name())? else {
         return Ok(false);
     };

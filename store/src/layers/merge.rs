@@ -24,7 +24,8 @@ pub(crate) fn merge(layer: &Root, tree: &Root) -> Result<()> {
     while let Some(step) = waiting.pop() {
         match step {
             Step::Enter(path) => {
-                let (entry, dirs) = merge_dir(layer, tree, &path, &mut copies).context(|| format!("merging {}", shown(&path)))?;
+                let (entry, dirs) =
+                    merge_dir(layer, tree, &path, &mut copies).context(|| format!("merging {}", shown(&path)))?;
                 waiting.push(Step::Describe(entry));
                 waiting.extend(dirs.into_iter().map(|name| {
                     Step::Enter(if path.is_empty() {
@@ -50,12 +51,7 @@ enum Step {
 }
 
 /// Merges what one directory holds; returns what it is to look like, and the directories in it, made where they lacked.
-fn merge_dir(
-    layer: &Root,
-    tree: &Root,
-    path: &[u8],
-    copies: &mut EntryCopy,
-) -> io::Result<(Entry, Vec<OsString>)> {
+fn merge_dir(layer: &Root, tree: &Root, path: &[u8], copies: &mut EntryCopy) -> io::Result<(Entry, Vec<OsString>)> {
     let from = layer.open_dir(as_path(path), Walk::NoLinks)?;
     // Now: moving things out changes its time.
     let looks = entry_of(path.to_vec(), &from.metadata()?, EntryKind::Directory, xattrs(&from)?);

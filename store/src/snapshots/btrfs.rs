@@ -46,11 +46,8 @@ pub trait Subvolumes: Send + Sync + fmt::Debug {
 
     /// What was written in a subvolume since it was, by one or several snapshots, made from the sealed one `below`, or
     /// since it was made empty. `None` where that cannot be told.
-    fn changes(
-        &self,
-        subvolume: BorrowedFd<'_>,
-        below: Option<BorrowedFd<'_>>,
-    ) -> io::Result<Option<SubvolumeChanges>>;
+    fn changes(&self, subvolume: BorrowedFd<'_>, below: Option<BorrowedFd<'_>>)
+    -> io::Result<Option<SubvolumeChanges>>;
 }
 
 /// What was written in a subvolume.
