@@ -78,7 +78,7 @@ impl TreeCopy<'_> {
                 queue.push(path.join(&name));
                 continue;
             }
-            self.entries.copy(&from, &to, &path, &name, &metadata)?;
+            self.entries.copy(&from, &to, path, &name, &metadata)?;
         }
         // Filling the directories in it does not change its own time.
         node::copy_attributes(from.as_fd(), to.as_fd())
