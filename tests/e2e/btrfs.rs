@@ -9,7 +9,7 @@ const DOCKERFILE: &str = "FROM busybox
 COPY tree /etc/tree
 RUN head -c 3000000 /dev/zero > /etc/big && mkdir /etc/d && echo 1 > /etc/d/a && ln /etc/d/a /etc/d/b \\
  && find /etc -exec touch -h -d @1700000000 {} +
-RUN rm -r /etc/tree/gone && echo 2 > /etc/tree/kept && rm /etc/passwd && mkdir /etc/passwd \\
+RUN rm -r /etc/tree/gone && echo 2 > /etc/tree/kept && rm /etc/tree/swap && mkdir /etc/tree/swap \\
  && find /etc -exec touch -h -d @1700000000 {} +
 ";
 
@@ -47,6 +47,7 @@ fn builds_on_btrfs_give_the_same_layers() {
     let scene = Scene::with_busybox();
     scene.write("tree/kept", "kept");
     scene.write("tree/gone/file", "gone");
+    scene.write("tree/swap", "a file at first");
     scene.write("Dockerfile", DOCKERFILE);
     let Some(there) = OnBtrfs::new(&scene) else { return };
     let build = ["build", "-q", "--network", "none", "-t", "made", "."];
@@ -69,9 +70,9 @@ fn builds_on_btrfs_give_the_same_layers() {
         "made",
         "sh",
         "-c",
-        "cat /etc/d/b /etc/tree/kept; ls -d /etc/passwd/ /etc/tree/*",
+        "cat /etc/d/b /etc/tree/kept; ls -d /etc/tree/*/ /etc/tree/kept",
     ]);
-    assert_eq!(shown.ok().out, "1\n2\n/etc/passwd/\n/etc/tree/kept\n");
+    assert_eq!(shown.ok().out, "1\n2\n/etc/tree/kept\n/etc/tree/swap/\n");
     there.rb(&["system", "check"]).ok();
 }
 
