@@ -32,6 +32,7 @@ mod oracle;
 mod outputs;
 mod peers;
 mod platforms;
+mod recopy;
 mod registry;
 mod remote;
 mod run;

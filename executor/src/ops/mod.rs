@@ -6,5 +6,6 @@ pub(crate) mod git;
 pub(crate) mod http;
 pub(crate) mod insecure;
 pub(crate) mod merge;
+mod recopy;
 pub(crate) mod source;
 pub(crate) mod unpack;

@@ -109,6 +109,11 @@ impl Snapshotter for Btrfs {
         })
     }
 
+    fn prepare_delta(&self, _lease: &Lease, _of: &SnapshotId) -> Result<Option<Active>> {
+        // Another snapshot shares with this one whatever it does not change, and needs nothing below it.
+        Ok(None)
+    }
+
     fn commit(&self, active: Active) -> Result<Snapshot> {
         let what = || "committing a subvolume".to_owned();
         let fs = Root::open(active.upper()).and_then(|root| root.top().readable()).context(what)?;
