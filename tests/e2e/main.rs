@@ -16,6 +16,7 @@ mod containers;
 mod contexts;
 mod crash;
 mod determinism;
+mod devices;
 mod diagnostics;
 mod disk;
 mod exchange;
