@@ -13,7 +13,7 @@ use rbuild_runtime::container::{
 };
 use rbuild_runtime::monitor::{self, Start};
 use rbuild_runtime::network::Namespace;
-use rbuild_store::{Store, StoreOptions};
+use rbuild_store::Store;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
@@ -369,7 +369,7 @@ pub fn helper_main() -> Option<i32> {
 /// In a monitor process, after the end of a container that is to be removed then.
 fn remove_from_monitor(note: &str) {
     let Ok(note) = serde_json::from_str::<Note>(note) else { return };
-    let Ok(store) = Store::open(StoreOptions::new(note.root)) else { return };
+    let Ok(store) = Store::open(crate::engine::store_options(note.root)) else { return };
     let parts = ContainerParts {
         helper: PathBuf::new(),
         state_dir: PathBuf::new(),
