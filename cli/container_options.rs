@@ -332,13 +332,20 @@ fn namespace(kind: &str, text: Option<&str>, of_others: bool) -> Result<Namespac
 }
 
 /// `1.5` processors in billionths.
-fn cpus(text: &str) -> Result<i64, String> {
+///
+/// # Errors
+/// No number, or one out of range.
+pub fn cpus(text: &str) -> Result<i64, String> {
     let value: f64 = text.parse().map_err(|_| format!("failed to parse {text} as a rational number"))?;
     let nano = (value * 1e9).round();
     if nano.is_finite() && (0.0..=1e15).contains(&nano) { Ok(nano as i64) } else { Err("value is out of range".into()) }
 }
 
-fn bytes_or_unlimited(text: &str) -> Result<i64, String> {
+/// A size in bytes; `-1` is without limit.
+///
+/// # Errors
+/// No size.
+pub fn bytes_or_unlimited(text: &str) -> Result<i64, String> {
     if text == "-1" {
         return Ok(-1);
     }

@@ -22,6 +22,7 @@ mod changes;
 mod collection;
 mod commands;
 mod confirm;
+mod container_filters;
 mod container_options;
 mod credentials;
 mod diagnostics;

@@ -5,10 +5,14 @@
 
 mod attest;
 mod bad_input;
+mod btrfs;
+#[path = "../../store/tests/fixture/disk.rs"]
+mod btrfs_disk;
 mod build;
 mod caching;
 mod check;
 mod concurrency;
+mod container_files;
 mod containers;
 mod contexts;
 mod crash;
@@ -41,3 +45,4 @@ mod serve;
 mod side_by_side;
 mod supervision;
 mod usage;
+mod watching;

@@ -76,6 +76,7 @@ pub(super) fn probe(container: &Container, root: &Root) -> Result<Option<HealthP
     Ok(Some(HealthProbe {
         exec: ExecSpec {
             id: container.id.clone(),
+            exec_id: String::new(),
             process: process::exec_process(container, root, &request)?,
             terminal: None,
             stdin: false,

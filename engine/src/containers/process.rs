@@ -243,7 +243,8 @@ pub(super) fn join_namespace(spec: &mut Spec, kind: LinuxNamespaceType, path: &P
     }
 }
 
-fn limit(resources: &mut LinuxResources, host: &HostSettings) -> Result<(), Error> {
+/// Adds the limits to what the runtime is told.
+pub(super) fn limit(resources: &mut LinuxResources, host: &HostSettings) -> Result<(), Error> {
     let mut memory = LinuxMemoryBuilder::default();
     if let Some(bytes) = host.memory {
         // As docker: as much swap again, unless said otherwise.

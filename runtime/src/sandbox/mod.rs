@@ -31,6 +31,7 @@ mod supervise;
 mod supervisors;
 mod sys;
 mod targets;
+mod usage;
 mod wire;
 
 pub use cgroups::Cgroup;
@@ -44,6 +45,7 @@ pub use spec::{
     set_shm_size,
 };
 pub use supervise::helper_main;
+pub use usage::{Listed, Usage};
 
 use crate::error::Result;
 
