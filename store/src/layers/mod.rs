@@ -404,7 +404,7 @@ impl Layers {
     /// One of them cannot be read, or `out` not be written.
     pub fn write_tree_on(&self, root: Root, base: Option<&SnapshotId>, out: impl Write) -> Result<u64> {
         let lowers = base.map(|id| self.lowers(id)).transpose()?.unwrap_or_default();
-        diff::write_diff(&Tree { own: Lowers::of(vec![root]), lowers, full: true }, out)
+        diff::write_diff(&Tree { own: Lowers::of(vec![root]), lowers, full: true, fresh: None }, out)
     }
 
     /// A snapshot's own directory and those below it; of one that is another's layer on something, that other one's.
