@@ -41,6 +41,9 @@ pub struct Globals {
     /// How a new state directory keeps file trees (default: overlay where it works)
     #[arg(long, value_name = "DRIVER", value_parser = ["overlay", "overlay2", "vfs"])]
     pub storage_driver: Option<String>,
+    /// Directory of files that describe devices (default: /etc/cdi, /var/run/cdi, /etc/buildkit/cdi); may be repeated
+    #[arg(long = "cdi-spec-dir", value_name = "DIR")]
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// Print version information and quit
     #[arg(short = 'v', long, action = ArgAction::SetTrue)]
     pub version: bool,

@@ -391,7 +391,7 @@ fn size(seen: &Seen, containers: &Containers, engine: &Engine) -> String {
     let own = containers.layer_size(&seen.container);
     let chain = seen.container.parent.as_deref().and_then(|id| id.parse().ok());
     let below: u64 = chain
-        .and_then(|id| engine.store().snapshots().chain(&id).ok())
+        .and_then(|id| engine.store().snapshots().stack(&id).ok())
         .into_iter()
         .flatten()
         .filter_map(|id| engine.store().snapshots().size(&id).ok())

@@ -71,6 +71,8 @@ pub struct ContainerParts {
     pub state_dir: PathBuf,
     pub names: HostNames,
     pub bridge: BridgeOptions,
+    /// As [`crate::EngineOptions::device_specs`].
+    pub device_specs: Vec<PathBuf>,
 }
 
 impl crate::Engine {
@@ -82,6 +84,7 @@ impl crate::Engine {
             state_dir: self.store().root().join("sandbox"),
             names: HostNames::read(options.resolv_conf.clone()),
             bridge: options.bridge.clone(),
+            device_specs: options.device_specs.clone(),
         };
         let containers = Containers::new(self.store().clone(), parts);
         containers.sweep();

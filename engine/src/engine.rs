@@ -33,6 +33,8 @@ pub struct EngineOptions {
     pub resolv_conf: String,
     pub registry: ClientOptions,
     pub bridge: BridgeOptions,
+    /// Directories of files that describe devices (Container Device Interface); a later one overrules an earlier.
+    pub device_specs: Vec<PathBuf>,
     /// What fetches from git repositories; `None` where it is not installed.
     pub git: Option<GitOptions>,
 }

@@ -84,6 +84,8 @@ pub struct RunContext {
     pub events: Events,
     /// The settled key: what the result will be saved under.
     pub key: CacheKey,
+    /// Somebody asked for the work to be done anew: what an earlier execution left is not to be used.
+    pub fresh: bool,
     pub cancel: Cancel,
 }
 

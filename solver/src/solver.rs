@@ -358,7 +358,8 @@ impl<R: Clone + Send + Sync + 'static> Run<R> {
         };
         self.audience.started();
         let (started, clock) = (SystemTime::now(), Instant::now());
-        let context = RunContext { step: self.step, events: self.events, key: work.key, cancel: self.cancel };
+        let (key, fresh) = (work.key, work.fresh);
+        let context = RunContext { step: self.step, events: self.events, key, fresh, cancel: self.cancel };
         let ran = work.op.run(work.inputs, context).await.map_err(Fault::Op)?;
         drop(permit);
         if work.durable {

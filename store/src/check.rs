@@ -227,11 +227,10 @@ impl Seen {
         }
         let directory = core.open_dir("snapshots")?;
         for row in seen.snapshots.values() {
-            let below = [row.parent.as_ref(), row.layer_of.as_ref()];
             let reason =
                 match directory.open_dir(OsStr::new(row.id.as_str())).and_then(|dir| dir.stat(OsStr::new("fs"))) {
                     Err(_) => Some("its directory is gone".to_owned()),
-                    Ok(_) => below.into_iter().flatten().find(|id| !seen.snapshots.contains_key(*id)).map(missing),
+                    Ok(_) => row.needs().find(|id| !seen.snapshots.contains_key(*id)).map(missing),
                 };
             if let Some(reason) = reason {
                 seen.damaged_snapshots.insert(row.id.clone(), reason);
@@ -275,8 +274,7 @@ impl Seen {
                 .values()
                 .filter(|row| !self.damaged_snapshots.contains_key(&row.id))
                 .filter_map(|row| {
-                    let below = [row.parent.as_ref(), row.layer_of.as_ref()];
-                    let damaged = below.into_iter().flatten().find(|id| self.damaged_snapshots.contains_key(*id))?;
+                    let damaged = row.needs().find(|id| self.damaged_snapshots.contains_key(*id))?;
                     Some((row.id.clone(), format!("it stands on the file tree {damaged}, which is damaged")))
                 })
                 .collect();

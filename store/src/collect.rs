@@ -75,10 +75,12 @@ pub(crate) fn collect(core: &Arc<Core>, options: &CollectOptions) -> Result<Coll
 pub(crate) fn remove_snapshot(core: &Arc<Core>, id: &SnapshotId) -> Result<()> {
     core.make_room();
     core.db.write(Durability::Named, |tx| {
-        let used = tx.prepare_cached(
-            "SELECT 1 FROM refs WHERE target = 'snapshot:' || ?1 UNION ALL SELECT 1 FROM snapshots WHERE parent = ?1 OR layer_of = ?1",
-        )?
-        .exists([id.as_str()])?;
+        let used = tx
+            .prepare_cached(
+                "SELECT 1 FROM refs WHERE target = 'snapshot:' || ?1 UNION ALL SELECT 1 FROM snapshots
+             WHERE parent = ?1 OR layer_of = ?1 OR delta_of = ?1",
+            )?
+            .exists([id.as_str()])?;
         if used {
             return Err(StoreError::SnapshotInUse(id.to_string()));
         }
@@ -216,7 +218,8 @@ fn mark(tx: &Transaction<'_>) -> Result<Kept> {
     )?;
     let mut parent_of = tx.prepare_cached(
         "SELECT parent FROM snapshots WHERE id = ?1 AND parent IS NOT NULL
-         UNION ALL SELECT layer_of FROM snapshots WHERE id = ?1 AND layer_of IS NOT NULL",
+         UNION ALL SELECT layer_of FROM snapshots WHERE id = ?1 AND layer_of IS NOT NULL
+         UNION ALL SELECT delta_of FROM snapshots WHERE id = ?1 AND delta_of IS NOT NULL",
     )?;
     while let Some(target) = queue.pop() {
         match target.split_once(':') {

@@ -135,6 +135,45 @@ fn both_drivers_give_the_same_layers() {
     assert_eq!(names(&overlay.tar(&in_overlay[2])).join(" "), want);
 }
 
+/// What a snapshot and its delta show is one layer, the same as if it had been written at once.
+#[test]
+fn a_delta_is_one_layer_with_what_it_is_of() {
+    const BELOW: &str =
+        "mkdir -p etc srv; echo p >etc/one; echo q >srv/q; find . -depth -exec touch -h -d @1500000000 {} +";
+    let [overlay, vfs] = DRIVERS.map(TestStore::new);
+    let (below, of, delta) = {
+        let below = overlay.change(None, BELOW);
+        let of = overlay.change(Some(&below), BASE);
+        let delta = overlay.delta(&of, CHANGE).unwrap();
+        (below, of, delta)
+    };
+    let snapshots = overlay.store.snapshots();
+    assert_eq!(delta.parent(), Some(below.id()));
+    assert_eq!(snapshots.chain(delta.id()).unwrap(), [below.id().clone(), delta.id().clone()]);
+    assert_eq!(snapshots.stack(delta.id()).unwrap(), [below.id().clone(), of.id().clone(), delta.id().clone()]);
+
+    let base = vfs.change(None, BELOW);
+    let whole = vfs.change(Some(&base), &format!("{BASE}\n{CHANGE}"));
+    let (in_two, in_one) = (overlay.tar(&delta), vfs.tar(&whole));
+    assert_eq!(names(&in_two), names(&in_one));
+    assert!(in_two == in_one, "same names, other bytes");
+    let bytes = |store: &TestStore, snapshot: &Snapshot| store.store.layers().content_bytes(snapshot.id()).unwrap();
+    // BASE touches all that lies below, so the layer has it all.
+    assert_eq!(bytes(&overlay, &delta), bytes(&vfs, &whole));
+    assert!(changes(&overlay, &delta, 1).iter().any(|told| told.contains("etc/one")));
+
+    // On top of it is an ordinary one, which sees one tree below.
+    let above = overlay.change(Some(&delta), "rm etc/one; t etc; echo later >>keep; t keep .");
+    assert_eq!(names(&overlay.tar(&above)).join(" "), "etc/ etc/.wh.one keep");
+
+    // It needs what it is of, and is nothing to make another delta of.
+    let refused = snapshots.remove(of.id()).unwrap_err();
+    assert!(matches!(refused, StoreError::SnapshotInUse(_)), "{refused}");
+    assert_eq!(snapshots.users(of.id()).unwrap().iter().filter(|user| user.starts_with("snapshot:")).count(), 1);
+    assert!(overlay.delta(&delta, ":").is_none());
+    assert!(vfs.delta(&whole, ":").is_none());
+}
+
 #[test]
 fn layers_come_back_as_they_went() {
     let origin = TestStore::new(Driver::Overlay);

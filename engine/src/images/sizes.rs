@@ -86,6 +86,9 @@ impl Images {
     }
 
     fn bytes_in(&self, id: &SnapshotId) -> Result<u64, StoreError> {
+        if self.store.snapshots().row(id)?.delta_of.is_some() {
+            return self.store.layers().content_bytes(id);
+        }
         let root = self.store.snapshots().open(id)?;
         content_size(&root).map_err(|e| StoreError::io(format!("measuring snapshot {id}"), e))
     }

@@ -201,7 +201,7 @@ fn below<'a>(
     snapshots: &'a BTreeMap<SnapshotId, SnapshotRow>,
     id: &SnapshotId,
 ) -> impl Iterator<Item = &'a SnapshotId> + use<'a> {
-    snapshots.get(id).into_iter().flat_map(|row| row.parent.iter().chain(&row.layer_of))
+    snapshots.get(id).into_iter().flat_map(SnapshotRow::needs)
 }
 
 /// Results, and the snapshots that only they keep.

@@ -94,7 +94,7 @@ impl Known {
         let mut parents = BTreeMap::new();
         for row in snapshots::list_in(tx)? {
             known.snapshots.insert(row.id.to_string(), Owner::Leftovers);
-            let below: Vec<String> = row.parent.iter().chain(&row.layer_of).map(ToString::to_string).collect();
+            let below: Vec<String> = row.needs().map(ToString::to_string).collect();
             parents.insert(row.id.to_string(), below);
         }
         // The first who claims a thing has it: so what an image has is not counted as the cache's too.

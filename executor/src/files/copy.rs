@@ -47,6 +47,23 @@ pub struct CopyRules {
     pub replace: bool,
 }
 
+impl CopyRules {
+    /// A directory that is made on the way.
+    fn implied(&self) -> Look {
+        let (uid, gid) = self.owner.unwrap_or((0, 0));
+        let time = self.timestamp.unwrap_or(self.implied_time);
+        Look { mode: 0o755, uid, gid, mtime: (time, 0) }
+    }
+
+    /// The directory that contents are copied into: octal modes are meant for it too.
+    pub(super) fn made(&self, mtime: (i64, u32)) -> Look {
+        match self.mode {
+            Some(ModeChange::Bits(mode)) => Look { mode, mtime, ..self.implied() },
+            _ => Look { mtime, ..self.implied() },
+        }
+    }
+}
+
 /// Copies `selected` (walked below `root`) into `writer`'s tree.
 ///
 /// # Errors
@@ -124,7 +141,7 @@ impl Copier<'_> {
             let resolved = self.resolve(&[&self.rules.dest[..], b"/", &parents[..end]].concat())?;
             match stat(self.root, from) {
                 Ok(meta) if meta.is_dir() && matches!(resolved.found, Found::Absent) => {
-                    self.writer.make_dirs(split_parent(&resolved.path).0, &self.implied())?;
+                    self.writer.make_dirs(split_parent(&resolved.path).0, &self.rules.implied())?;
                     let look = self.look(&meta)?;
                     self.writer.make_dir(&resolved.path, &look)?;
                     self.copy_attributes(from, &resolved.path, &look)?;
@@ -153,20 +170,6 @@ impl Copier<'_> {
         Ok(super::writer::Resolved { path: at, found })
     }
 
-    fn implied(&self) -> Look {
-        let (uid, gid) = self.rules.owner.unwrap_or((0, 0));
-        let time = self.rules.timestamp.unwrap_or(self.rules.implied_time);
-        Look { mode: 0o755, uid, gid, mtime: (time, 0) }
-    }
-
-    /// The directory that contents are copied into: octal modes are meant for it too.
-    fn made(&self, mtime: (i64, u32)) -> Look {
-        match self.rules.mode {
-            Some(ModeChange::Bits(mode)) => Look { mode, mtime, ..self.implied() },
-            _ => Look { mtime, ..self.implied() },
-        }
-    }
-
     fn look(&self, meta: &Meta) -> Result<Look, ExecutorError> {
         let (uid, gid) = self.rules.owner.unwrap_or((meta.uid, meta.gid));
         let mode = match &self.rules.mode {
@@ -180,7 +183,7 @@ impl Copier<'_> {
     /// A single file, link or node to `target`.
     fn file(&mut self, one: &Selected, target: &[u8]) -> Result<(), ExecutorError> {
         let (parent, _) = split_parent(trim(target));
-        let implied = self.implied();
+        let implied = self.rules.implied();
         let parent = self.resolve(parent)?;
         self.writer.make_dirs(&parent.path, &implied)?;
         let resolved = self.resolve(target)?;
@@ -199,7 +202,7 @@ impl Copier<'_> {
     /// A directory's entries into `target`. Where that is not there yet, it looks as the directory does when `itself` is
     /// what is copied; when only its contents are, `target` is a directory made on the way, as BuildKit has it.
     fn directory(&mut self, one: &Selected, target: &[u8], itself: bool) -> Result<(), ExecutorError> {
-        let implied = self.implied();
+        let implied = self.rules.implied();
         let resolved = self.resolve(target)?;
         let top = resolved.path;
         let mut found = resolved.found;
@@ -217,7 +220,7 @@ impl Copier<'_> {
                     self.copy_attributes(&one.tree.path, &top, &look)?;
                 } else {
                     let mtime = if target.ends_with(b"/") { implied.mtime } else { look.mtime };
-                    self.writer.make_dirs(&top, &self.made(mtime))?;
+                    self.writer.make_dirs(&top, &self.rules.made(mtime))?;
                 }
             }
             _ => return Err(ExecutorError::DirectoryOnFile { path: top }),

@@ -390,7 +390,7 @@ fn is_below(path: &[u8], root: &[u8]) -> bool {
 }
 
 /// What `path` is in one tree; `None` when that tree says nothing about it, `Absent` when it says that it is gone.
-fn look_in(root: &OwnedFd, path: &[u8]) -> rustix::io::Result<Option<Found>> {
+pub(super) fn look_in(root: &OwnedFd, path: &[u8]) -> rustix::io::Result<Option<Found>> {
     let (parent, name) = split_parent(path);
     if name.is_empty() {
         return Ok(Some(Found::Directory(Meta::of_fd(root)?)));

@@ -20,6 +20,7 @@ use rbuild_solver::{
 };
 use rbuild_store::Root;
 
+use super::recopy::Recopy;
 use super::source::fail;
 use crate::files::copy::{CopyRules, copy};
 use crate::files::hash;
@@ -38,12 +39,19 @@ pub(crate) struct FileRun {
     pub(crate) executor: Arc<Executor>,
     pub(crate) op: FileOp,
     /// For each action, what `content` selected, so that exactly that is copied.
-    selections: Mutex<Vec<Option<Vec<Selected>>>>,
+    selections: Mutex<Vec<Option<Chosen>>>,
+}
+
+/// What a copy selected.
+pub(super) struct Chosen {
+    pub(super) selected: Vec<Selected>,
+    /// Of each path of the last of them.
+    pub(super) hashes: Vec<ContentHash>,
 }
 
 impl FileRun {
     pub(crate) fn new(executor: Arc<Executor>, op: FileOp) -> FileRun {
-        let selections = Mutex::new(vec![None; op.actions.len()]);
+        let selections = Mutex::new(op.actions.iter().map(|_| None).collect());
         FileRun { executor, op, selections }
     }
 
@@ -122,35 +130,37 @@ impl RunOp<Value> for FileRun {
                 let mut selections = Vec::new();
                 for (n, copy) in copies {
                     let selected = source.select(&copy)?;
+                    let mut last = Vec::new();
                     for one in &selected {
                         // What a match is called at the destination counts, so it leads its tree.
                         all.push((one.path.clone(), ContentHash::of(&one.name)));
                         let hashes = hash::tree(source.fd.as_fd(), &one.tree, source.reading())?;
+                        last = hashes.iter().map(|found| found.hash).collect();
                         all.extend(
                             hashes
                                 .into_iter()
                                 .map(|found| (relative(&found.path, &one.tree.path, &one.path), found.hash)),
                         );
                     }
-                    selections.push((n, selected));
+                    selections.push((n, Chosen { selected, hashes: last }));
                 }
                 let hash = hash::combine(all.iter().map(|(path, hash)| (path.as_slice(), hash)));
                 Ok((InputContent { hash, parts: ContentParts::new(move || record_parts(&all)) }, selections))
             };
             let (content, selections) = crate::blocking(work).await?;
             let mut kept = self.selections.lock().unwrap_or_else(PoisonError::into_inner);
-            for (n, selected) in selections {
-                kept[n] = Some(selected);
+            for (n, chosen) in selections {
+                kept[n] = Some(chosen);
             }
             Ok(content)
         }
         .boxed()
     }
 
-    fn run(&self, inputs: Vec<Value>, _context: RunContext) -> BoxFuture<'_, Result<Ran<Value>, OpError>> {
+    fn run(&self, inputs: Vec<Value>, context: RunContext) -> BoxFuture<'_, Result<Ran<Value>, OpError>> {
         let selections = std::mem::take(&mut *self.selections.lock().unwrap_or_else(PoisonError::into_inner));
         let (executor, op) = (self.executor.clone(), self.op.clone());
-        crate::blocking(move || apply(&executor, &op, &inputs, selections).map(Ran::one)).boxed()
+        crate::blocking(move || apply(&executor, &op, &inputs, selections, context.fresh).map(Ran::one)).boxed()
     }
 }
 
@@ -295,7 +305,8 @@ fn apply(
     executor: &Executor,
     op: &FileOp,
     inputs: &[Value],
-    selections: Vec<Option<Vec<Selected>>>,
+    mut selections: Vec<Option<Chosen>>,
+    fresh: bool,
 ) -> Result<Value, ExecutorError> {
     let base = op.base.map_or(&Value::Scratch, |input| &inputs[input]);
     let parent = match base {
@@ -304,19 +315,29 @@ fn apply(
         Value::Context(_) => return Err(ExecutorError::Invalid("a build context cannot be changed".into())),
         Value::Lazy(_) => return Err(ExecutorError::not_brought()),
     };
-    let active = executor.store.snapshots().prepare(&executor.lease, parent)?;
+    let mut copied = None;
+    if let ([FileAction::Copy(action)], [Some(chosen)]) = (op.actions.as_slice(), selections.as_slice()) {
+        let owner = Names { executor, inputs, base }.owner(&action.owner)?;
+        let rules = rules_of(action, inputs, owner);
+        if let Some(again) = Recopy::of(executor, parent, action, &rules, chosen)? {
+            let source = Source::open(executor, read_by(action, inputs))?;
+            if !fresh && let Some(value) = again.on_earlier(source.fd.as_fd())? {
+                return Ok(value);
+            }
+            copied = Some(again.into_note());
+        }
+    }
+    let mut active = executor.store.snapshots().prepare(&executor.lease, parent)?;
     let below = active.below().map(rbuild_runtime::mount_detached).transpose()?;
     let mut writer = TreeWriter::new(active.upper(), below)?;
-    let mut selections = selections.into_iter().chain(std::iter::repeat_with(|| None));
-    for action in &op.actions {
-        let selected = selections.next().flatten();
+    for (n, action) in op.actions.iter().enumerate() {
+        let selected = selections.get_mut(n).and_then(Option::take).map(|chosen| chosen.selected);
         let names = Names { executor, inputs, base };
         match action {
             FileAction::Copy(action) => {
                 let owner = names.owner(&action.owner)?;
-                let source = Source::open(executor, action.input.map_or(&Value::Scratch, |input| &inputs[input]))?;
-                let from_context = action.input.is_some_and(|input| matches!(inputs[input], Value::Context(_)));
-                copy_action(&mut writer, action, &source, selected, owner, from_context)?;
+                let source = Source::open(executor, read_by(action, inputs))?;
+                copy_action(&mut writer, action, &source, selected, owner, &rules_of(action, inputs, owner))?;
             }
             FileAction::Mkfile(action) => {
                 let owner = names.owner(&action.owner)?.unwrap_or((0, 0));
@@ -342,6 +363,9 @@ fn apply(
     if !writer.finish()? {
         return Ok(base.clone());
     }
+    if let Some((copied, note)) = copied {
+        active.set_copied(&copied, &note.to_bytes())?;
+    }
     Ok(Value::Snapshot(executor.store.snapshots().commit(active)?))
 }
 
@@ -351,13 +375,26 @@ fn copy_action(
     source: &Source,
     selected: Option<Vec<Selected>>,
     owner: Option<(u32, u32)>,
-    from_context: bool,
+    rules: &CopyRules,
 ) -> Result<(), ExecutorError> {
     let selected = match selected {
         Some(selected) => selected,
         None => source.select(action)?,
     };
-    let rules = CopyRules {
+    match action.unpack {
+        None => copy(writer, source.fd.as_fd(), &selected, rules),
+        Some(required) => super::unpack::copy_or_unpack(writer, source.fd.as_fd(), &selected, rules, owner, required),
+    }
+}
+
+/// The tree that a copy reads.
+fn read_by<'a>(action: &Copy, inputs: &'a [Value]) -> &'a Value {
+    action.input.map_or(&Value::Scratch, |input| &inputs[input])
+}
+
+fn rules_of(action: &Copy, inputs: &[Value], owner: Option<(u32, u32)>) -> CopyRules {
+    let from_context = matches!(read_by(action, inputs), Value::Context(_));
+    CopyRules {
         dest: action.dest.clone(),
         // What comes from the user's machine belongs to root; what comes from an image keeps its owner.
         owner: owner.or(from_context.then_some((0, 0))),
@@ -367,10 +404,6 @@ fn copy_action(
         contents_only: action.contents_only,
         parents: action.parents,
         replace: false,
-    };
-    match action.unpack {
-        None => copy(writer, source.fd.as_fd(), &selected, &rules),
-        Some(required) => super::unpack::copy_or_unpack(writer, source.fd.as_fd(), &selected, &rules, owner, required),
     }
 }
 

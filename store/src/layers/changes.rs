@@ -54,9 +54,25 @@ pub(crate) fn visit(tree: &Tree, own: usize, tell: &mut dyn FnMut(Change<'_>)) -
     Ok(())
 }
 
+/// Bytes of all that is no directory, each counted once.
+pub(crate) fn content_bytes(tree: &Tree) -> Result<u64> {
+    let mut bytes = 0;
+    let mut links = HashSet::new();
+    let mut walker = Walker::new(tree)?;
+    while let Some(visit) = walker.next()? {
+        let Visit::Node(node) = visit else { continue };
+        let metadata = &node.metadata;
+        if metadata.links < 2 || links.insert((metadata.device, metadata.inode)) {
+            bytes += metadata.size;
+        }
+    }
+    Ok(bytes)
+}
+
 fn file(walker: &mut Walker<'_>, node: &Node, buffer: &mut [u8], tell: &mut dyn FnMut(Change<'_>)) -> Result<()> {
     let what = || format!("reading {} of a snapshot", shown(&node.path));
-    let (dir, below) = walker.here()?;
+    let (own, below) = walker.here()?;
+    let dir = node.dir(own).context(what)?;
     let (path, bytes) = (node.path.as_slice(), node.metadata.size);
     let Some((before_dir, before)) = below.find(node.name()).context(what)? else {
         tell(Change::Written { path, bytes });

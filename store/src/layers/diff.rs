@@ -76,7 +76,8 @@ impl<W: Write> DiffWriter<'_, W> {
     /// The root is an entry only when it changed. Without anything below, that is when it is not as made.
     fn root(&mut self) -> Result<()> {
         let what = || "reading the root of a snapshot".to_owned();
-        let top = self.tree.root.top();
+        let own = self.tree.own.top().context(what)?;
+        let top = own.uppermost().ok_or_else(|| StoreError::invalid("snapshot", "it has no directory"))?;
         let metadata = top.metadata().context(what)?;
         let entry = entry_of(Vec::new(), &metadata, EntryKind::Directory, xattrs(top).context(what)?);
         let below = self.tree.lowers.top().context(what)?;
@@ -92,7 +93,8 @@ impl<W: Write> DiffWriter<'_, W> {
 
     fn enter(&mut self, walker: &mut Walker<'_>, node: &Node) -> Result<()> {
         let what = || format!("reading {} of a snapshot", shown(&node.path));
-        let (dir, below) = walker.here()?;
+        let (own, below) = walker.here()?;
+        let dir = own.uppermost().ok_or_else(|| StoreError::invalid("walk", "its directory is gone"))?;
         let xattrs_now = xattrs(dir).context(what)?;
         let unchanged = match below.uppermost() {
             Some(before) => {
@@ -120,7 +122,8 @@ impl<W: Write> DiffWriter<'_, W> {
         let metadata = &node.metadata;
         let shared = metadata.kind == Kind::File && metadata.links > 1;
         let inode = (metadata.device, metadata.inode);
-        let (dir, below) = walker.here()?;
+        let (own, below) = walker.here()?;
+        let dir = node.dir(own).context(what)?;
         let Some(mut found) = Found::open(dir, node.name(), metadata).context(what)? else {
             return Ok(());
         };
@@ -182,7 +185,8 @@ fn changed_groups(tree: &Tree, buffer: &mut [u8]) -> Result<HashSet<(u64, u64)>>
             continue;
         }
         let what = || format!("reading {} of a snapshot", shown(&node.path));
-        let (dir, below) = walker.here()?;
+        let (own, below) = walker.here()?;
+        let dir = node.dir(own).context(what)?;
         let was = below.find(node.name()).context(what)?.map(|(_, metadata)| (metadata.device, metadata.inode));
         let same_file = was.is_some_and(|was| *before.entry(inode).or_insert(was) == was);
         let Some(mut found) = Found::open(dir, node.name(), &node.metadata).context(what)? else { continue };

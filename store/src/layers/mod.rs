@@ -116,9 +116,25 @@ impl Layers {
     /// # Errors
     /// The snapshot is gone or cannot be read.
     pub fn changes(&self, id: &SnapshotId, base: usize, tell: &mut dyn FnMut(Change<'_>)) -> Result<()> {
+        let snapshots = self.store.snapshots();
+        let below = snapshots.row(id)?.parent.map(|parent| snapshots.chain(&parent)).transpose()?.unwrap_or_default();
         let tree = self.tree(id)?;
-        let own = tree.lowers.len().saturating_sub(base);
-        changes::visit(&tree, own, tell)
+        // A layer may be spread over two directories.
+        let lower = match base.checked_sub(1).and_then(|last| below.get(last.min(below.len().saturating_sub(1)))) {
+            Some(top) if self.store.driver() == Driver::Overlay => snapshots.stack(top)?.len(),
+            _ => base,
+        };
+        changes::visit(&tree, tree.lowers.len().saturating_sub(lower), tell)
+    }
+
+    /// Bytes of the files and links in a snapshot's own layer, each counted once however many names it has; the `vfs` driver counts
+    /// those below it too.
+    ///
+    /// # Errors
+    /// The snapshot is gone or cannot be read.
+    pub fn content_bytes(&self, id: &SnapshotId) -> Result<u64> {
+        let tree = Tree { lowers: Lowers::default(), ..self.tree(id)? };
+        changes::content_bytes(&tree)
     }
 
     /// What the canonical tar of a snapshot is, whatever its row says.
@@ -415,7 +431,8 @@ impl Layers {
             Some(parent) => self.lowers(parent)?,
             None => Lowers::default(),
         };
-        Ok(Tree { root: snapshots.open(&id)?, lowers, full: row.driver == Driver::Vfs })
+        let own = [Some(id), row.delta_of].into_iter().flatten().map(|id| snapshots.open(&id));
+        Ok(Tree { own: Lowers::of(own.collect::<Result<_>>()?), lowers, full: row.driver == Driver::Vfs })
     }
 
     /// The directories that show the snapshot `id`.
@@ -425,8 +442,8 @@ impl Layers {
         match self.store.driver() {
             Driver::Vfs => Lowers::open([snapshots.path(id)]).context(what),
             Driver::Overlay => {
-                let chain = snapshots.chain(id)?;
-                Lowers::open(chain.iter().rev().map(|id| snapshots.path(id))).context(what)
+                let stack = snapshots.stack(id)?;
+                Lowers::open(stack.iter().rev().map(|id| snapshots.path(id))).context(what)
             }
         }
     }
@@ -435,7 +452,7 @@ impl Layers {
 /// Writes everything below `root` as one canonical tar, as if it were a layer on nothing; returns its size. For a
 /// container's whole file system, seen through a mount.
 pub fn write_tree(root: Root, out: impl Write) -> Result<u64> {
-    diff::write_diff(&Tree { root, lowers: Lowers::default(), full: true }, out)
+    diff::write_diff(&Tree { own: Lowers::of(vec![root]), lowers: Lowers::default(), full: true }, out)
 }
 
 /// The layers of an image with their `DiffId`s, lowest first.

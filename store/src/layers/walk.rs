@@ -14,19 +14,19 @@ use std::os::unix::ffi::OsStrExt;
 use rbuild_oci::limits;
 
 use super::read::shown;
-use super::whiteout::{Below, Lowers, Name, OPAQUE, PREFIX, as_path, is_opaque};
+use super::whiteout::{Below, Lowers, Name, OPAQUE, PREFIX, as_path};
 use crate::error::{Context, Result, StoreError};
-use crate::root::{Dir, Kind, Metadata, Root, Walk};
+use crate::root::{Dir, Kind, Metadata};
 
 /// Levels that keep their directories open.
 const OPEN_LEVELS: usize = 16;
 
-/// A snapshot's directory and what it lies on.
+/// A snapshot's own directory, or two that are one layer, and what it lies on.
 #[derive(Debug)]
 pub(crate) struct Tree {
-    pub(crate) root: Root,
+    pub(crate) own: Lowers,
     pub(crate) lowers: Lowers,
-    /// Whether `root` shows everything (`vfs`), not only what differs from `lowers` (overlay).
+    /// Whether `own` shows everything (`vfs`), not only what differs from `lowers` (overlay).
     pub(crate) full: bool,
 }
 
@@ -46,6 +46,8 @@ pub(crate) struct Node {
     pub(crate) path: Vec<u8>,
     pub(crate) metadata: Metadata,
     name: OsString,
+    /// Which of the tree's own roots it lies in.
+    part: usize,
 }
 
 pub(crate) struct Walker<'a> {
@@ -58,8 +60,9 @@ struct Level {
     full: bool,
     /// Items still to come, last first.
     items: Vec<Item>,
-    parts: Vec<usize>,
-    open: Option<(Dir, Below)>,
+    /// The roots it lies in, of the tree's own and of those below.
+    parts: (Vec<usize>, Vec<usize>),
+    open: Option<(Below, Below)>,
 }
 
 enum Item {
@@ -80,10 +83,10 @@ impl<'a> Walker<'a> {
     /// Starts in the root, which is not visited itself.
     pub(crate) fn new(tree: &'a Tree) -> Result<Walker<'a>> {
         let what = || "opening a snapshot".to_owned();
-        let dir = tree.root.top().try_clone().context(what)?;
+        let own = tree.own.top().context(what)?;
         let below = tree.lowers.top().context(what)?;
         let mut walker = Walker { tree, levels: Vec::new() };
-        walker.push(Vec::new(), tree.full, dir, below)?;
+        walker.push(Vec::new(), tree.full, own, below)?;
         Ok(walker)
     }
 
@@ -102,40 +105,43 @@ impl<'a> Walker<'a> {
         };
         let what = || format!("reading {} of a snapshot", shown(&path));
         let full = level.full;
-        let (dir, below) = self.here()?;
-        let metadata = dir.stat(&name).context(what)?;
+        let (own, below) = self.here()?;
+        let (part, metadata) = own
+            .find_part(&name)
+            .and_then(|found| found.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
+            .context(what)?;
         if metadata.kind != Kind::Dir {
-            return Ok(Some(Visit::Node(Node { path, metadata, name })));
+            return Ok(Some(Visit::Node(Node { path, metadata, name, part })));
         }
-        let inner = dir.open_dir(&name).context(what)?;
+        let inner = own.descend(&name).context(what)?;
         let inner_below = below.descend(&name).context(what)?;
         self.push(path.clone(), full, inner, inner_below)?;
-        Ok(Some(Visit::Enter(Node { path, metadata, name })))
+        Ok(Some(Visit::Enter(Node { path, metadata, name, part })))
     }
 
     /// The directory we are in, and the view below it: after [`Visit::Enter`] the one just entered, after
-    /// [`Visit::Node`] the one that holds the node.
-    pub(crate) fn here(&mut self) -> Result<(&Dir, &Below)> {
+    /// [`Visit::Node`] the one that holds the node ([`Node::dir`]).
+    pub(crate) fn here(&mut self) -> Result<(&Below, &Below)> {
         let tree = self.tree;
         let level = self.levels.last_mut().ok_or_else(|| StoreError::invalid("walk", "it has ended"))?;
         if level.open.is_none() {
             let what = || format!("reading {} of a snapshot", shown(&level.path));
             let path = as_path(&level.path);
-            let dir = tree.root.open_dir(path, Walk::NoLinks).context(what)?;
-            level.open = Some((dir, tree.lowers.reopen(path, &level.parts).context(what)?));
+            let own = tree.own.reopen(path, &level.parts.0).context(what)?;
+            level.open = Some((own, tree.lowers.reopen(path, &level.parts.1).context(what)?));
         }
-        let (dir, below) = level.open.as_ref().ok_or_else(|| StoreError::invalid("walk", "its directory is closed"))?;
-        Ok((dir, below))
+        let (own, below) = level.open.as_ref().ok_or_else(|| StoreError::invalid("walk", "its directory is closed"))?;
+        Ok((own, below))
     }
 
-    fn push(&mut self, path: Vec<u8>, full: bool, dir: Dir, below: Below) -> Result<()> {
+    fn push(&mut self, path: Vec<u8>, full: bool, own: Below, below: Below) -> Result<()> {
         let what = || format!("reading {} of a snapshot", shown(&path));
-        let full = full || (!below.is_empty() && !self.levels.is_empty() && is_opaque(&dir).context(what)?);
-        let items = list(&path, &dir, &below, full)?;
+        let full = full || (!below.is_empty() && !self.levels.is_empty() && own.is_opaque().context(what)?);
+        let items = list(&path, &own, &below, full)?;
         if let Some(outer) = self.levels.len().checked_sub(OPEN_LEVELS) {
             self.levels[outer].open = None;
         }
-        self.levels.push(Level { path, full, items, parts: below.parts(), open: Some((dir, below)) });
+        self.levels.push(Level { path, full, items, parts: (own.parts(), below.parts()), open: Some((own, below)) });
         Ok(())
     }
 }
@@ -145,15 +151,36 @@ impl Node {
     pub(crate) fn name(&self) -> &OsStr {
         &self.name
     }
+
+    /// The directory that holds it, of the parts that [`Walker::here`] gives.
+    pub(crate) fn dir<'a>(&self, own: &'a Below) -> std::io::Result<&'a Dir> {
+        own.part(self.part).ok_or_else(|| std::io::ErrorKind::NotFound.into())
+    }
 }
 
 /// What a directory holds and lacks, last first.
-fn list(path: &[u8], dir: &Dir, below: &Below, full: bool) -> Result<Vec<Item>> {
+fn list(path: &[u8], own: &Below, below: &Below, full: bool) -> Result<Vec<Item>> {
     let what = || format!("listing {} of a snapshot", shown(path));
     let mut nodes = BTreeSet::new();
     let mut gone = BTreeSet::new();
+    for dir in own.dirs() {
+        list_part(path, dir, &mut nodes, &mut gone)?;
+    }
+    let mut items = removed(below, full, &nodes, gone).context(what)?;
+    items.extend(nodes.into_iter().map(Item::Node));
+    items.sort_by(|a, b| b.archive_name().cmp(a.archive_name()));
+    Ok(items)
+}
+
+/// Adds what one part of a directory holds and lacks to what those over it do.
+fn list_part(path: &[u8], dir: &Dir, nodes: &mut BTreeSet<OsString>, gone: &mut BTreeSet<OsString>) -> Result<()> {
+    let what = || format!("listing {} of a snapshot", shown(path));
+    let first = nodes.is_empty() && gone.is_empty();
     for entry in dir.entries().context(what)? {
         let entry = entry.context(what)?;
+        if !first && (nodes.contains(&entry.name) || gone.contains(&entry.name)) {
+            continue;
+        }
         let marks = match entry.kind {
             Some(Kind::Socket) => true, // no archive can hold one, and no program can use one that is left behind
             Some(Kind::CharDevice) | None => {
@@ -174,10 +201,7 @@ fn list(path: &[u8], dir: &Dir, below: &Below, full: bool) -> Result<Vec<Item>> 
         }
         nodes.insert(entry.name);
     }
-    let mut items = removed(below, full, &nodes, gone).context(what)?;
-    items.extend(nodes.into_iter().map(Item::Node));
-    items.sort_by(|a, b| b.archive_name().cmp(a.archive_name()));
-    Ok(items)
+    Ok(())
 }
 
 /// What of the directory below is gone. Marks that hide nothing give nothing.

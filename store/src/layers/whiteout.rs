@@ -72,8 +72,8 @@ pub(crate) fn make_whiteout(dir: &Dir, name: &OsStr) -> io::Result<()> {
     dir.mknod(name, Kind::CharDevice, 0, 0)
 }
 
-/// The directories that lie below a layer, uppermost first: all lower directories of an overlay, the one full tree of
-/// the `vfs` driver, or none.
+/// Directories that lie over one another, uppermost first: those below a layer (all lower directories of an overlay, the one full
+/// tree of the `vfs` driver, or none), or a layer's own where it is spread over several.
 #[derive(Debug, Default)]
 pub(crate) struct Lowers {
     roots: Vec<Root>,
@@ -82,6 +82,11 @@ pub(crate) struct Lowers {
 impl Lowers {
     pub(crate) fn open<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> io::Result<Lowers> {
         Ok(Lowers { roots: paths.into_iter().map(|path| Root::open(path.as_ref())).collect::<io::Result<_>>()? })
+    }
+
+    /// Directories that are open, uppermost first.
+    pub(crate) fn of(roots: Vec<Root>) -> Lowers {
+        Lowers { roots }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -124,6 +129,26 @@ impl Below {
 
     pub(crate) fn parts(&self) -> Vec<usize> {
         self.dirs.iter().map(|(at, _)| *at).collect()
+    }
+
+    /// Its parts, uppermost first.
+    pub(crate) fn dirs(&self) -> impl Iterator<Item = &Dir> {
+        self.dirs.iter().map(|(_, dir)| dir)
+    }
+
+    /// The part that lies in the root of this number.
+    pub(crate) fn part(&self, root: usize) -> Option<&Dir> {
+        self.dirs.iter().find(|(at, _)| *at == root).map(|(_, dir)| dir)
+    }
+
+    /// Whether one of its parts hides what is below them all.
+    pub(crate) fn is_opaque(&self) -> io::Result<bool> {
+        for dir in self.dirs() {
+            if is_opaque(dir)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The directory that gives this one its metadata.

@@ -1,6 +1,7 @@
 //! A snapshot in the making.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,8 +24,15 @@ pub struct Active {
     mounts: Mounts,
     below: Option<Mounts>,
     upper: PathBuf,
+    delta_of: Option<SnapshotId>,
+    copied: Option<String>,
     committed: bool,
 }
+
+/// The file beside a snapshot's own directory that says what was copied into it.
+const COPIED: &str = "copied";
+/// A note of more bytes is not read.
+const LONGEST_NOTE: u64 = 1 << 30;
 
 impl Active {
     /// How to see it, for writing.
@@ -67,6 +75,24 @@ impl Active {
         Ok(())
     }
 
+    /// Notes how its files were copied (`copied`, which says what to do and not with which files) and which they were: `note`, for
+    /// [`Snapshots::whole_copy`](super::Snapshots::whole_copy) to give back.
+    ///
+    /// # Errors
+    /// The note cannot be written.
+    pub fn set_copied(&mut self, copied: &str, note: &[u8]) -> Result<()> {
+        let what = || "noting what was copied".to_owned();
+        let dir = self.lease.ingest_fd()?.open_dir(&self.name).context(what)?;
+        let mut file = dir.create_file(OsStr::new(COPIED), 0o600).context(what)?;
+        file.write_all(note).context(what)?;
+        self.copied = Some(copied.to_owned());
+        Ok(())
+    }
+
+    pub(super) fn set_delta_of(&mut self, of: &SnapshotId) {
+        self.delta_of = Some(of.clone());
+    }
+
     /// A fresh directory in the lease's ingest, filled by `fill`, which returns mounts, view of the parent and upper
     /// directory.
     pub(super) fn make(
@@ -90,6 +116,8 @@ impl Active {
             mounts: Mounts::Bind { source: path.join("fs"), read_only: false },
             below: None,
             path,
+            delta_of: None,
+            copied: None,
             committed: false,
         };
         // From here on a failure drops `active`, and the directory with it.
@@ -107,10 +135,10 @@ impl Active {
         let snapshots = core.open_dir("snapshots")?;
         core.faults.pass("snapshot.written")?;
         let id = core.db.write(Durability::Cache, |tx| {
-            if let Some(parent) = &self.parent
-                && rows::get(tx, parent)?.is_none()
-            {
-                return Err(StoreError::NoSnapshot(parent.to_string()));
+            for below in self.parent.iter().chain(&self.delta_of) {
+                if rows::get(tx, below)?.is_none() {
+                    return Err(StoreError::NoSnapshot(below.to_string()));
+                }
             }
             let id = rows::next_id(tx)?;
             let final_name = OsStr::new(id.as_str());
@@ -121,13 +149,36 @@ impl Active {
             ingest.rename(&self.name, &snapshots, final_name).context(what)?;
             self.committed = true;
             core.faults.pass("snapshot.renamed")?;
-            rows::insert(tx, &id, self.parent.as_ref(), driver)?;
+            rows::insert(
+                tx,
+                &rows::New {
+                    id: &id,
+                    parent: self.parent.as_ref(),
+                    driver,
+                    delta_of: self.delta_of.as_ref(),
+                    copied: self.copied.as_deref(),
+                },
+            )?;
             self.lease.hold_in(tx, &Target::Snapshot(id.clone()))?;
             Ok(id)
         })?;
         core.faults.pass("snapshot.row")?;
         self.lease.note(&[Target::Snapshot(id.clone())]);
         Ok(Snapshot::new(id, self.parent.clone(), self.lease.clone()))
+    }
+}
+
+/// What [`Active::set_copied`] noted of a snapshot; `None` when that is gone.
+pub(super) fn read_copied(core: &Core, id: &SnapshotId) -> Result<Option<Vec<u8>>> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut note = Vec::new();
+        let dir = core.dir.open_dir(OsStr::new("snapshots"))?.open_dir(OsStr::new(id.as_str()))?;
+        dir.open_file(OsStr::new(COPIED))?.take(LONGEST_NOTE).read_to_end(&mut note)?;
+        Ok(note)
+    };
+    match read() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).context(|| format!("reading what was copied into snapshot {id}")),
     }
 }
 

@@ -51,6 +51,10 @@ impl Snapshotter for Copy {
         })
     }
 
+    fn prepare_delta(&self, _lease: &Lease, _of: &SnapshotId) -> Result<Option<Active>> {
+        Ok(None)
+    }
+
     fn commit(&self, active: Active) -> Result<Snapshot> {
         active.publish(&self.core, Driver::Vfs)
     }

@@ -148,6 +148,13 @@ pub trait Snapshotter: Send + Sync {
     /// A writable tree that begins as `parent`, or empty. `lease` keeps the parent, and later the snapshot.
     fn prepare(&self, lease: &Lease, parent: Option<&SnapshotId>) -> Result<Active>;
 
+    /// A writable tree that begins as `of` and will take its place: on `of`'s parent, and one layer with it. What is committed
+    /// keeps `of`. `None` where all of it has to be written again: the driver stacks nothing, or `of` is such a one itself.
+    ///
+    /// # Errors
+    /// `of` is gone.
+    fn prepare_delta(&self, lease: &Lease, of: &SnapshotId) -> Result<Option<Active>>;
+
     /// Makes what was written the snapshot, without a copy. Nothing may be mounted on it any more.
     fn commit(&self, active: Active) -> Result<Snapshot>;
 
@@ -252,7 +259,37 @@ impl Snapshots {
 
     /// The stack a snapshot is the top of, its base first.
     pub fn chain(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>> {
-        rows::chain(&self.core, id)
+        Ok(rows::chain(&self.core, id)?.into_iter().map(|link| link.id).collect())
+    }
+
+    /// The snapshots whose directories show this one, the lowest first: its stack, each delta above what it is one of.
+    pub fn stack(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>> {
+        Ok(rows::stacked(rows::chain(&self.core, id)?).collect())
+    }
+
+    /// The newest snapshot on `parent` whose files were copied as `copied` says ([`Active::set_copied`]) and lie all in its own
+    /// directory, with what was noted of them; kept by `lease` from now on.
+    ///
+    /// # Errors
+    /// The store cannot be read. A note that is gone is as good as no snapshot.
+    pub fn whole_copy(
+        &self,
+        copied: &str,
+        parent: Option<&SnapshotId>,
+        lease: &Lease,
+    ) -> Result<Option<(Snapshot, Vec<u8>)>> {
+        let find = |tx: &rusqlite::Transaction<'_>| rows::whole_copy(tx, copied, parent, self.core.driver);
+        if self.core.db.read(find)?.is_none() {
+            return Ok(None);
+        }
+        let found = rows::hold(&self.core, lease, |tx| {
+            find(tx)?.ok_or_else(|| StoreError::NoSnapshot(format!("copied as {copied}")))
+        });
+        let snapshot = match found {
+            Err(StoreError::NoSnapshot(_)) => return Ok(None),
+            found => found?,
+        };
+        Ok(active::read_copied(&self.core, snapshot.id())?.map(|note| (snapshot, note)))
     }
 
     /// What is known of a snapshot.
@@ -267,7 +304,7 @@ impl Snapshots {
     }
 
     /// The directory that holds what is a snapshot's own: with overlay what differs from its parent, with overlay's own
-    /// marks for what is removed; with vfs everything.
+    /// marks for what is removed (of a delta, what differs from what it is a delta of); with vfs everything.
     pub fn path(&self, id: &SnapshotId) -> PathBuf {
         rows::fs_path(&self.core, id)
     }

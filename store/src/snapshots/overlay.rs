@@ -2,6 +2,9 @@
 //!
 //! `snapshots/<id>/fs` holds what differs from the parent, in overlay's own terms: it was the upper directory when it was
 //! written. A name that was removed is a character device 0/0, and a directory that replaced another is marked opaque.
+//!
+//! A *delta* holds what differs from another snapshot on the same parent. Where it is mounted, that one's directory comes right
+//! below its own, so nothing is copied and no inode is shared; to everybody else the two are one layer.
 
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
@@ -13,10 +16,14 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 
 use super::{Active, Driver, Mounts, Snapshot, SnapshotId, Snapshotter, rows, tree};
 use crate::collect;
-use crate::error::{Context, Result};
-use crate::lease::Lease;
+use crate::error::{Context, Result, StoreError};
+use crate::lease::{Lease, Target};
 use crate::root::{Dir, Root, Walk, node};
 use crate::store::Core;
+
+/// Layers of one stack that may be spread over two directories each: what is mounted over one another stays within what the
+/// kernel takes, however tall the stack becomes.
+const MOST_DELTAS: usize = 4;
 
 /// The driver `overlay`.
 pub struct Overlay {
@@ -32,10 +39,15 @@ impl Overlay {
     fn lowers(&self, parent: Option<&SnapshotId>) -> Result<Vec<PathBuf>> {
         let Some(parent) = parent else { return Ok(vec![self.core.path.join("empty")]) };
         let chain = rows::chain_below(&self.core, parent)?;
-        Ok(chain.iter().rev().map(|id| rows::fs_path(&self.core, id)).collect())
+        Ok(self.paths(chain))
     }
 
-    /// Makes `fs` and `work` in `dir`.
+    /// The directories of a stack, uppermost first.
+    fn paths(&self, chain: Vec<rows::Link>) -> Vec<PathBuf> {
+        rows::stacked(chain).rev().map(|id| rows::fs_path(&self.core, &id)).collect()
+    }
+
+    /// Makes `fs` and `work` in `dir`. The root of `fs` looks like that of `parent`.
     fn fill(&self, dir: &Dir, parent: Option<&SnapshotId>) -> Result<()> {
         let what = || "making a writable layer".to_owned();
         dir.mkdir(OsStr::new("work"), 0o700).context(what)?;
@@ -73,13 +85,31 @@ impl Snapshotter for Overlay {
         })
     }
 
+    fn prepare_delta(&self, lease: &Lease, of: &SnapshotId) -> Result<Option<Active>> {
+        let Some(row) = self.core.db.read(|tx| rows::get(tx, of))? else {
+            return Err(StoreError::NoSnapshot(of.to_string()));
+        };
+        let chain = rows::chain(&self.core, of)?;
+        if row.delta_of.is_some() || chain.iter().filter(|link| link.delta_of.is_some()).count() >= MOST_DELTAS {
+            return Ok(None);
+        }
+        lease.hold(&Target::Snapshot(of.clone()))?;
+        let mut active = Active::make(lease, row.parent.as_ref(), Driver::Overlay, |path, dir| {
+            let lowers = self.paths(chain);
+            self.fill(dir, Some(of))?;
+            Ok((self.mounts(path, lowers.clone()), Some(self.view_of(lowers))))
+        })?;
+        active.set_delta_of(of);
+        Ok(Some(active))
+    }
+
     fn commit(&self, active: Active) -> Result<Snapshot> {
         active.publish(&self.core, Driver::Overlay)
     }
 
     fn view(&self, id: &SnapshotId) -> Result<Mounts> {
         let chain = rows::chain(&self.core, id)?;
-        Ok(self.view_of(chain.iter().rev().map(|id| rows::fs_path(&self.core, id)).collect()))
+        Ok(self.view_of(self.paths(chain)))
     }
 
     fn remove(&self, id: &SnapshotId) -> Result<()> {

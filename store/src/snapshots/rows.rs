@@ -14,7 +14,7 @@ use crate::root::{Root, Walk};
 use crate::store::Core;
 
 const COLUMNS: &str =
-    "id, parent, driver, size, diff_id, chain_id, tar_size, newest, created, used, cost, volatile, layer_of";
+    "id, parent, driver, size, diff_id, chain_id, tar_size, newest, created, used, cost, volatile, layer_of, delta_of";
 
 /// What the database knows of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,15 @@ pub struct SnapshotRow {
     pub volatile: bool,
     /// The snapshot on nothing whose layer this one's is.
     pub layer_of: Option<SnapshotId>,
+    /// The snapshot on the same parent whose files it has where its own directory says nothing else.
+    pub delta_of: Option<SnapshotId>,
+}
+
+impl SnapshotRow {
+    /// The snapshots without which this one is none.
+    pub fn needs(&self) -> impl Iterator<Item = &SnapshotId> {
+        self.parent.iter().chain(&self.layer_of).chain(&self.delta_of)
+    }
 }
 
 pub(super) fn get(tx: &Transaction<'_>, id: &SnapshotId) -> Result<Option<SnapshotRow>> {
@@ -87,29 +96,46 @@ pub(super) fn hold(
     Ok(Snapshot::new(row.id, row.parent, lease.clone()))
 }
 
+/// One snapshot of a stack, and the other one that its layer is spread over.
+pub(super) struct Link {
+    pub(super) id: SnapshotId,
+    pub(super) delta_of: Option<SnapshotId>,
+}
+
+/// The snapshots whose directories show these, base first.
+pub(super) fn stacked(links: Vec<Link>) -> impl DoubleEndedIterator<Item = SnapshotId> {
+    links.into_iter().flat_map(|link| [link.delta_of, Some(link.id)]).flatten()
+}
+
 /// The stack with `id` on top, base first.
-pub(super) fn chain(core: &Core, id: &SnapshotId) -> Result<Vec<SnapshotId>> {
+pub(super) fn chain(core: &Core, id: &SnapshotId) -> Result<Vec<Link>> {
     let chain = core.db.read(|tx| {
         let mut query = tx.prepare_cached(
-            "WITH RECURSIVE chain (depth, id, parent) AS (
-                 SELECT 0, id, parent FROM snapshots WHERE id = ?
+            "WITH RECURSIVE chain (depth, id, parent, delta_of) AS (
+                 SELECT 0, id, parent, delta_of FROM snapshots WHERE id = ?
                  UNION ALL
-                 SELECT depth + 1, s.id, s.parent FROM chain JOIN snapshots s ON s.id = chain.parent
-             ) SELECT id, parent FROM chain ORDER BY depth DESC",
+                 SELECT depth + 1, s.id, s.parent, s.delta_of FROM chain JOIN snapshots s ON s.id = chain.parent
+             ) SELECT id, parent, delta_of FROM chain ORDER BY depth DESC",
         )?;
+        let text = |row: &Row<'_>, at: usize| row.get::<_, Option<String>>(at);
         let rows =
-            query.query_map([id.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)))?;
+            query.query_map([id.as_str()], |row| Ok((row.get::<_, String>(0)?, text(row, 1)?, text(row, 2)?)))?;
         Ok(rows.collect::<Result<Vec<_>, _>>()?)
     })?;
     match chain.first() {
         None => Err(StoreError::NoSnapshot(id.to_string())),
-        Some((_, Some(missing))) => Err(StoreError::NoSnapshot(missing.clone())),
-        Some((_, None)) => chain.into_iter().map(|(id, _)| id.parse()).collect(),
+        Some((_, Some(missing), _)) => Err(StoreError::NoSnapshot(missing.clone())),
+        Some((_, None, _)) => {
+            let link = |(id, _, delta_of): (String, _, Option<String>)| {
+                Ok(Link { id: id.parse()?, delta_of: delta_of.map(|id| id.parse()).transpose()? })
+            };
+            chain.into_iter().map(link).collect()
+        }
     }
 }
 
 /// As [`chain`], refused when nothing may be put on top of it.
-pub(super) fn chain_below(core: &Core, parent: &SnapshotId) -> Result<Vec<SnapshotId>> {
+pub(super) fn chain_below(core: &Core, parent: &SnapshotId) -> Result<Vec<Link>> {
     let chain = chain(core, parent)?;
     match chain.len() > DEEPEST {
         true => Err(StoreError::TooDeep { depth: chain.len() + 1, limit: DEEPEST }),
@@ -140,18 +166,49 @@ pub(super) fn next_id(tx: &Transaction<'_>) -> Result<SnapshotId> {
     Ok(SnapshotId::of_number(number.unsigned_abs()))
 }
 
-pub(super) fn insert(tx: &Transaction<'_>, id: &SnapshotId, parent: Option<&SnapshotId>, driver: Driver) -> Result<()> {
+/// A new row.
+pub(super) struct New<'a> {
+    pub(super) id: &'a SnapshotId,
+    pub(super) parent: Option<&'a SnapshotId>,
+    pub(super) driver: Driver,
+    pub(super) delta_of: Option<&'a SnapshotId>,
+    pub(super) copied: Option<&'a str>,
+}
+
+pub(super) fn insert(tx: &Transaction<'_>, new: &New<'_>) -> Result<()> {
     let now = nanos(SystemTime::now());
-    tx.prepare_cached("INSERT INTO snapshots (id, parent, driver, created, used, volatile) VALUES (?, ?, ?, ?, ?, ?)")?
-        .execute(params![
-            id.as_str(),
-            parent.map(SnapshotId::as_str),
-            driver.to_string(),
-            now,
-            now,
-            db::Db::mark(tx)?
-        ])?;
+    tx.prepare_cached(
+        "INSERT INTO snapshots (id, parent, driver, created, used, volatile, delta_of, copied)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )?
+    .execute(params![
+        new.id.as_str(),
+        new.parent.map(SnapshotId::as_str),
+        new.driver.to_string(),
+        now,
+        now,
+        db::Db::mark(tx)?,
+        new.delta_of.map(SnapshotId::as_str),
+        new.copied,
+    ])?;
     Ok(())
+}
+
+/// The newest snapshot on `parent` that was made as `copied` says and holds all its files itself.
+pub(super) fn whole_copy(
+    tx: &Transaction<'_>,
+    copied: &str,
+    parent: Option<&SnapshotId>,
+    driver: Driver,
+) -> Result<Option<SnapshotRow>> {
+    let mut query = tx.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM snapshots WHERE copied = ? AND parent IS ? AND driver = ? AND delta_of IS NULL
+         ORDER BY length(id) DESC, id DESC LIMIT 1"
+    ))?;
+    let row = query
+        .query_row(params![copied, parent.map(SnapshotId::as_str), driver.to_string()], |row| Ok(of_row(row)))
+        .optional()?;
+    row.transpose()
 }
 
 pub(super) fn set_newest(tx: &Transaction<'_>, id: &SnapshotId, newest: i64) -> Result<()> {
@@ -191,11 +248,11 @@ pub(super) fn set_layer_of(tx: &Transaction<'_>, id: &SnapshotId, layer: &Snapsh
     Ok(())
 }
 
-/// Direct references to a snapshot, its children, and those whose layer it is.
+/// Direct references to a snapshot, its children, and those whose layer it is or has a part of.
 pub(super) fn users(tx: &Transaction<'_>, id: &SnapshotId) -> Result<Vec<String>> {
     let mut query = tx.prepare_cached(
         "SELECT owner FROM refs WHERE target = 'snapshot:' || ?1
-         UNION ALL SELECT 'snapshot:' || id FROM snapshots WHERE parent = ?1 OR layer_of = ?1",
+         UNION ALL SELECT 'snapshot:' || id FROM snapshots WHERE parent = ?1 OR layer_of = ?1 OR delta_of = ?1",
     )?;
     let rows = query.query_map([id.as_str()], |row| row.get(0))?;
     Ok(rows.collect::<Result<_, _>>()?)
@@ -231,5 +288,6 @@ fn of_row(row: &Row<'_>) -> Result<SnapshotRow> {
         cost: row.get::<_, i64>("cost")?.unsigned_abs(),
         volatile: row.get::<_, Option<i64>>("volatile")?.is_some(),
         layer_of: row.get::<_, Option<String>>("layer_of")?.map(|id| id.parse()).transpose()?,
+        delta_of: row.get::<_, Option<String>>("delta_of")?.map(|id| id.parse()).transpose()?,
     })
 }
