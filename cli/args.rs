@@ -38,8 +38,8 @@ pub struct Globals {
     /// How much the program tells about itself on standard error
     #[arg(short = 'l', long, value_name = "LEVEL", value_parser = ["trace", "debug", "info", "warn", "error", "fatal"])]
     pub log_level: Option<String>,
-    /// How a new state directory keeps file trees (default: overlay where it works)
-    #[arg(long, value_name = "DRIVER", value_parser = ["overlay", "overlay2", "vfs"])]
+    /// How a new state directory keeps file trees (default: btrfs on btrfs, else overlay where it works)
+    #[arg(long, value_name = "DRIVER", value_parser = ["overlay", "overlay2", "btrfs", "vfs"])]
     pub storage_driver: Option<String>,
     /// Directory of files that describe devices (default: /etc/cdi, /var/run/cdi, /etc/buildkit/cdi); may be repeated
     #[arg(long = "cdi-spec-dir", value_name = "DIR")]
@@ -191,7 +191,6 @@ impl Route {
     fn name(&self) -> String {
         self.path.iter().fold(String::from("rbuild"), |name, word| name + " " + word)
     }
-
 }
 
 fn help(root: &clap::Command, route: &Route) -> String {

@@ -154,7 +154,7 @@ impl Settings {
     }
 
     /// Where a program is, by the absolute directories of `PATH`.
-    fn program(&self, name: &str) -> Option<PathBuf> {
+    pub fn program(&self, name: &str) -> Option<PathBuf> {
         let path = &self.variables.iter().find(|(k, _)| k == "PATH")?.1;
         let found = std::env::split_paths(path).filter(|dir| dir.is_absolute()).map(|dir| dir.join(name));
         found.into_iter().find(|file| file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok())

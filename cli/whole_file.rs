@@ -68,7 +68,10 @@ fn write_like(
         return Err(CliError::new(format!("invalid output path: \"{}\" must not be a directory", path.display())));
     }
     if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
-        return Err(CliError::new(format!("invalid output path: directory \"{}\" does not exist", directory.display())));
+        return Err(CliError::new(format!(
+            "invalid output path: directory \"{}\" does not exist",
+            directory.display()
+        )));
     }
     let fill_and_flush = |file: &File| {
         if let Some(model) = model {

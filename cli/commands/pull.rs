@@ -63,8 +63,7 @@ async fn one(app: &App, images: &Images, name: &Reference, platform: &Platform, 
         (None, Some(tag)) => tag.to_owned(),
     };
     let title = format!("{what}: Pulling from {}", name.repository());
-    let pulled =
-        Transfer::show(app, args.quiet, &title, async |told| images.pull(name, platform, told).await).await?;
+    let pulled = Transfer::show(app, args.quiet, &title, async |told| images.pull(name, platform, told).await).await?;
     let have = pulled.image.config.platform();
     if args.platform.is_some() && !have.matches(platform) {
         app.tell(&format!(

@@ -10,8 +10,8 @@ use std::time::Duration;
 use console::{Style, measure_text_width, truncate_str};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::look::Look;
 use super::lines::{LineBuffer, elapsed, progress_text, seconds};
+use super::look::Look;
 use super::{Event, Outcome, Renderer, StepId};
 use crate::terminal::{clean, clean_line};
 

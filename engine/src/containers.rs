@@ -13,6 +13,7 @@ mod etc;
 mod exec;
 mod health;
 mod inspect;
+mod isolation;
 mod lifecycle;
 mod names;
 mod ports;
@@ -20,6 +21,9 @@ mod process;
 mod record;
 mod request;
 mod start;
+mod stream;
+mod told;
+mod update;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,7 +33,8 @@ use rbuild_oci::Digest;
 use rbuild_runtime::mount_detached;
 use rbuild_runtime::network::BridgeOptions;
 use rbuild_runtime::sandbox::{Cgroup, CgroupSpec, NativeSandbox, SandboxOptions};
-use rbuild_store::{Mounts, Root, Store, StoreError, Walk, rusqlite};
+pub use rbuild_runtime::sandbox::{Listed, Usage};
+use rbuild_store::{Mounts, Root, Store, StoreError, rusqlite};
 
 pub(crate) use archive::content_size;
 pub use archive::{Change, ChangeKind};
@@ -38,6 +43,7 @@ pub use copy::CopyOptions;
 pub use etc::HostNames;
 pub use exec::Executed;
 pub(crate) use inspect::timestamp;
+pub use isolation::{BlockIo, Security};
 pub use lifecycle::{Removal, signal_number};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
@@ -45,6 +51,7 @@ pub use request::{
     NamespaceMode, NetworkMode,
 };
 pub use start::{StartRequest, helper_main};
+pub use update::UpdateRequest;
 
 pub use rbuild_oci::Healthcheck;
 pub use rbuild_runtime::container::{
@@ -166,8 +173,22 @@ impl Containers {
 
     /// The bytes the container's own layer takes on disk.
     pub fn layer_size(&self, container: &Container) -> u64 {
+        let parent = container.parent.as_deref().and_then(|id| id.parse().ok());
+        let directory = self.directory(&container.id).join("layer");
+        if let Ok(Some(bytes)) = self.store.snapshots().layer_bytes(&directory, parent.as_ref()) {
+            return bytes;
+        }
         let Ok(layer) = self.upper(container) else { return 0 };
-        archive::content_size(&layer).unwrap_or(0)
+        let all = archive::content_size(&layer).unwrap_or(0);
+        match self.store.driver().is_whole() {
+            // The image's files are in it too.
+            true => all.saturating_sub(
+                self.image_root(container)
+                    .and_then(|r| archive::content_size(&r).map_err(Error::internal))
+                    .unwrap_or(0),
+            ),
+            false => all,
+        }
     }
 
     /// The control group a container has while it runs.
@@ -175,6 +196,27 @@ impl Containers {
         let options = SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
         let parent = container.host.cgroup_parent.as_ref().map(PathBuf::from);
         Ok(NativeSandbox::new(options)?.cgroup(&CgroupSpec { parent }, &container.id)?)
+    }
+
+    /// What a container uses that runs; `None` for one that does not.
+    pub fn usage(&self, seen: &Seen) -> Result<Option<Usage>, Error> {
+        if !matches!(seen.status, Status::Running | Status::Paused) {
+            return Ok(None);
+        }
+        let own_network = seen.container.host.network != NetworkMode::Host;
+        Ok(Some(Usage::of(&self.cgroup(&seen.container)?, seen.state.pid, own_network)))
+    }
+
+    /// The processes of a container that runs.
+    ///
+    /// # Errors
+    /// `Conflict`, in docker's words, for one that does not.
+    pub fn processes(&self, seen: &Seen) -> Result<Vec<Listed>, Error> {
+        if seen.status != Status::Paused {
+            self.running(seen)?;
+        }
+        self.tell(&seen.container, "top", &[]);
+        Ok(self.cgroup(&seen.container)?.listed())
     }
 
     fn see(&self, container: Container) -> Seen {
@@ -193,7 +235,7 @@ impl Containers {
         Ok(self.store.snapshots().layer_mounts(&self.directory(&container.id).join("layer"), parent.as_ref())?)
     }
 
-    /// The container's own layer as files: what differs from the image, or with `vfs` everything.
+    /// The container's own layer as files: what differs from the image, or with `vfs` and `btrfs` everything.
     fn upper(&self, container: &Container) -> Result<Root, Error> {
         Root::open(&self.directory(&container.id).join("layer/fs")).map_err(Error::internal)
     }
@@ -201,10 +243,10 @@ impl Containers {
     /// Removes a container's directory; what resists is found by the next sweep.
     fn remove_directory(&self, directory: &Path) {
         let Ok(relative) = directory.strip_prefix(self.store.root()) else { return };
-        let removed = Root::open(self.store.root()).and_then(|root| root.remove_all(relative, Walk::NoLinks));
+        let removed = self.store.remove_directory(relative);
         // Not there: somebody else who saw the container end was quicker.
         if let Err(error) = removed
-            && error.kind() != std::io::ErrorKind::NotFound
+            && !error.is_not_found()
         {
             tracing::warn!(%error, directory = %directory.display(), "files of a removed container stay");
         }

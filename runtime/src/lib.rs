@@ -9,6 +9,7 @@
 
 pub mod cdi;
 pub mod container;
+pub mod disk;
 mod error;
 pub mod logs;
 pub mod monitor;

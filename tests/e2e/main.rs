@@ -5,10 +5,14 @@
 
 mod attest;
 mod bad_input;
+mod btrfs;
+#[path = "../../store/tests/fixture/disk.rs"]
+mod btrfs_disk;
 mod build;
 mod caching;
 mod check;
 mod concurrency;
+mod container_files;
 mod containers;
 mod contexts;
 mod crash;
@@ -16,6 +20,7 @@ mod determinism;
 mod devices;
 mod diagnostics;
 mod disk;
+mod escapes;
 mod exchange;
 mod faults;
 mod founding;
@@ -23,6 +28,7 @@ mod history;
 mod images;
 mod integrity;
 mod interrupt;
+mod isolation;
 mod mounts;
 mod mutations;
 mod network;
@@ -39,3 +45,4 @@ mod serve;
 mod side_by_side;
 mod supervision;
 mod usage;
+mod watching;

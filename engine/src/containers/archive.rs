@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rbuild_store::layers::write_tree;
 use rbuild_store::root::{Kind as FileKind, Metadata};
-use rbuild_store::{Driver, Mounts, Root, Walk};
+use rbuild_store::{Mounts, Root, Walk};
 
 use super::record::Container;
 use super::{Containers, root_of};
@@ -37,14 +37,16 @@ impl Containers {
             Some(_) => Some(self.image_root(container)?),
             None => None,
         };
-        let whole = self.store.driver() == Driver::Vfs;
+        let whole = self.store.driver().is_whole();
         compare(&upper, lower.as_ref(), whole)
             .map_err(|e| Error::internal(format!("cannot compare container {} with its image: {e}", container.name)))
     }
 
     /// Writes the container's whole file system as a tar archive; volumes and other mounts are not in it.
     pub fn export(&self, container: &Container, out: &mut dyn Write) -> Result<u64, Error> {
-        Ok(write_tree(self.root(container)?, out)?)
+        let bytes = write_tree(self.root(container)?, out)?;
+        self.tell(container, "export", &[]);
+        Ok(bytes)
     }
 
     /// The container's file system as it is now, for reading, mounted nowhere; without its volumes.

@@ -76,11 +76,12 @@ pub(super) fn probe(container: &Container, root: &Root) -> Result<Option<HealthP
     Ok(Some(HealthProbe {
         exec: ExecSpec {
             id: container.id.clone(),
+            exec_id: String::new(),
             process: process::exec_process(container, root, &request)?,
             terminal: None,
             stdin: false,
             cgroup_parent: container.host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: container.host.seccomp(),
+            seccomp: container.host.seccomp()?,
         },
         interval: time(check.interval, INTERVAL),
         timeout: time(check.timeout, TIMEOUT),

@@ -13,7 +13,7 @@ use rbuild_runtime::container::{
 };
 use rbuild_runtime::monitor::{self, Start};
 use rbuild_runtime::network::Namespace;
-use rbuild_store::{Store, StoreOptions};
+use rbuild_store::Store;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
@@ -91,6 +91,9 @@ impl Containers {
         } else {
             String::new()
         };
+        if request.output {
+            self.tell(container, "attach", &[]);
+        }
         let start = Start { spec, namespace, lock, stdin: request.stdin, output: request.output, note };
         // What is to be started again needs somebody who lives longer than this command.
         let begun = if request.here && start.spec.restart == RestartPolicy::Never {
@@ -180,8 +183,9 @@ impl Containers {
                 (true, true) => Input::Once,
                 (true, false) => Input::Open,
             },
+            told: Some(self.told(container)),
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: host.seccomp(),
+            seccomp: host.seccomp()?,
             init: host.init,
             log: host.log.kept(),
             health: health::probe(container, &root)?.map(Box::new),
@@ -365,7 +369,7 @@ pub fn helper_main() -> Option<i32> {
 /// In a monitor process, after the end of a container that is to be removed then.
 fn remove_from_monitor(note: &str) {
     let Ok(note) = serde_json::from_str::<Note>(note) else { return };
-    let Ok(store) = Store::open(StoreOptions::new(note.root)) else { return };
+    let Ok(store) = Store::open(crate::engine::store_options(note.root)) else { return };
     let parts = ContainerParts {
         helper: PathBuf::new(),
         state_dir: PathBuf::new(),

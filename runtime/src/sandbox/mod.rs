@@ -14,6 +14,7 @@ mod devices;
 mod hierarchies;
 mod init;
 mod limits;
+pub mod lsm;
 mod mounts;
 mod namespaces;
 mod native;
@@ -30,6 +31,7 @@ mod supervise;
 mod supervisors;
 mod sys;
 mod targets;
+mod usage;
 mod wire;
 
 pub use cgroups::Cgroup;
@@ -38,10 +40,12 @@ pub use native::{NativeSandbox, SandboxOptions};
 pub use overlay::mount_detached;
 pub use running::{Exit, Running};
 pub use spec::{
-    ALL_CAPABILITIES, CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MemoryFile, MountSource,
-    Network, ProcessSpec, Seccomp, Stdio, Upper, capability_sets, default_spec, set_shm_size,
+    ALL_CAPABILITIES, CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MASKED_PATHS, MemoryFile,
+    MountSource, Network, ProcessSpec, READ_ONLY_PATHS, Seccomp, Stdio, Upper, capability_sets, default_spec,
+    set_shm_size,
 };
 pub use supervise::helper_main;
+pub use usage::{Listed, Usage};
 
 use crate::error::Result;
 
