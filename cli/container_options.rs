@@ -476,7 +476,6 @@ pub struct NotYet;
 
 impl refused::Table for NotYet {
     const OPTIONS: &'static [Missing] = &[
-        Missing::valued("gpus"),
         Missing::valued("link-local-ip"),
         Missing::valued("runtime"),
         Missing::valued("storage-opt"),
