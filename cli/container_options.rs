@@ -13,6 +13,7 @@ use crate::error::{CliError, exit};
 use crate::mounts;
 use crate::network_options::NetworkOptions;
 use crate::refused::{self, Missing};
+use crate::runtimes;
 use crate::settings::Settings;
 use crate::supervision::Supervision;
 use crate::values;
@@ -136,6 +137,9 @@ pub struct ContainerOptions {
     /// Make its file system read-only
     #[arg(long)]
     read_only: bool,
+    /// Who makes its sandbox: a name of the configuration, runc, crun, youki, runsc or kata-runtime, or the path of a program
+    #[arg(long, value_name = "NAME|PATH")]
+    runtime: Option<String>,
     /// Remove the container when it ends
     #[arg(long)]
     rm: bool,
@@ -157,6 +161,9 @@ pub struct ContainerOptions {
     /// Directory in memory
     #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = mounts::tmpfs)]
     tmpfs: Vec<MountRequest>,
+    /// Limit of its writable layer: size=BYTES
+    #[arg(long, value_name = "OPTION", value_parser = storage_size)]
+    storage_opt: Vec<u64>,
     /// Give it a terminal
     #[arg(short, long)]
     pub tty: bool,
@@ -221,7 +228,7 @@ impl ContainerOptions {
             volumes_from: self.volumes_from.clone(),
             expose: self.network.exposed(),
             networks: self.network.memberships()?,
-            host: self.host()?,
+            host: HostSettings { runtime: runtimes::chosen(self.runtime.as_deref(), settings)?, ..self.host()? },
         })
     }
 
@@ -266,6 +273,7 @@ impl ContainerOptions {
             restart: self.supervision.restart,
             init: self.supervision.init,
             log: self.supervision.log()?,
+            storage_size: self.storage_opt.last().copied(),
             ..HostSettings::default()
         };
         for option in &self.security_opt {
@@ -330,6 +338,18 @@ fn security(option: &str, host: &mut HostSettings) -> Result<(), CliError> {
         other => return Err(CliError::new(format!("invalid --security-opt: \"{other}\" is not supported"))),
     }
     Ok(())
+}
+
+/// `size=10g`, in bytes.
+fn storage_size(text: &str) -> Result<u64, String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("invalid storage option: {text}"))?;
+    if !name.eq_ignore_ascii_case("size") {
+        return Err(format!("unknown option {name}"));
+    }
+    match values::bytes(value)? {
+        0 => Err("the size of the writable layer is 0".to_owned()),
+        bytes => Ok(bytes),
+    }
 }
 
 /// `1.5` processors in billionths.
@@ -470,8 +490,6 @@ impl refused::Table for NotYet {
         Missing::valued("link-local-ip"),
         Missing::valued("memory-swappiness"),
         Missing::switch("oom-kill-disable"),
-        Missing::valued("runtime"),
-        Missing::valued("storage-opt"),
         Missing::switch("use-api-socket"),
         Missing::valued("userns"),
         Missing::valued("volume-driver"),

@@ -40,6 +40,7 @@ mod outputs;
 mod ports;
 mod progress;
 mod refused;
+mod runtimes;
 mod settings;
 mod signals;
 mod supervision;

@@ -47,6 +47,7 @@ impl Containers {
             stdin: request.stdin,
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
             seccomp: if request.privileged { SeccompChoice::Unconfined } else { host.seccomp() },
+            runtime: host.runtime.as_ref().map(|runtime| runtime.external(&self.directory(&container.id))),
         };
         if detached {
             let answer = monitor::exec_detached(&self.directory(&container.id), spec)?;

@@ -194,7 +194,7 @@ fn host_config(container: &Container) -> Value {
         .iter()
         .map(|d| json!({ "PathOnHost": d.host, "PathInContainer": d.inside, "CgroupPermissions": d.permissions }))
         .collect();
-    json!({
+    let mut value = json!({
         "Binds": if binds.is_empty() { Value::Null } else { json!(binds) },
         "NetworkMode": network_mode(&host.network),
         "RestartPolicy": restart_policy(host.restart),
@@ -235,7 +235,10 @@ fn host_config(container: &Container) -> Value {
         "Devices": devices,
         "DeviceRequests": device_requests(&host.named_devices),
         "Sysctls": host.sysctls,
-    })
+    });
+    value["Runtime"] = json!(host.runtime.as_ref().map_or("rbuild", |runtime| runtime.name.as_str()));
+    value["StorageOpt"] = host.storage_size.map_or(Value::Null, |bytes| json!({ "size": bytes.to_string() }));
+    value
 }
 
 fn device_requests(names: &[String]) -> Value {
