@@ -29,7 +29,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     if !args.force && !confirm::ask(&warning(&args))? {
         return DONE;
     }
-    let (containers, mut bytes) = container_prune::prune(app)?;
+    let (containers, mut bytes) = container_prune::prune(app, &container_prune::Limits::default())?;
     let mut text = containers;
     text.push_str(&network_prune::deleted(&app.engine()?.networks().prune(|_| true)?));
     if args.volumes {

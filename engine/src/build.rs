@@ -14,9 +14,9 @@ use rbuild_frontend::{Diagnostic, Lowered, lint};
 use rbuild_graph::Edge;
 use rbuild_graph::ops::Network;
 use rbuild_graph::{BuildGraph, VertexId};
-use rbuild_oci::{Platform, limits};
+use rbuild_oci::{Platform, Reference, limits};
 use rbuild_solver::{Build, CacheKey, Events, LogStream, Outcome, SolveError, StepId, StepKind};
-use rbuild_store::{Lease, Root};
+use rbuild_store::{Event, EventKind, Lease, Root};
 
 use crate::attest::materials::{Material, Witness};
 use crate::attest::provenance::{Asked, Evidence, Graph, ProvenanceOptions};
@@ -55,7 +55,22 @@ impl Engine {
         let built = self.build_recorded(request, lease, events, &recording).await;
         let build = recording.id().to_owned();
         recording.end(built.as_ref().err());
+        if let Ok(result) = &built {
+            self.tell_built(&build, result);
+        }
         built.map_err(|error| Error { build: Some(build), ..error })
+    }
+
+    /// Notes in the journal of events that there is an image, and its names.
+    fn tell_built(&self, build: &str, result: &BuildResult) {
+        let journal = self.store().events();
+        let id = result.image_id.0.to_string();
+        let names: Vec<String> = result.names.iter().map(Reference::familiar).collect();
+        let built = Event::new(EventKind::Builder, "build", build).with("image", id.as_str());
+        journal.note(&built.with("name", names.join(",")));
+        for name in names {
+            journal.note(&Event::new(EventKind::Image, "tag", id.as_str()).with("name", name));
+        }
     }
 
     async fn build_recorded(

@@ -13,6 +13,7 @@ mod etc;
 mod exec;
 mod health;
 mod inspect;
+mod isolation;
 mod lifecycle;
 mod names;
 mod ports;
@@ -20,6 +21,9 @@ mod process;
 mod record;
 mod request;
 mod start;
+mod stream;
+mod told;
+mod update;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +33,7 @@ use rbuild_oci::Digest;
 use rbuild_runtime::mount_detached;
 use rbuild_runtime::network::BridgeOptions;
 use rbuild_runtime::sandbox::{Cgroup, CgroupSpec, NativeSandbox, SandboxOptions};
+pub use rbuild_runtime::sandbox::{Listed, Usage};
 use rbuild_store::{Mounts, Root, Store, StoreError, rusqlite};
 
 pub(crate) use archive::content_size;
@@ -38,6 +43,7 @@ pub use copy::CopyOptions;
 pub use etc::HostNames;
 pub use exec::Executed;
 pub(crate) use inspect::timestamp;
+pub use isolation::{BlockIo, Security};
 pub use lifecycle::{Removal, signal_number};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
@@ -45,6 +51,7 @@ pub use request::{
     NamespaceMode, NetworkMode, RuntimeRequest,
 };
 pub use start::{StartRequest, helper_main};
+pub use update::UpdateRequest;
 
 pub use rbuild_oci::Healthcheck;
 pub use rbuild_runtime::container::{
@@ -189,6 +196,27 @@ impl Containers {
         let options = SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
         let parent = container.host.cgroup_parent.as_ref().map(PathBuf::from);
         Ok(NativeSandbox::new(options)?.cgroup(&CgroupSpec { parent }, &container.id)?)
+    }
+
+    /// What a container uses that runs; `None` for one that does not.
+    pub fn usage(&self, seen: &Seen) -> Result<Option<Usage>, Error> {
+        if !matches!(seen.status, Status::Running | Status::Paused) {
+            return Ok(None);
+        }
+        let own_network = seen.container.host.network != NetworkMode::Host;
+        Ok(Some(Usage::of(&self.cgroup(&seen.container)?, seen.state.pid, own_network)))
+    }
+
+    /// The processes of a container that runs.
+    ///
+    /// # Errors
+    /// `Conflict`, in docker's words, for one that does not.
+    pub fn processes(&self, seen: &Seen) -> Result<Vec<Listed>, Error> {
+        if seen.status != Status::Paused {
+            self.running(seen)?;
+        }
+        self.tell(&seen.container, "top", &[]);
+        Ok(self.cgroup(&seen.container)?.listed())
     }
 
     fn see(&self, container: Container) -> Seen {

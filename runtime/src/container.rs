@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::{LinuxSeccomp, MountBuilder, Process, Spec};
-use rbuild_store::Mounts;
+use oci_spec::runtime::{LinuxResources, LinuxSeccomp, MountBuilder, Process, Spec};
+use rbuild_store::{EventJournal, Mounts};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
@@ -81,6 +81,26 @@ pub struct ContainerSpec {
     pub stop_signal: Option<i32>,
     pub helper: PathBuf,
     pub state_dir: PathBuf,
+    /// What is told of its life, and where; `None` tells nobody.
+    #[serde(default)]
+    pub told: Option<Told>,
+}
+
+/// What the events of a container's life say of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Told {
+    pub journal: EventJournal,
+    /// Its image and labels.
+    pub attributes: BTreeMap<String, String>,
+    pub volumes: Vec<ToldVolume>,
+}
+
+/// A volume that is mounted while the container lives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ToldVolume {
+    pub name: String,
+    pub destination: String,
+    pub read_only: bool,
 }
 
 /// Whether a container is started again after its program ended. One that a command stopped or killed never is.
@@ -149,7 +169,7 @@ pub struct Joining {
     pub wish: Wish,
 }
 
-/// What can change about a running container's network.
+/// What can change about a running container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Change {
     Join(Box<Joining>),
@@ -162,6 +182,15 @@ pub enum Change {
         from: String,
         to: String,
     },
+    Terms(Box<NewTerms>),
+}
+
+/// On which terms a container lives from now on; `None` leaves what is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct NewTerms {
+    /// All its limits.
+    pub resources: Option<LinuxResources>,
+    pub restart: Option<RestartPolicy>,
 }
 
 /// Something at a place inside.
@@ -300,6 +329,9 @@ pub struct ExecSpec {
     /// Who made the container's sandbox, where it was not this program.
     #[serde(default)]
     pub runtime: Option<ExternalRuntime>,
+    /// Names it in what is told of it.
+    #[serde(default)]
+    pub exec_id: String,
 }
 
 impl ExecSpec {
@@ -362,6 +394,9 @@ pub struct State {
     /// It ended and is about to be started again.
     #[serde(default)]
     pub restarting: bool,
+    /// A command asked for its end.
+    #[serde(default)]
+    pub stopped: bool,
     /// How often it was started again since a command started it.
     #[serde(default)]
     pub restarts: u32,

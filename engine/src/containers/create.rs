@@ -12,8 +12,8 @@ use rbuild_runtime::container::{ContainerLock, RestartPolicy};
 use rbuild_store::{Durability, ImageRecord, Lease, Root, Snapshot, StoreError, db};
 
 use super::record::{self, Container, MountKind, MountPoint};
-use super::request::{CreateRequest, MountRequest, MountWish, NetworkMode};
-use super::{Containers, health, names, process, random_id};
+use super::request::{CreateRequest, HostSettings, MountRequest, MountWish, NetworkMode};
+use super::{Containers, health, isolation, names, process, random_id};
 use crate::error::{Error, Kind};
 use crate::volumes;
 
@@ -31,9 +31,13 @@ impl Containers {
     /// `Invalid` for a request that makes no sense, `Conflict` for a name that is taken.
     pub fn create(&self, request: &CreateRequest) -> Result<Container, Error> {
         let (container, _lock) = self.create_to_start(request)?;
-        // It waits for whoever starts it.
-        let _ = fs::remove_file(self.directory(&container.id).join(BEGUN));
+        self.leave_to_others(&container);
         Ok(container)
+    }
+
+    /// Says that a container made by [`Containers::create_to_start`] waits for whoever starts it, also after its maker's end.
+    pub fn leave_to_others(&self, container: &Container) {
+        let _ = fs::remove_file(self.directory(&container.id).join(BEGUN));
     }
 
     /// As [`Containers::create`], still locked: until [`Containers::start_held`] takes the lock over nobody else starts,
@@ -53,10 +57,9 @@ impl Containers {
             fs::write(directory.join(BEGUN), "").map_err(Error::internal)?;
         }
         let made = self.furnish(request, container, parent.as_ref(), &directory);
-        if made.is_err() {
-            self.remove_directory(&directory);
-        }
-        Ok((made?, lock))
+        let made = made.inspect_err(|_| self.remove_directory(&directory))?;
+        self.tell(&made, "create", &[]);
+        Ok((made, lock))
     }
 
     /// The container's directory, locked before it can be seen: until its row is there the lock is what tells others
@@ -116,20 +119,27 @@ impl Containers {
             if request.name.is_none() {
                 container.name = names::random(attempt);
             }
+            let mut fresh = Vec::new();
             let taken = self.store.db().write(durability, |tx| {
+                fresh.clear();
                 if let Some(other) = record::by_name(tx, &container.name)? {
                     return Ok(Some(other.id));
                 }
                 for mount in &container.mounts {
-                    if let MountKind::Volume { name, anonymous } = &mount.kind {
-                        volumes::insert(tx, name, &BTreeMap::new(), *anonymous)?;
+                    if let MountKind::Volume { name, anonymous } = &mount.kind
+                        && volumes::insert(tx, name, &BTreeMap::new(), *anonymous)?
+                    {
+                        fresh.push(name.clone());
                     }
                 }
                 record::insert(tx, &container)?;
                 Ok(None)
             })?;
             match taken {
-                None => break,
+                None => {
+                    fresh.iter().for_each(|name| self.volumes().tell("create", name));
+                    break;
+                }
                 Some(_) if request.name.is_none() && attempt < 100 => {}
                 Some(other) => return Err(name_conflict(&container.name, &other)),
             }
@@ -345,6 +355,11 @@ fn check(request: &CreateRequest) -> Result<(), Error> {
     if matches!(host.network, NetworkMode::Container(_)) && !request.expose.is_empty() {
         return Err(Error::invalid("conflicting options: port exposing and the container type network mode"));
     }
+    check_limits(host)
+}
+
+/// Refuses limits that make no sense beside each other, in docker's words.
+pub(super) fn check_limits(host: &HostSettings) -> Result<(), Error> {
     if let Some(memory) = host.memory {
         if memory < LEAST_MEMORY {
             return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
@@ -355,6 +370,7 @@ fn check(request: &CreateRequest) -> Result<(), Error> {
     } else if host.memory_swap.is_some_and(|swap| swap > 0) {
         return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
     }
+    isolation::check(host)?;
     if host.nano_cpus.is_some() && (host.cpu_quota.is_some() || host.cpu_period.is_some()) {
         return Err(Error::invalid("conflicting options: CPU quota and CPUs cannot both be set"));
     }

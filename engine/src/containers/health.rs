@@ -76,11 +76,12 @@ pub(super) fn probe(container: &Container, root: &Root, directory: &Path) -> Res
     Ok(Some(HealthProbe {
         exec: ExecSpec {
             id: container.id.clone(),
+            exec_id: String::new(),
             process: process::exec_process(container, root, &request)?,
             terminal: None,
             stdin: false,
             cgroup_parent: container.host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: container.host.seccomp(),
+            seccomp: container.host.seccomp()?,
             runtime: container.host.runtime.as_ref().map(|runtime| runtime.external(directory)),
         },
         interval: time(check.interval, INTERVAL),

@@ -91,6 +91,9 @@ impl Containers {
         } else {
             String::new()
         };
+        if request.output {
+            self.tell(container, "attach", &[]);
+        }
         let start = Start { spec, namespace, lock, stdin: request.stdin, output: request.output, note };
         // What is to be started again needs somebody who lives longer than this command.
         let begun = if request.here && start.spec.restart == RestartPolicy::Never {
@@ -180,8 +183,9 @@ impl Containers {
                 (true, true) => Input::Once,
                 (true, false) => Input::Open,
             },
+            told: Some(self.told(container)),
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: host.seccomp(),
+            seccomp: host.seccomp()?,
             init: host.init,
             runtime: host.runtime.as_ref().map(|runtime| runtime.external(directory)),
             log: host.log.kept(),

@@ -40,7 +40,8 @@ const LOG_END: u64 = 64 << 10;
 pub(super) fn start(starter: &UnixStream, outer: Outer, mut fds: Fds) -> Result<(), Failure> {
     set_child_subreaper(Some(getpid())).doing(|| "take in orphans".to_owned())?;
     let Outer { runtime, id, start } = &outer;
-    let cgroup = Cgroup::open(&start.hierarchies, &start.cgroup);
+    // The runtime makes it.
+    let at_end = || Cgroup::open(&start.hierarchies, &start.cgroup);
     let bundle = Bundle::lay_out(runtime, start, &mut fds)?;
     let network = match &start.net {
         Net::Joined(place) => Some(fds.take(*place)?),
@@ -56,7 +57,7 @@ pub(super) fn start(starter: &UnixStream, outer: Outer, mut fds: Fds) -> Result<
     if runtime.directory.join("state").join(id).exists() {
         let _ = runtime.command().args(["delete", "--force", id]).status();
     }
-    let removed = Removed(&cgroup);
+    let removed = Removed(&at_end);
     let deleted = Deleted { runtime, id };
     let call = Call { runtime, verb: "create", log: bundle.path.join("log.json") };
     let mut command = call.command();
@@ -70,7 +71,7 @@ pub(super) fn start(starter: &UnixStream, outer: Outer, mut fds: Fds) -> Result<
         let _ = runtime.command().args(["kill", id, "KILL"]).status();
         let _ = pidfd_send_signal(&container.pidfd, Signal::KILL);
     }
-    let exit = container.reap(&cgroup)?;
+    let exit = container.reap(&at_end())?;
     // Before anybody is told: the layers are free again.
     drop((deleted, bundle));
     let _ = wire::send(starter, &Reply::Exited(exit), &[]);

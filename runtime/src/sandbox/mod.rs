@@ -16,6 +16,7 @@ mod external;
 mod hierarchies;
 mod init;
 mod limits;
+pub mod lsm;
 mod mounts;
 mod namespaces;
 mod native;
@@ -32,6 +33,7 @@ mod supervise;
 mod supervisors;
 mod sys;
 mod targets;
+mod usage;
 mod wire;
 
 pub use cgroups::Cgroup;
@@ -41,10 +43,12 @@ pub use native::{NativeSandbox, SandboxOptions};
 pub use overlay::mount_detached;
 pub use running::{Exit, Running};
 pub use spec::{
-    ALL_CAPABILITIES, CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MemoryFile, MountSource,
-    Network, ProcessSpec, Seccomp, Stdio, Upper, capability_sets, default_spec, set_shm_size,
+    ALL_CAPABILITIES, CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MASKED_PATHS, MemoryFile,
+    MountSource, Network, ProcessSpec, READ_ONLY_PATHS, Seccomp, Stdio, Upper, capability_sets, default_spec,
+    set_shm_size,
 };
 pub use supervise::helper_main;
+pub use usage::{Listed, Usage};
 
 use crate::error::Result;
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{LinuxResources, Process};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::cgroups::Cgroup;
@@ -73,6 +73,15 @@ impl NativeSandbox {
     /// The cgroup a sandbox of this id has or had.
     pub fn cgroup(&self, spec: &CgroupSpec, id: &str) -> Result<Cgroup> {
         Ok(Cgroup::open(&self.hierarchies, &cgroup_path(spec, id)?))
+    }
+
+    /// Changes the limits of a sandbox that runs.
+    ///
+    /// # Errors
+    /// A limit that this machine cannot set, or that the kernel refuses.
+    pub fn update(&self, spec: &CgroupSpec, id: &str, resources: &LinuxResources) -> Result<()> {
+        let path = cgroup_path(spec, id)?;
+        Cgroup::open(&self.hierarchies, &path).update(&self.hierarchies, &path, resources).map(drop)
     }
 
     /// Takes the lock of v1 moves ahead, see [`Hierarchies::warm`], and the first time sweeps up, on a thread of its own.

@@ -75,7 +75,7 @@ pub(super) fn layers(start: &Start, stubs: bool) -> Result<OwnedFd, Failure> {
             if upper.is_none() && all.len() < 2 {
                 return Err(Failure::refused("a root without layers"));
             }
-            Overlay { lowers: all, upper, volatile: start.volatile }.mount(&Options::default())
+            Overlay { lowers: all, upper, volatile: start.volatile }.mount(&labelled(&start.spec, Options::default()))
         }
         bind @ Mounts::Bind { .. } => overlay::detached(bind, false),
     }
@@ -147,6 +147,9 @@ impl Root {
         let destination = mount.destination();
         if let Some(tree) = tree {
             return self.attach_bind(&tree, destination, &options);
+        }
+        if matches!(mount.typ().as_deref(), Some("tmpfs" | "mqueue")) {
+            options = labelled(spec, options);
         }
         let kind = mount.typ().as_deref().unwrap_or("none");
         match kind {
@@ -228,6 +231,12 @@ impl Root {
 
     fn attach(&self, tree: &OwnedFd, destination: &Path, kind: Kind) -> Result<(), Failure> {
         let target = targets::target(self.fd.as_fd(), destination, kind)?;
+        if mounts::is_filesystem(&target, libc::PROC_SUPER_MAGIC) && !may_cover(destination) {
+            return Err(Failure::refused(format!(
+                "nothing can be mounted to {:?} because it is inside /proc",
+                destination.display()
+            )));
+        }
         let is_directory = mounts::kind(&target).is_ok_and(FileType::is_dir);
         if is_directory != (kind == Kind::Directory) {
             let (source, target) = if is_directory { ("file", "directory") } else { ("directory", "file") };
@@ -390,6 +399,30 @@ fn subtree(whole: &OwnedFd, path: &Path, anchor: &Anchor) -> Result<OwnedFd, Fai
     rustix::mount::unmount("layers", rustix::mount::UnmountFlags::DETACH)
         .doing(|| "detach a mount source".to_owned())?;
     Ok(tree)
+}
+
+/// Files of procfs that may be covered: what only tells, and is made up for containers by some. Everything else there is
+/// what masks and labels rely on.
+fn may_cover(destination: &Path) -> bool {
+    const TELLING: [&str; 9] = [
+        "/proc/cpuinfo",
+        "/proc/diskstats",
+        "/proc/loadavg",
+        "/proc/meminfo",
+        "/proc/net/dev",
+        "/proc/slabinfo",
+        "/proc/stat",
+        "/proc/swaps",
+        "/proc/uptime",
+    ];
+    TELLING.iter().any(|path| destination == Path::new(path))
+}
+
+/// The options of a file system whose files all bear the container's SELinux label, if it has one.
+fn labelled(spec: &Spec, mut options: Options) -> Options {
+    let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+    options.parameters.extend(label.filter(|label| !label.is_empty()).map(|label| ("context".to_owned(), Some(label))));
+    options
 }
 
 fn name_mount(failure: Failure, destination: &Path) -> Failure {

@@ -204,13 +204,15 @@ fn start_sandbox(starter: &UnixStream, start: Start, mut fds: Fds) -> Result<(),
         resources.set_pids(None);
     }
     let cgroup = Cgroup::create(&start.hierarchies, &start.cgroup, resources.as_ref())?;
-    let guard = Removed(&cgroup);
+    // Limits that were changed meanwhile may have brought hierarchies of their own.
+    let at_end = || Cgroup::open(&start.hierarchies, &start.cgroup);
+    let guard = Removed(&at_end);
     let Prepared { trees, made } = stubs::prepare(&start, &mut fds)?;
     namespaces.join_before_clone()?;
     let child = Child::clone(namespaces.to_create(), &cgroup, |channel| {
         init::start(&start, fds, &namespaces, &cgroup, trees, channel)
     })?;
-    let watched = child.watch(starter, &cgroup, Scope::Sandbox);
+    let watched = child.watch(starter, &cgroup, Scope::Sandbox, &at_end);
     drop(made);
     let exit = watched?;
     if let Some(exit) = exit {
@@ -227,7 +229,7 @@ fn enter_sandbox(starter: &UnixStream, enter: Enter, mut fds: Fds) -> Result<(),
     move_into_thread_name_spaces(target.as_fd(), ThreadNameSpaceType::PROCESS_ID)
         .doing(|| "join the pid namespace".to_owned())?;
     let child = Child::clone(0, &cgroup, |channel| init::enter(&enter, fds, &target, channel))?;
-    let exit = child.watch(starter, &cgroup, Scope::Process)?;
+    let exit = child.watch(starter, &cgroup, Scope::Process, &|| cgroup.clone())?;
     if let Some(exit) = exit {
         let _ = wire::send(starter, &Reply::Exited(exit), &[]);
     }
@@ -235,12 +237,13 @@ fn enter_sandbox(starter: &UnixStream, enter: Enter, mut fds: Fds) -> Result<(),
 }
 
 /// Removes the cgroup, killing what is left in it, however the supervisor's work ends.
-pub(super) struct Removed<'a>(pub(super) &'a Cgroup);
+pub(super) struct Removed<'a>(pub(super) &'a dyn Fn() -> Cgroup);
 
 impl Drop for Removed<'_> {
     fn drop(&mut self) {
-        self.0.kill();
-        self.0.remove();
+        let cgroup = (self.0)();
+        cgroup.kill();
+        cgroup.remove();
     }
 }
 
@@ -281,8 +284,14 @@ impl Child {
         }
     }
 
-    /// From setup to the end; `None` when the starter has gone meanwhile.
-    fn watch(self, starter: &UnixStream, cgroup: &Cgroup, scope: Scope) -> Result<Option<Exit>, Failure> {
+    /// From setup to the end; `None` when the starter has gone meanwhile. `at_end` is the cgroup as it is by then.
+    fn watch(
+        self,
+        starter: &UnixStream,
+        cgroup: &Cgroup,
+        scope: Scope,
+        at_end: &dyn Fn() -> Cgroup,
+    ) -> Result<Option<Exit>, Failure> {
         let ready = self.join(cgroup).and_then(|()| self.set_up(starter));
         if !matches!(ready, Ok(Ready::Executing(_))) {
             let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
@@ -299,6 +308,7 @@ impl Child {
             let _ = wire::send(starter, &Reply::Started { pid: self.pid }, &fds);
         }
         let kept = self.wait_for_end(starter)?;
+        let cgroup = at_end();
         if !kept {
             if scope == Scope::Sandbox {
                 cgroup.kill();
