@@ -51,7 +51,10 @@ impl HostFiles {
 }
 
 /// Docker's directory: authorities in `*.crt`, certificates to show in `*.cert` with their keys in `*.key`.
-fn read_certificates(dir: &Path) -> Result<Trust, String> {
+///
+/// # Errors
+/// A file that cannot be read, or a certificate and a key of which one is missing.
+pub fn read_certificates(dir: &Path) -> Result<Trust, String> {
     let failed = |e: std::io::Error| format!("{}: {e}", dir.display());
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {

@@ -419,6 +419,15 @@ impl Layers {
         Ok(staged)
     }
 
+    /// As [`write_tree`], as a layer on the snapshot `base`: only what differs from that.
+    ///
+    /// # Errors
+    /// One of them cannot be read, or `out` not be written.
+    pub fn write_tree_on(&self, root: Root, base: Option<&SnapshotId>, out: impl Write) -> Result<u64> {
+        let lowers = base.map(|id| self.lowers(id)).transpose()?.unwrap_or_default();
+        diff::write_diff(&Tree { own: Lowers::of(vec![root]), lowers, full: true, fresh: None }, out)
+    }
+
     /// A snapshot's own directory and those below it; of one that is another's layer on something, that other one's.
     fn tree(&self, id: &SnapshotId) -> Result<Tree> {
         let snapshots = self.store.snapshots();
