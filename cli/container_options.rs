@@ -14,6 +14,7 @@ use crate::isolation_options::IsolationOptions;
 use crate::mounts;
 use crate::network_options::NetworkOptions;
 use crate::refused::{self, Missing};
+use crate::runtimes;
 use crate::settings::Settings;
 use crate::supervision::Supervision;
 use crate::values;
@@ -142,6 +143,9 @@ pub struct ContainerOptions {
     /// Make its file system read-only
     #[arg(long)]
     read_only: bool,
+    /// Who makes its sandbox: a name of the configuration, runc, crun, youki, runsc or kata-runtime, or the path of a program
+    #[arg(long, value_name = "NAME|PATH")]
+    runtime: Option<String>,
     /// Remove the container when it ends
     #[arg(long)]
     rm: bool,
@@ -160,6 +164,9 @@ pub struct ContainerOptions {
     /// Directory in memory
     #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = mounts::tmpfs)]
     tmpfs: Vec<MountRequest>,
+    /// Limit of its writable layer: size=BYTES
+    #[arg(long, value_name = "OPTION", value_parser = storage_size)]
+    storage_opt: Vec<u64>,
     /// Give it a terminal
     #[arg(short, long)]
     pub tty: bool,
@@ -224,7 +231,7 @@ impl ContainerOptions {
             volumes_from: self.volumes_from.clone(),
             expose: self.network.exposed(),
             networks: self.network.memberships()?,
-            host: self.host()?,
+            host: HostSettings { runtime: runtimes::chosen(self.runtime.as_deref(), settings)?, ..self.host()? },
         })
     }
 
@@ -269,6 +276,7 @@ impl ContainerOptions {
             restart: self.supervision.restart,
             init: self.supervision.init,
             log: self.supervision.log()?,
+            storage_size: self.storage_opt.last().copied(),
             ..HostSettings::default()
         };
         self.isolation.set(&mut host)?;
@@ -328,6 +336,18 @@ fn namespace(kind: &str, text: Option<&str>, of_others: bool) -> Result<Namespac
             Some(name) => Ok(NamespaceMode::Container(name.to_owned())),
             None => Err(CliError::new(format!("invalid {kind} mode: {other}"))),
         },
+    }
+}
+
+/// `size=10g`, in bytes.
+fn storage_size(text: &str) -> Result<u64, String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("invalid storage option: {text}"))?;
+    if !name.eq_ignore_ascii_case("size") {
+        return Err(format!("unknown option {name}"));
+    }
+    match values::bytes(value)? {
+        0 => Err("the size of the writable layer is 0".to_owned()),
+        bytes => Ok(bytes),
     }
 }
 
@@ -475,11 +495,5 @@ fn label(text: &str) -> (String, String) {
 pub struct NotYet;
 
 impl refused::Table for NotYet {
-    const OPTIONS: &'static [Missing] = &[
-        Missing::valued("gpus"),
-        Missing::valued("link-local-ip"),
-        Missing::valued("runtime"),
-        Missing::valued("storage-opt"),
-        Missing::switch("use-api-socket"),
-    ];
+    const OPTIONS: &'static [Missing] = &[Missing::valued("link-local-ip"), Missing::switch("use-api-socket")];
 }

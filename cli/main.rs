@@ -44,6 +44,7 @@ mod ports;
 mod progress;
 mod refused;
 mod registry_access;
+mod runtimes;
 mod settings;
 mod signals;
 mod supervision;

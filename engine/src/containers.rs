@@ -48,7 +48,7 @@ pub use lifecycle::{Removal, signal_number};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
     CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, Membership, MountRequest, MountWish,
-    NamespaceMode, NetworkMode,
+    NamespaceMode, NetworkMode, RuntimeRequest,
 };
 pub use start::{StartRequest, helper_main};
 pub use update::UpdateRequest;
@@ -243,6 +243,12 @@ impl Containers {
     /// Removes a container's directory; what resists is found by the next sweep.
     fn remove_directory(&self, directory: &Path) {
         let Ok(relative) = directory.strip_prefix(self.store.root()) else { return };
+        // A limit of its own goes with it; without one nothing happens.
+        if let Err(error) = rbuild_runtime::disk::lift(&directory.join("layer"))
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "the limit of a removed container's layer stays");
+        }
         let removed = self.store.remove_directory(relative);
         // Not there: somebody else who saw the container end was quicker.
         if let Err(error) = removed

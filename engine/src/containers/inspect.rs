@@ -239,6 +239,8 @@ fn host_config(container: &Container) -> Value {
     if let Value::Object(map) = &mut value {
         map.extend(isolation(host));
     }
+    value["Runtime"] = json!(host.runtime.as_ref().map_or("rbuild", |runtime| runtime.name.as_str()));
+    value["StorageOpt"] = host.storage_size.map_or(Value::Null, |bytes| json!({ "size": bytes.to_string() }));
     value
 }
 

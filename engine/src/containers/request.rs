@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rbuild_graph::ops::Ulimit;
 use rbuild_oci::Healthcheck;
+use rbuild_runtime::ExternalRuntime;
 use rbuild_runtime::container::RestartPolicy;
 use rbuild_runtime::logs::LogLimits;
 use rbuild_runtime::network::{Mac, PortRequest};
@@ -125,6 +126,12 @@ pub struct HostSettings {
     pub init: bool,
     #[serde(default)]
     pub log: LogDriver,
+    /// Most bytes its writable layer may hold.
+    #[serde(default)]
+    pub storage_size: Option<u64>,
+    /// Who makes its sandbox, where it is not this program.
+    #[serde(default)]
+    pub runtime: Option<RuntimeRequest>,
     #[serde(default)]
     pub security: Security,
     #[serde(default)]
@@ -151,6 +158,29 @@ pub struct HostSettings {
     /// Of volumes that it names: there is `local` only.
     #[serde(default)]
     pub volume_driver: Option<String>,
+}
+
+/// A program that is called as the OCI runtime specification says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeRequest {
+    /// As the user named it.
+    pub name: String,
+    /// Absolute.
+    pub program: PathBuf,
+    /// Options before the command.
+    pub arguments: Vec<String>,
+}
+
+impl RuntimeRequest {
+    /// For the container in `directory`.
+    pub(super) fn external(&self, directory: &Path) -> ExternalRuntime {
+        ExternalRuntime {
+            name: self.name.clone(),
+            program: self.program.clone(),
+            arguments: self.arguments.clone(),
+            directory: directory.join("runtime"),
+        }
+    }
 }
 
 /// What becomes of a container's output.

@@ -7,10 +7,12 @@
 //! Why three: only a parent can read an exit status with its resource usage, and only a process
 //! outside can clean up after a starter that was killed.
 
+mod bundle;
 mod caps;
 mod cgroups;
 mod dev;
 mod devices;
+mod external;
 mod hierarchies;
 mod init;
 mod limits;
@@ -35,6 +37,7 @@ mod usage;
 mod wire;
 
 pub use cgroups::Cgroup;
+pub use external::{ExternalRuntime, ExternalSandbox};
 pub use hierarchies::Hierarchies;
 pub use native::{NativeSandbox, SandboxOptions};
 pub use overlay::mount_detached;

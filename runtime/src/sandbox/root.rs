@@ -62,6 +62,25 @@ impl Anchor {
     }
 }
 
+/// The layers of the root, mounted nowhere yet; with `stubs` those over the image's.
+pub(super) fn layers(start: &Start, stubs: bool) -> Result<OwnedFd, Failure> {
+    match &start.rootfs {
+        Mounts::Overlay { lowers, upper, work } => {
+            let mut all: Vec<&Path> = stubs.then_some(start.stub_dir.as_path()).into_iter().collect();
+            all.extend(lowers.iter().map(PathBuf::as_path));
+            let upper = upper.as_deref().zip(work.as_deref());
+            if all.len() < if upper.is_some() { 1 } else { 2 } {
+                all.push(&start.empty);
+            }
+            if upper.is_none() && all.len() < 2 {
+                return Err(Failure::refused("a root without layers"));
+            }
+            Overlay { lowers: all, upper, volatile: start.volatile }.mount(&labelled(&start.spec, Options::default()))
+        }
+        bind @ Mounts::Bind { .. } => overlay::detached(bind, false),
+    }
+}
+
 /// The root under construction.
 pub(super) struct Root {
     fd: OwnedFd,
@@ -76,22 +95,7 @@ impl Root {
 
     /// Mounts the layers, the stubs over the image's.
     pub(super) fn assemble(start: &Start, anchor: &Anchor, stubs: bool) -> Result<Self, Failure> {
-        let fd = match &start.rootfs {
-            Mounts::Overlay { lowers, upper, work } => {
-                let mut all: Vec<&Path> = stubs.then_some(start.stub_dir.as_path()).into_iter().collect();
-                all.extend(lowers.iter().map(PathBuf::as_path));
-                let upper = upper.as_deref().zip(work.as_deref());
-                if all.len() < if upper.is_some() { 1 } else { 2 } {
-                    all.push(&start.empty);
-                }
-                if upper.is_none() && all.len() < 2 {
-                    return Err(Failure::refused("a root without layers"));
-                }
-                Overlay { lowers: all, upper, volatile: start.volatile }
-                    .mount(&labelled(&start.spec, Options::default()))?
-            }
-            bind @ Mounts::Bind { .. } => overlay::detached(bind, false)?,
-        };
+        let fd = layers(start, stubs)?;
         mounts::attach(&fd, anchor.open("root")?.as_fd()).doing(|| "attach the root".to_owned())?;
         Ok(Root { fd, devpts: None, dev: None })
     }
