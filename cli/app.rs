@@ -67,6 +67,7 @@ impl App {
             resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             registry: self.client_options(&config)?,
             bridge: BridgeOptions::default(),
+            device_specs: self.settings.device_specs(&config),
             git: self.settings.git(),
         })
     }

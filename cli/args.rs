@@ -38,9 +38,12 @@ pub struct Globals {
     /// How much the program tells about itself on standard error
     #[arg(short = 'l', long, value_name = "LEVEL", value_parser = ["trace", "debug", "info", "warn", "error", "fatal"])]
     pub log_level: Option<String>,
-    /// How a new state directory keeps file trees (default: overlay where it works)
-    #[arg(long, value_name = "DRIVER", value_parser = ["overlay", "overlay2", "vfs"])]
+    /// How a new state directory keeps file trees (default: btrfs on btrfs, else overlay where it works)
+    #[arg(long, value_name = "DRIVER", value_parser = ["overlay", "overlay2", "btrfs", "vfs"])]
     pub storage_driver: Option<String>,
+    /// Directory of files that describe devices (default: /etc/cdi, /var/run/cdi, /etc/buildkit/cdi); may be repeated
+    #[arg(long = "cdi-spec-dir", value_name = "DIR")]
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// Print version information and quit
     #[arg(short = 'v', long, action = ArgAction::SetTrue)]
     pub version: bool,

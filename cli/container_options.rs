@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rbuild_engine::containers::{
     CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, RestartPolicy,
 };
+use rbuild_engine::runtime::cdi::is_device_name;
 use rbuild_engine::{ExtraHost, Ulimit};
 
 use crate::error::{CliError, exit};
@@ -52,9 +53,9 @@ pub struct ContainerOptions {
     /// Memory nodes it may use: 0-3, 0,1
     #[arg(long, value_name = "LIST")]
     cpuset_mems: Option<String>,
-    /// Device of the host's, and where and how it may be used
+    /// Device of the host's, and where and how it may be used; or one by its name, vendor/class=name
     #[arg(long = "device", value_name = "HOST[:INSIDE[:RWM]]", value_parser = device)]
-    devices: Vec<DeviceRequest>,
+    devices: Vec<DeviceWish>,
     /// Name server
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     dns: Vec<String>,
@@ -260,7 +261,8 @@ impl ContainerOptions {
             uts: namespace("UTS", self.uts.as_deref(), false)?,
             cgroup_parent: self.cgroup_parent.clone(),
             oom_score_adj: self.oom_score_adj,
-            devices: self.devices.clone(),
+            devices: self.devices.iter().filter_map(DeviceWish::node).collect(),
+            named_devices: self.devices.iter().filter_map(DeviceWish::name).collect(),
             restart: self.supervision.restart,
             init: self.supervision.init,
             log: self.supervision.log()?,
@@ -358,7 +360,34 @@ fn signal(text: &str) -> Result<String, String> {
     }
 }
 
-fn device(text: &str) -> Result<DeviceRequest, String> {
+/// A device as it is asked for.
+#[derive(Debug, Clone)]
+enum DeviceWish {
+    Node(DeviceRequest),
+    /// By its name in a specification (Container Device Interface).
+    Named(String),
+}
+
+impl DeviceWish {
+    fn node(&self) -> Option<DeviceRequest> {
+        match self {
+            DeviceWish::Node(request) => Some(request.clone()),
+            DeviceWish::Named(_) => None,
+        }
+    }
+
+    fn name(&self) -> Option<String> {
+        match self {
+            DeviceWish::Named(name) => Some(name.clone()),
+            DeviceWish::Node(_) => None,
+        }
+    }
+}
+
+fn device(text: &str) -> Result<DeviceWish, String> {
+    if is_device_name(text) {
+        return Ok(DeviceWish::Named(text.to_owned()));
+    }
     let parts: Vec<&str> = text.split(':').collect();
     let is_mode = |word: &str| !word.is_empty() && word.bytes().all(|b| b"rwm".contains(&b));
     let (host, inside, permissions) = match parts[..] {
@@ -371,7 +400,7 @@ fn device(text: &str) -> Result<DeviceRequest, String> {
     if !Path::new(host).is_absolute() || !Path::new(inside).is_absolute() {
         return Err(format!("{text} is not an absolute path"));
     }
-    Ok(DeviceRequest { host: host.into(), inside: inside.into(), permissions: permissions.into() })
+    Ok(DeviceWish::Node(DeviceRequest { host: host.into(), inside: inside.into(), permissions: permissions.into() }))
 }
 
 /// `NAME=VALUE` as it is; a bare `NAME` with the caller's value, if he has one.

@@ -10,6 +10,7 @@
 )]
 #![allow(clippy::result_large_err, reason = "an error ends the command: it is made once and moved a few times")]
 
+mod allowed;
 mod app;
 mod args;
 mod attach;

@@ -27,6 +27,8 @@ pub struct Settings {
     pub storage_driver: Option<String>,
     /// Where docker's `config.json` with credentials lies, if there is a home at all.
     pub docker_config: Option<PathBuf>,
+    /// `--cdi-spec-dir`.
+    cdi_spec_dirs: Vec<PathBuf>,
     variables: Vec<(OsString, OsString)>,
 }
 
@@ -37,6 +39,7 @@ pub struct DaemonConfig {
     pub registry_mirrors: Vec<String>,
     pub insecure_registries: Vec<String>,
     pub storage_driver: Option<String>,
+    pub cdi_spec_dirs: Option<Vec<PathBuf>>,
     builder: BuilderConfig,
 }
 
@@ -83,7 +86,17 @@ impl Settings {
         let root = std::path::absolute(&root)
             .map_err(|e| CliError::new(format!("state directory {}: {e}", root.display())))?;
         let docker_config = find("DOCKER_CONFIG").or_else(|| find("HOME").map(|p| p.join(".docker")));
-        Ok(Self { root, storage_driver: globals.storage_driver.clone(), docker_config, variables })
+        let (storage_driver, cdi_spec_dirs) = (globals.storage_driver.clone(), globals.cdi_spec_dirs.clone());
+        Ok(Self { root, storage_driver, docker_config, cdi_spec_dirs, variables })
+    }
+
+    /// Where files that describe devices lie: as the command line says, else the configuration, else the usual places.
+    pub fn device_specs(&self, config: &DaemonConfig) -> Vec<PathBuf> {
+        match (&self.cdi_spec_dirs[..], &config.cdi_spec_dirs) {
+            ([], None) => ["/etc/cdi", "/var/run/cdi", "/etc/buildkit/cdi"].map(PathBuf::from).to_vec(),
+            ([], Some(configured)) => configured.clone(),
+            (given, _) => given.to_vec(),
+        }
     }
 
     /// A variable, when it is set and is text.

@@ -45,6 +45,7 @@ async fn build(root: &str, context: &str, names: &[String]) -> Result<String, Bo
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         registry: ClientOptions::default(),
         bridge: BridgeOptions::default(),
+        device_specs: Vec::new(),
         git: None,
     })?;
     let request = BuildRequest {

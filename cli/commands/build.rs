@@ -9,6 +9,7 @@ use rbuild_engine::{
 };
 use rbuild_oci::{Platform, Reference};
 
+use crate::allowed::Allowed;
 use crate::app::App;
 use crate::args::key_value;
 use crate::attest::AttestArgs;
@@ -76,7 +77,8 @@ pub struct Args {
     /// Network of the RUN steps: default, none or host
     #[arg(long, value_name = "MODE", default_value = "default")]
     network: String,
-    /// Allow a privilege: network.host or security.insecure to the Dockerfile, buildx.local.delete to an output
+    /// Allow the Dockerfile network.host, security.insecure, device or device=NAME[,alias=OTHER]; allow an output
+    /// buildx.local.delete
     #[arg(long, value_name = "PRIVILEGE")]
     allow: Vec<String>,
     /// Name for an address in the RUN steps' hosts file; the address 'host-gateway' is this machine
@@ -261,7 +263,7 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         // The environment's word is a build argument like any other, so an ARG can take it.
         build_args.entry(EPOCH.to_owned()).or_insert_with(|| epoch.to_owned());
     }
-    let allowed = allowed(&args.allow)?;
+    let allowed = Allowed::read(&args.allow)?;
     let to = Outward { stdout_is_terminal: std::io::stdout().is_terminal(), may_delete: allowed.local_delete };
     let outputs = args.outputs.read(&args.tags, to)?;
     builder(args.builder.as_deref().or(app.settings.non_empty("BUILDX_BUILDER")))?;
@@ -283,6 +285,7 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         pull: args.pull,
         allow_host_network: network == Network::Host || allowed.host_network,
         allow_insecure: allowed.insecure,
+        devices: allowed.devices,
         no_cache_filter: args.no_cache_filter.clone(),
         lent,
         network,
@@ -330,35 +333,6 @@ fn network(word: &str) -> Result<Network, CliError> {
                 .with_hint("modes are default, none and host"))
         }
     }
-}
-
-/// What a Dockerfile cannot give itself: the caller has to say so.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Allowed {
-    /// `RUN --network=host`.
-    host_network: bool,
-    /// `RUN --security=insecure`.
-    insecure: bool,
-    /// An output that removes files.
-    local_delete: bool,
-}
-
-fn allowed(words: &[String]) -> Result<Allowed, CliError> {
-    let mut allowed = Allowed::default();
-    for word in words.iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty()) {
-        match word {
-            "network.host" => allowed.host_network = true,
-            "security.insecure" => allowed.insecure = true,
-            "buildx.local.delete" => allowed.local_delete = true,
-            other => {
-                return Err(CliError::new(format!(
-                    "--allow {} is not supported yet",
-                    crate::terminal::clean_line(other)
-                )));
-            }
-        }
-    }
-    Ok(allowed)
 }
 
 /// A parent's path begins at the root of the hierarchies, written so or not.
@@ -561,11 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn privileges_are_given_by_name() {
-        assert_eq!(allowed(&[]).unwrap(), Allowed::default());
-        let all = allowed(&["network.host,security.insecure".into(), "buildx.local.delete".into()]).unwrap();
-        assert_eq!(all, Allowed { host_network: true, insecure: true, local_delete: true });
-        assert_eq!(allowed(&["device".into()]).unwrap_err().message, "--allow device is not supported yet");
+    fn a_parent_of_cgroups_begins_at_the_root() {
         assert_eq!((cgroup_parent("a/b"), cgroup_parent("/a")), ("/a/b".to_owned(), "/a".to_owned()));
     }
 

@@ -27,6 +27,8 @@ struct Information {
     containers_stopped: usize,
     images: usize,
     driver: String,
+    /// Names and values.
+    driver_status: Vec<(&'static str, String)>,
     #[serde(rename = "DockerRootDir")]
     root: String,
     kernel_version: String,
@@ -77,6 +79,7 @@ fn gather(app: &App) -> Result<Information, CliError> {
         containers_stopped: count(&[Status::Created, Status::Exited]),
         images: images.len(),
         driver: engine.store().driver().to_string(),
+        driver_status: vec![("Backing Filesystem", backing_filesystem(engine.store().root()))],
         root: engine.store().root().display().to_string(),
         kernel_version: text(system.release()),
         operating_system: operating_system(),
@@ -101,6 +104,7 @@ impl Information {
             ("Images", self.images.to_string()),
             ("Version", self.server_version.to_owned()),
             ("Storage Driver", self.driver.clone()),
+            (" Backing Filesystem", self.driver_status[0].1.clone()),
             ("Root Dir", self.root.clone()),
             ("Cgroup Version", self.cgroup_version.to_owned()),
             ("Kernel Version", self.kernel_version.clone()),
@@ -123,6 +127,24 @@ impl Information {
         }
         text
     }
+}
+
+/// What the state directory lies on, by docker's names.
+fn backing_filesystem(root: &std::path::Path) -> String {
+    const KNOWN: [(u32, &str); 9] = [
+        (0xef53, "extfs"),
+        (0x5846_5342, "xfs"),
+        (0x9123_683e, "btrfs"),
+        (0x0102_1994, "tmpfs"),
+        (0x2fc1_2fc1, "zfs"),
+        (0x794c_7630, "overlayfs"),
+        (0xf2f5_2010, "f2fs"),
+        (0xca45_1a4e, "bcachefs"),
+        (0x6969, "nfs"),
+    ];
+    let magic = rustix::fs::statfs(root).map_or(0, |fs| fs.f_type as u32);
+    let known = KNOWN.iter().find(|(number, _)| *number == magic);
+    known.map_or_else(|| format!("unknown (0x{magic:x})"), |(_, name)| (*name).to_owned())
 }
 
 /// The name the distribution gives itself.

@@ -2,6 +2,7 @@
 
 mod json;
 mod lines;
+mod look;
 mod plain;
 mod quiet;
 pub mod transfer;
@@ -75,7 +76,7 @@ impl Mode {
     pub fn renderer(self, settings: &Settings) -> Box<dyn Renderer> {
         let err = std::io::stderr();
         match self {
-            Self::Terminal => Box::new(tty::Terminal::new(settings.colour())),
+            Self::Terminal => Box::new(tty::Terminal::new(settings.colour(), look::Look::of(settings))),
             Self::Plain => {
                 let is_terminal = err.is_terminal();
                 Box::new(plain::Plain::new(std::io::BufWriter::new(err), is_terminal))

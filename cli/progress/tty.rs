@@ -11,11 +11,12 @@ use console::{Style, measure_text_width, truncate_str};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::lines::{LineBuffer, elapsed, progress_text, seconds};
+use super::look::Look;
 use super::{Event, Outcome, Renderer, StepId};
 use crate::terminal::{clean, clean_line};
 
-/// Lines of a running step's output that are shown.
-const TAIL: usize = 6;
+/// Items of one step that are shown before those that are done make room.
+const ITEMS: usize = 6;
 /// The narrowest screen that is laid out; below, lines are simply cut.
 const NARROW: usize = 40;
 
@@ -26,12 +27,12 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    pub fn new(colour: bool) -> Self {
+    pub fn new(colour: bool, look: Look) -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(12));
         if let Ok(style) = ProgressStyle::with_template("{msg}") {
             bar.set_style(style);
         }
-        Self { bar, board: Board { colour, ..Board::default() } }
+        Self { bar, board: Board { colour, look, ..Board::default() } }
     }
 
     fn size() -> (usize, usize) {
@@ -66,6 +67,7 @@ impl Renderer for Terminal {
 #[derive(Default)]
 struct Board {
     colour: bool,
+    look: Look,
     order: Vec<StepId>,
     steps: HashMap<StepId, Step>,
     warnings: usize,
@@ -102,7 +104,10 @@ impl Board {
                     step.tail.clear();
                 }
             }),
-            Event::Log { id, bytes, .. } => self.with(*id, |step| step.log(bytes)),
+            Event::Log { id, bytes, .. } => {
+                let lines = self.look.lines;
+                self.with(*id, |step| step.log(bytes, lines));
+            }
             Event::Progress { id, item, current, total, unit, done } => {
                 let now = self.now;
                 self.with(*id, |step| {
@@ -149,15 +154,16 @@ impl Board {
             text.push_str(&format!("  {cached} cached"));
         }
         if self.warnings > 0 {
-            text.push_str(&format!("  {} warning{}", self.warnings, if self.warnings == 1 { "" } else { "s" }));
+            let warnings = format!("{} warning{}", self.warnings, if self.warnings == 1 { "" } else { "s" });
+            text.push_str(&format!("  {}", self.paint(&warnings, &self.look.warning)));
         }
         truncate_str(&text, width, "").into_owned()
     }
 
     /// At most `height` lines: the heading, then the newest steps; of those that are done the oldest go first.
     fn frame(&self, now: Duration, width: usize, height: usize) -> Vec<String> {
-        let running: usize = self.shown().filter(|s| s.ended.is_none()).map(|s| s.height(TAIL)).sum();
-        let tail = if running < height { TAIL } else { 1 };
+        let running: usize = self.shown().filter(|s| s.ended.is_none()).map(|s| s.height(self.look.lines)).sum();
+        let tail = if running < height { self.look.lines } else { 1 };
         let mut groups: Vec<(bool, Vec<String>)> =
             self.shown().map(|step| (step.ended.is_some(), self.step_lines(step, now, width, tail))).collect();
         let mut excess = (groups.iter().map(|(_, lines)| lines.len()).sum::<usize>() + 1).saturating_sub(height);
@@ -175,7 +181,7 @@ impl Board {
 
     fn last_frame(&self, now: Duration, width: usize, failed: bool) -> Vec<String> {
         let state = if failed { "" } else { " FINISHED" };
-        let steps = self.shown().flat_map(|step| self.step_lines(step, now, width, TAIL));
+        let steps = self.shown().flat_map(|step| self.step_lines(step, now, width, self.look.lines));
         std::iter::once(self.heading(now, width, state)).chain(steps).collect()
     }
 
@@ -183,10 +189,10 @@ impl Board {
         let end = step.ended.as_ref().map_or(now, |(at, _)| *at);
         let (mark, style) = match &step.ended {
             None => ("", Style::new()),
-            Some((_, Outcome::Done)) => ("", Style::new().blue()),
-            Some((_, Outcome::Cached)) => ("CACHED ", Style::new().blue()),
-            Some((_, Outcome::Failed(_))) => ("ERROR ", Style::new().red()),
-            Some(_) => ("CANCELED ", Style::new().yellow()),
+            Some((_, Outcome::Done)) => ("", self.look.run.clone()),
+            Some((_, Outcome::Cached)) => ("CACHED ", self.look.run.clone()),
+            Some((_, Outcome::Failed(_))) => ("ERROR ", self.look.error.clone()),
+            Some(_) => ("CANCELED ", self.look.cancel.clone()),
         };
         let mut lines = vec![self.line(&format!(" => {mark}{}", step.name), elapsed(step.started, end), width, &style)];
         for item in &step.items {
@@ -226,14 +232,15 @@ impl Step {
         1 + self.items.len() + self.tail.len().min(tail)
     }
 
-    fn log(&mut self, bytes: &[u8]) {
+    /// Takes in what the step wrote; the last `lines` of it are kept.
+    fn log(&mut self, bytes: &[u8], lines: usize) {
         for line in self.lines.push(bytes) {
             let text = clean(&String::from_utf8_lossy(&line)).replace('\t', "    ");
             // What a progress bar wrote with carriage returns: its last state.
             let last = text.lines().rfind(|part| !part.trim().is_empty()).unwrap_or_default().to_owned();
             self.tail.push(last);
         }
-        let excess = self.tail.len().saturating_sub(TAIL);
+        let excess = self.tail.len().saturating_sub(lines);
         self.tail.drain(..excess);
     }
 
@@ -244,7 +251,7 @@ impl Step {
             None => self.items.push(Item { name: name.to_owned(), text: text.to_owned(), started: Some(now), ended }),
         }
         // Finished items make room: a pull of forty layers shows those that still move.
-        if done && self.items.len() > TAIL {
+        if done && self.items.len() > ITEMS {
             self.items.retain(|item| item.name != name);
         }
     }
@@ -311,6 +318,22 @@ mod tests {
         assert!(lines[2].starts_with(" => CACHED [2/3] RUN x") && lines[2].ends_with(" 1.0s"));
         assert!(lines[3].starts_with(" => ERROR [3/3]") && lines[4].ends_with("# why it failed"));
         assert!(board.last_frame(SECOND, 60, false)[0].starts_with("[+] Building 1.0s (3/3) FINISHED"));
+    }
+
+    #[test]
+    fn as_many_lines_as_asked_for_in_colours_as_asked_for() {
+        let mut board = board(1);
+        board.look.lines = 8;
+        board.colour = true;
+        board.look.error = Style::new().magenta();
+        let bytes = (1..=9).map(|n| format!("line {n}\n")).collect::<String>().into_bytes();
+        board.event(&Event::Log { id: StepId(1), stream: LogStream::Stdout, bytes, at: SECOND });
+        board.event(&Event::Warning { id: None, message: "w".into(), span: None, url: None });
+        let frame = board.frame(SECOND, 60, 40);
+        assert!(frame.len() == 10 && frame[2].contains("# line 2"), "{frame:#?}");
+        assert!(frame[0].contains("  \u{1b}[33m1 warning\u{1b}[0m"), "{frame:#?}");
+        board.event(&Event::Finished { id: StepId(1), at: SECOND, outcome: Outcome::Failed("x".into()) });
+        assert!(board.frame(SECOND, 60, 40)[1].starts_with("\u{1b}[35m => ERROR"));
     }
 
     #[test]

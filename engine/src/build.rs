@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rbuild_executor::sources::git::GitOptions;
-use rbuild_executor::{ContextCopies, ExecSettings, Executor, ExecutorError, Value, brought};
+use rbuild_executor::{ContextCopies, DeviceSettings, ExecSettings, Executor, ExecutorError, Value, brought};
 use rbuild_frontend::ignore::IgnoreFile;
 use rbuild_frontend::{Diagnostic, Lowered, lint};
 use rbuild_graph::Edge;
@@ -367,6 +367,7 @@ impl Job<'_> {
         let hasher = LayerHasher::new(self.engine.store().clone(), base_layers.len());
         let graph = Arc::new(lowered.graph.clone());
         emulation::check(&graph)?;
+        permitted(executor, &graph, lowered.result).map_err(|error| failure(error, Some(&self.source)))?;
         let steps: HashSet<String> = lowered
             .history
             .iter()
@@ -455,6 +456,10 @@ impl Job<'_> {
                 default_network: self.request.network,
                 allow_host_network: self.request.allow_host_network || self.request.network == Network::Host,
                 allow_insecure: self.request.allow_insecure,
+                devices: DeviceSettings {
+                    directories: self.engine.options().device_specs.clone(),
+                    grants: self.request.devices.clone(),
+                },
                 pids_limit: Some(PIDS_LIMIT),
                 limits: self.request.limits.clone(),
                 resolv_conf: self.engine.options().resolv_conf.clone(),
@@ -462,6 +467,21 @@ impl Job<'_> {
             },
         })
     }
+}
+
+/// Whether every step that leads to `result` may do what it asks for.
+fn permitted(executor: &Executor, graph: &BuildGraph, result: Option<Edge>) -> Result<(), SolveError> {
+    let roots: Vec<Edge> = result.into_iter().collect();
+    for id in graph.reachable(&roots) {
+        let vertex = graph.vertex(id);
+        executor.permits(&vertex.op).map_err(|error| SolveError::Failed {
+            vertex: id,
+            name: vertex.meta.name.clone(),
+            span: vertex.meta.span,
+            source: Arc::new(error),
+        })?;
+    }
+    Ok(())
 }
 
 /// The keys of all steps of a graph, and those of the final image's steps.

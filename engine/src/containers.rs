@@ -29,7 +29,7 @@ use rbuild_oci::Digest;
 use rbuild_runtime::mount_detached;
 use rbuild_runtime::network::BridgeOptions;
 use rbuild_runtime::sandbox::{Cgroup, CgroupSpec, NativeSandbox, SandboxOptions};
-use rbuild_store::{Mounts, Root, Store, StoreError, Walk, rusqlite};
+use rbuild_store::{Mounts, Root, Store, StoreError, rusqlite};
 
 pub(crate) use archive::content_size;
 pub use archive::{Change, ChangeKind};
@@ -71,6 +71,8 @@ pub struct ContainerParts {
     pub state_dir: PathBuf,
     pub names: HostNames,
     pub bridge: BridgeOptions,
+    /// As [`crate::EngineOptions::device_specs`].
+    pub device_specs: Vec<PathBuf>,
 }
 
 impl crate::Engine {
@@ -82,6 +84,7 @@ impl crate::Engine {
             state_dir: self.store().root().join("sandbox"),
             names: HostNames::read(options.resolv_conf.clone()),
             bridge: options.bridge.clone(),
+            device_specs: options.device_specs.clone(),
         };
         let containers = Containers::new(self.store().clone(), parts);
         containers.sweep();
@@ -163,8 +166,22 @@ impl Containers {
 
     /// The bytes the container's own layer takes on disk.
     pub fn layer_size(&self, container: &Container) -> u64 {
+        let parent = container.parent.as_deref().and_then(|id| id.parse().ok());
+        let directory = self.directory(&container.id).join("layer");
+        if let Ok(Some(bytes)) = self.store.snapshots().layer_bytes(&directory, parent.as_ref()) {
+            return bytes;
+        }
         let Ok(layer) = self.upper(container) else { return 0 };
-        archive::content_size(&layer).unwrap_or(0)
+        let all = archive::content_size(&layer).unwrap_or(0);
+        match self.store.driver().is_whole() {
+            // The image's files are in it too.
+            true => all.saturating_sub(
+                self.image_root(container)
+                    .and_then(|r| archive::content_size(&r).map_err(Error::internal))
+                    .unwrap_or(0),
+            ),
+            false => all,
+        }
     }
 
     /// The control group a container has while it runs.
@@ -190,7 +207,7 @@ impl Containers {
         Ok(self.store.snapshots().layer_mounts(&self.directory(&container.id).join("layer"), parent.as_ref())?)
     }
 
-    /// The container's own layer as files: what differs from the image, or with `vfs` everything.
+    /// The container's own layer as files: what differs from the image, or with `vfs` and `btrfs` everything.
     fn upper(&self, container: &Container) -> Result<Root, Error> {
         Root::open(&self.directory(&container.id).join("layer/fs")).map_err(Error::internal)
     }
@@ -198,10 +215,10 @@ impl Containers {
     /// Removes a container's directory; what resists is found by the next sweep.
     fn remove_directory(&self, directory: &Path) {
         let Ok(relative) = directory.strip_prefix(self.store.root()) else { return };
-        let removed = Root::open(self.store.root()).and_then(|root| root.remove_all(relative, Walk::NoLinks));
+        let removed = self.store.remove_directory(relative);
         // Not there: somebody else who saw the container end was quicker.
         if let Err(error) = removed
-            && error.kind() != std::io::ErrorKind::NotFound
+            && !error.is_not_found()
         {
             tracing::warn!(%error, directory = %directory.display(), "files of a removed container stay");
         }

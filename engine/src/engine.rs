@@ -33,6 +33,8 @@ pub struct EngineOptions {
     pub resolv_conf: String,
     pub registry: ClientOptions,
     pub bridge: BridgeOptions,
+    /// Directories of files that describe devices (Container Device Interface); a later one overrules an earlier.
+    pub device_specs: Vec<PathBuf>,
     /// What fetches from git repositories; `None` where it is not installed.
     pub git: Option<GitOptions>,
 }
@@ -52,6 +54,11 @@ struct Parts {
     networks: Pool,
 }
 
+/// How a store is opened with all that this engine can lend it.
+pub(crate) fn store_options(root: PathBuf) -> StoreOptions {
+    StoreOptions { subvolumes: Some(Arc::new(rbuild_runtime::disk::Btrfs)), ..StoreOptions::new(root) }
+}
+
 impl Engine {
     /// Opens the store, making it if it is new, and puts the parts together. What a command may not need (network
     /// client, sandbox) is made when it is first used.
@@ -59,7 +66,7 @@ impl Engine {
     /// # Errors
     /// The store cannot be opened.
     pub fn open(options: EngineOptions) -> Result<Engine, Error> {
-        let store = Store::open(StoreOptions { driver: options.driver, ..StoreOptions::new(options.root.clone()) })?;
+        let store = Store::open(StoreOptions { driver: options.driver, ..store_options(options.root.clone()) })?;
         let networks = Pool::new(options.bridge.clone(), READY_NAMESPACES);
         let parts = Parts {
             store,

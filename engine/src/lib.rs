@@ -48,8 +48,8 @@ pub use output::{
     Annotated, Annotation, Destination, FilesMode, ImageOutput, MediaTypes, Output, OutputStream, Packing, Push,
 };
 pub use request::{
-    AgentSource, BuildContext, BuildRequest, BuildResult, DockerfileSource, InputStream, LayoutImage, Lent,
-    NamedContext, ResourceLimits, Secret, SecretSource,
+    AgentSource, BuildContext, BuildRequest, BuildResult, DeviceGrants, DockerfileSource, InputStream, LayoutImage,
+    Lent, NamedContext, ResourceLimits, Secret, SecretSource,
 };
 
 pub use rbuild_cache::{PublishOptions, portable::MediaFamily};

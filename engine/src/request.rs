@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use rbuild_executor::{ResourceLimits, Secret};
+pub use rbuild_executor::{DeviceGrants, ResourceLimits, Secret};
 use rbuild_graph::ops::{ExtraHost, Network, Ulimit};
 use rbuild_oci::{Descriptor, Digest, ImageId, Platform, Reference};
 
@@ -52,6 +52,8 @@ pub struct BuildRequest {
     pub allow_host_network: bool,
     /// Whether the caller allows `RUN --security=insecure`.
     pub allow_insecure: bool,
+    /// Devices that the caller allows the Dockerfile.
+    pub devices: DeviceGrants,
     /// Stages (by name or number) whose steps all run, even if their results are known.
     pub no_cache_filter: Vec<String>,
     pub lent: Lent,
@@ -90,6 +92,7 @@ impl BuildRequest {
             source_date_epoch: None,
             allow_host_network: false,
             allow_insecure: false,
+            devices: DeviceGrants::default(),
             no_cache_filter: Vec::new(),
             lent: Lent::default(),
             cache_from: Vec::new(),

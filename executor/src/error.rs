@@ -48,6 +48,9 @@ pub enum ExecutorError {
     /// The client of the build lends no such secret or agent, and the step cannot do without.
     #[error("{message}")]
     NotLent { message: String, hints: Vec<String> },
+    /// A device that is not there, or that the caller did not allow.
+    #[error("{message}")]
+    Device { message: String, hints: Vec<String> },
     /// A mount point cannot be made.
     #[error("{message}")]
     Mount { message: String, hints: Vec<String> },
@@ -95,6 +98,7 @@ impl ExecutorError {
         match self {
             ExecutorError::SourceNotFound { hints, .. }
             | ExecutorError::NotLent { hints, .. }
+            | ExecutorError::Device { hints, .. }
             | ExecutorError::Mount { hints, .. } => hints.clone(),
             ExecutorError::Process { disk_full: true, .. }
             | ExecutorError::Write { errno: Errno::NOSPC | Errno::DQUOT, .. } => vec![FULL_DISK_HINT.to_owned()],

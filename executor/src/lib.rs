@@ -28,6 +28,7 @@ use rbuild_store::{Lease, Store};
 
 use lazy::Brought;
 
+pub use ops::devices::{DeviceGrants, DeviceSettings};
 pub use ops::unpack::{starts_tar, unpack_into};
 
 pub use error::{ExecutorError, ProcessStatus};
@@ -62,6 +63,8 @@ pub struct ExecSettings {
     pub allow_host_network: bool,
     /// Whether a Dockerfile may ask for processes that are not confined.
     pub allow_insecure: bool,
+    /// Devices that a Dockerfile may ask for.
+    pub devices: DeviceSettings,
     /// Processes one step may have at a time.
     pub pids_limit: Option<i64>,
     /// What one step may use at most. Part of no key: a limit does not say what to make.
@@ -99,6 +102,18 @@ impl Executor {
             let operation = executor.operation(&vertex.op)?;
             Ok(if vertex.inputs.is_empty() { operation } else { Arc::new(Brought(operation)) })
         })
+    }
+
+    /// Whether an operation may do what it asks for; nothing runs. Asked of every step before the first one runs, so
+    /// that a build that cannot succeed does nothing.
+    ///
+    /// # Errors
+    /// A privilege or a device that the caller did not allow, or a device that is not there.
+    pub fn permits(&self, op: &Op) -> Result<(), ExecutorError> {
+        match op {
+            Op::Exec(op) => ops::exec::permits(&self.settings, op).map(drop),
+            _ => Ok(()),
+        }
     }
 
     fn operation(self: &Arc<Self>, op: &Op) -> Result<Arc<dyn RunOp<Value>>, OpError> {

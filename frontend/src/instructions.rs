@@ -19,6 +19,7 @@ mod label;
 mod maintainer;
 mod onbuild;
 pub(crate) mod run;
+mod run_device;
 mod run_mount;
 mod shell;
 mod stopsignal;

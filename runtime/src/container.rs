@@ -256,7 +256,11 @@ impl ContainerSpec {
 }
 
 impl InsideMount {
-    fn open(&self) -> Result<Option<ExtraMount>> {
+    /// What a sandbox is given to mount; `None` for memory.
+    ///
+    /// # Errors
+    /// The source cannot be opened.
+    pub fn open(&self) -> Result<Option<ExtraMount>> {
         let Some(source) = &self.source else { return Ok(None) };
         let fd = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| Error::system(format!("mount {}", source.display()), e))?;

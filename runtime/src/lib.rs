@@ -7,7 +7,9 @@
 //! Nothing forks from the threaded program. A sandbox is set up by the same binary executed again as a
 //! small single-threaded process; [`helper_main`] is its entry and must be the first call of `main`.
 
+pub mod cdi;
 pub mod container;
+pub mod disk;
 mod error;
 pub mod logs;
 pub mod monitor;

@@ -160,7 +160,7 @@ fn take_away(core: &Arc<Core>, place: &Place, names: Vec<OsString>) -> Result<u6
         })?;
         core.faults.pass("collect.renamed")?;
         for name in moved {
-            freed += aside.remove_all(&name).context(what)?;
+            freed += core.remove_tree(aside, &name).context(what)?;
         }
         core.faults.pass("collect.removed")?;
     }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use rbuild_oci::{Digest, OciError};
 
+use crate::snapshots::Driver;
+
 /// What to do when the disk under the store is full.
 pub const FULL_DISK_HINT: &str =
     "the disk that holds the store is full: free space there, for instance with `rbuild system prune`";
@@ -27,6 +29,8 @@ pub enum StoreError {
     Refused { root: PathBuf, reason: String },
     #[error("store {root:?} has version {found}, which is newer than this program's {known}")]
     Newer { root: PathBuf, found: u32, known: u32 },
+    #[error("store {root:?} was made with storage driver {made_with}, not {asked}")]
+    OtherDriver { root: PathBuf, made_with: Driver, asked: Driver },
     #[error("store {root:?} is read-only")]
     ReadOnly { root: PathBuf },
     #[error("blob {0} is not in the store")]
@@ -116,6 +120,9 @@ impl StoreError {
                 "nothing was changed: move the directory away or use another one with --root, then pull, load or build again",
             ),
             StoreError::Newer { .. } => Some("use the newer program, or another store with --root"),
+            StoreError::OtherDriver { .. } => Some(
+                "leave --storage-driver and the configured storage-driver out to use it as it is, or take another store with --root; images go from one to the other by save and load",
+            ),
             StoreError::DamagedBlob { .. } => Some("pull or load the image again"),
             StoreError::AmbiguousImage(_) => Some("give more digits of the id"),
             _ => None,

@@ -332,7 +332,7 @@ pub(crate) fn sweep_ingest(core: &Core) -> Result<u64> {
         let name = entry.context(what)?.name;
         match leases.stat(&name) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                freed += ingest.remove_all(&name).context(what)?;
+                freed += core.remove_tree(&ingest, &name).context(what)?;
             }
             there => {
                 there.context(what)?;
@@ -366,7 +366,7 @@ fn release(core: &Core, id: &str, rows: bool, ingest: bool) -> Result<()> {
     let what = || format!("removing lease {id}");
     if ingest {
         let all = core.dir.open_dir(OsStr::new("ingest")).context(what)?;
-        all.remove_all(OsStr::new(id)).context(what)?;
+        core.remove_tree(&all, OsStr::new(id)).context(what)?;
     }
     core.faults.pass("lease.ingest")?;
     let leases = core.dir.open_dir(OsStr::new("leases")).context(what)?;

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,9 +20,9 @@ use crate::flush;
 use crate::images::Images;
 use crate::lease::{self, AbandonedIntent, Lease};
 use crate::lock::{self, Lock};
-use crate::root::{Dir, Kind};
+use crate::root::{Dir, Kind, Root, Walk};
 use crate::schema;
-use crate::snapshots::{self, Driver, Snapshots};
+use crate::snapshots::{self, Driver, Snapshots, Subvolumes};
 
 /// The first line of the file `VERSION`, before the number.
 const MAGIC: &str = "rbuild store ";
@@ -42,11 +43,13 @@ pub struct StoreOptions {
     pub read_only: bool,
     /// What is to go wrong, for tests; nothing in release builds.
     pub faults: Faults,
+    /// The calls of btrfs, without which there is no such driver.
+    pub subvolumes: Option<Arc<dyn Subvolumes>>,
 }
 
 impl StoreOptions {
     pub fn new(root: impl Into<PathBuf>) -> StoreOptions {
-        StoreOptions { root: root.into(), driver: None, read_only: false, faults: Faults::default() }
+        StoreOptions { root: root.into(), driver: None, read_only: false, faults: Faults::default(), subvolumes: None }
     }
 }
 
@@ -72,6 +75,7 @@ pub(crate) struct Core {
     pub(crate) driver: Driver,
     pub(crate) read_only: bool,
     pub(crate) faults: Faults,
+    pub(crate) subvolumes: Option<Arc<dyn Subvolumes>>,
     /// Locked, shared, as long as the store is open: a newer program waits with its migration.
     _version: File,
 }
@@ -93,10 +97,10 @@ impl Store {
             })?;
             Ok(row)
         })?;
-        let driver = match options.driver {
-            Some(driver) => driver,
-            None => made_with.parse()?,
-        };
+        let driver: Driver = made_with.parse()?;
+        if let Some(asked) = options.driver.filter(|asked| *asked != driver) {
+            return Err(StoreError::OtherDriver { root: path, made_with: driver, asked });
+        }
         let core = Arc::new(Core {
             path,
             dir,
@@ -105,6 +109,7 @@ impl Store {
             driver,
             read_only: options.read_only,
             faults: options.faults,
+            subvolumes: options.subvolumes,
             _version: version,
         });
         if !options.read_only {
@@ -179,6 +184,18 @@ impl Store {
         self.inner.core.db.write(Durability::Named, change)
     }
 
+    /// Removes the directory at `relative` in the store and all that is in it; returns the bytes that became free.
+    ///
+    /// # Errors
+    /// What resists stays, with what holds it.
+    pub fn remove_directory(&self, relative: &Path) -> Result<u64> {
+        let what = || format!("removing {:?}", self.root().join(relative));
+        let core = &self.inner.core;
+        let root = Root::from_fd(core.dir.try_clone().context(what)?.into_fd()).context(what)?;
+        let (parent, name) = root.parent(relative, Walk::NoLinks).context(what)?;
+        core.remove_tree(&parent, &name).context(what)
+    }
+
     /// Removes what nothing keeps.
     pub fn collect(&self, options: &CollectOptions) -> Result<Collected> {
         collect::collect(&self.inner.core, options)
@@ -205,6 +222,16 @@ impl Core {
     /// A directory of the store by its fixed name.
     pub(crate) fn open_dir(&self, name: &str) -> Result<Dir> {
         self.dir.open_dir(OsStr::new(name)).context(|| format!("opening {:?}", self.path.join(name)))
+    }
+
+    /// [`Dir::remove_all`], quick where a subvolume can be removed as a whole.
+    pub(crate) fn remove_tree(&self, parent: &Dir, name: &OsStr) -> std::io::Result<u64> {
+        match &self.subvolumes {
+            Some(subvolumes) if self.driver == Driver::Btrfs => {
+                parent.remove_all_with(name, &|dir, name| subvolumes.remove(dir.as_fd(), name).ok())
+            }
+            _ => parent.remove_all(name),
+        }
     }
 
     /// Gives up the reserve when the disk is full, so that removing works.
@@ -343,8 +370,8 @@ fn make(options: &StoreOptions, path: &Path, dir: &Dir) -> Result<()> {
     // The lowest directory of every overlay: a mount without upper wants two.
     dir.ensure_dir(OsStr::new("empty"), 0o755).context(what)?;
     let driver = match options.driver {
-        Some(driver) => driver,
-        None => snapshots::probe(path, dir)?,
+        Some(driver) => snapshots::check(driver, path, dir, options.subvolumes.as_deref()).map(|()| driver)?,
+        None => snapshots::probe(path, dir, options.subvolumes.as_deref())?,
     };
     let boot = boot_id()?;
     let mut id = [0u8; 8];

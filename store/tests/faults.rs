@@ -1,12 +1,17 @@
 //! Reliability R42: at every fail point, a death and an error of the disk leave a store that is whole and works.
 
+#[path = "fixture/disk.rs"]
+mod disk;
+
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use rbuild_oci::{Digest, Document, ImageConfig, Manifest, Reference};
 use rbuild_store::faults::POINTS;
+use rbuild_store::snapshots::Subvolumes;
 use rbuild_store::{
     CheckOptions, CollectOptions, Fault, Faults, NewImage, Records, Result, Store, StoreError, StoreOptions,
 };
@@ -18,7 +23,9 @@ const FAULT: &str = "RBUILD_TEST_FAULTS_FAULT";
 const TOLD: i32 = 7;
 
 fn open(root: &Path, faults: Faults) -> Result<Store> {
-    Store::open(StoreOptions { faults, ..StoreOptions::new(root) })
+    // On btrfs that is its driver.
+    let subvolumes = Some(Arc::new(rbuild_runtime::disk::Btrfs) as Arc<dyn Subvolumes>);
+    Store::open(StoreOptions { faults, subvolumes, ..StoreOptions::new(root) })
 }
 
 /// Publishes a file tree and an image that is named by it.
@@ -88,13 +95,25 @@ fn every_fail_point() {
     if std::env::var_os(ROOT).is_some() {
         return child();
     }
-    for point in POINTS {
-        // Killed; EIO; ENOSPC.
-        for fault in ["kill", "5", "28"] {
-            let temp = tempfile::tempdir().unwrap();
-            let root = temp.path().join("store");
+    let temp = tempfile::tempdir().unwrap();
+    // Killed; EIO; ENOSPC.
+    try_points(temp.path(), POINTS, &["kill", "5", "28"]);
+    // Where snapshots are subvolumes: a death between that and its row.
+    if let Some(disk) = disk::Disk::btrfs() {
+        let of_snapshots =
+            |point: &&&str| ["snapshot.", "collect.", "lease."].iter().any(|kind| point.starts_with(kind));
+        let points: Vec<&str> = POINTS.iter().filter(of_snapshots).copied().collect();
+        assert!(points.len() > 4, "{points:?}");
+        try_points(&disk.path(), &points, &["kill"]);
+    }
+}
+
+fn try_points(temp: &Path, points: &[&str], faults: &[&str]) {
+    for point in points {
+        for fault in faults {
+            let root = temp.join(format!("{point}-{fault}"));
             let status = run(&root, point, fault);
-            match fault {
+            match *fault {
                 "kill" => assert_eq!(status.signal(), Some(9), "{point} was not reached"),
                 _ if point.starts_with("lease.") => {
                     assert!(matches!(status.code(), Some(0 | TOLD)), "{point} {fault}: {status}")

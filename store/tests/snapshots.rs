@@ -1,14 +1,19 @@
 //! What every driver of snapshots keeps to. One suite, run for each.
 
+#[path = "fixture/disk.rs"]
+mod disk;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::Arc;
 
+use disk::Disk;
 use rbuild_oci::{ChainId, DiffId, Digest};
 use rbuild_store::root::{Kind, Timestamp, node};
-use rbuild_store::snapshots::DEEPEST;
+use rbuild_store::snapshots::{DEEPEST, Subvolumes};
 use rbuild_store::{Driver, Lease, Mounts, Root, Snapshot, Store, StoreError, StoreOptions, Walk};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
@@ -16,14 +21,31 @@ struct Setup {
     dir: tempfile::TempDir,
     store: Store,
     lease: Lease,
+    _disk: Option<Disk>,
 }
 
 fn setup(driver: Driver) -> Setup {
-    let dir = tempfile::tempdir().unwrap();
-    let options = StoreOptions { driver: Some(driver), ..StoreOptions::new(dir.path().join("store")) };
-    let store = Store::open(options).unwrap();
+    try_setup(driver).unwrap()
+}
+
+/// `None` where there is no disk for the driver.
+fn try_setup(driver: Driver) -> Option<Setup> {
+    let (disk, dir) = match driver {
+        Driver::Btrfs => {
+            let disk = Disk::btrfs()?;
+            let dir = tempfile::tempdir_in(disk.path()).unwrap();
+            (Some(disk), dir)
+        }
+        Driver::Overlay | Driver::Vfs => (None, tempfile::tempdir().unwrap()),
+    };
+    let store = Store::open(options(driver, &dir.path().join("store"))).unwrap();
     let lease = store.lease("test").unwrap();
-    Setup { dir, store, lease }
+    Some(Setup { dir, store, lease, _disk: disk })
+}
+
+fn options(driver: Driver, root: &Path) -> StoreOptions {
+    let subvolumes = Some(Arc::new(rbuild_runtime::disk::Btrfs) as Arc<dyn Subvolumes>);
+    StoreOptions { driver: Some(driver), subvolumes, ..StoreOptions::new(root) }
 }
 
 impl Setup {
@@ -79,8 +101,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-fn what_was_written_is_there(driver: Driver) {
-    let setup = setup(driver);
+fn what_was_written_is_there(setup: Setup) {
     let empty = setup.make(None, |_| {});
     setup.view(&empty, |path| {
         assert!(names(path).is_empty());
@@ -117,8 +138,7 @@ fn what_was_written_is_there(driver: Driver) {
     assert_eq!(again.parent(), Some(top.id()));
 }
 
-fn the_upper_directory_and_what_is_below_are_as_promised(driver: Driver) {
-    let setup = setup(driver);
+fn the_upper_directory_and_what_is_below_are_as_promised(setup: Setup) {
     let base = setup.make(None, |path| fs::write(path.join("below"), "x").unwrap());
     let active = setup.store.snapshots().prepare(&setup.lease, Some(base.id())).unwrap();
     fs::write(active.upper().join("direct"), "y").unwrap();
@@ -126,7 +146,7 @@ fn the_upper_directory_and_what_is_below_are_as_promised(driver: Driver) {
         Some(mounts) => see(mounts, |path| assert_eq!(names(path), ["below"])),
         None => assert_eq!(names(active.upper()), ["below", "direct"]),
     }
-    assert_eq!(active.below().is_some(), driver == Driver::Overlay);
+    assert_eq!(active.below().is_some(), setup.store.driver() == Driver::Overlay);
     assert!(active.upper().starts_with(setup.lease.ingest().unwrap()));
     let top = setup.store.snapshots().commit(active).unwrap();
     setup.view(&top, |path| assert_eq!(names(path), ["below", "direct"]));
@@ -134,8 +154,7 @@ fn the_upper_directory_and_what_is_below_are_as_promised(driver: Driver) {
     assert!(setup.ingest().is_empty());
 }
 
-fn what_is_dropped_leaves_nothing(driver: Driver) {
-    let setup = setup(driver);
+fn what_is_dropped_leaves_nothing(setup: Setup) {
     let base = setup.make(None, |path| fs::write(path.join("f"), "x").unwrap());
     let active = setup.store.snapshots().prepare(&setup.lease, Some(base.id())).unwrap();
     fs::create_dir_all(active.upper().join("a/b/c")).unwrap();
@@ -148,8 +167,7 @@ fn what_is_dropped_leaves_nothing(driver: Driver) {
     assert!(setup.ingest().is_empty());
 }
 
-fn the_root_looks_like_its_parents(driver: Driver) {
-    let setup = setup(driver);
+fn the_root_looks_like_its_parents(setup: Setup) {
     let when = Timestamp::new(1_000_000_000, 5);
     let base = setup.make(None, |path| {
         fs::set_permissions(path, fs::Permissions::from_mode(0o1711)).unwrap();
@@ -170,8 +188,7 @@ fn the_root_looks_like_its_parents(driver: Driver) {
     assert!(xattrs.iter().all(|(name, _)| !name.to_string_lossy().starts_with("trusted.overlay.opaque")));
 }
 
-fn everything_a_tree_can_hold_comes_through(driver: Driver) {
-    let setup = setup(driver);
+fn everything_a_tree_can_hold_comes_through(setup: Setup) {
     let when = Timestamp::new(981_173_106, 789_000_000);
     let base = setup.make(None, |path| {
         let root = Root::open(path).unwrap();
@@ -221,8 +238,7 @@ fn everything_a_tree_can_hold_comes_through(driver: Driver) {
     });
 }
 
-fn ids_are_not_used_again_and_users_protect(driver: Driver) {
-    let setup = setup(driver);
+fn ids_are_not_used_again_and_users_protect(setup: Setup) {
     let snapshots = setup.store.snapshots();
     let base = setup.make(None, |_| {});
     let top = setup.make(Some(&base), |_| {});
@@ -248,16 +264,14 @@ fn ids_are_not_used_again_and_users_protect(driver: Driver) {
     snapshots.remove(&base).unwrap();
 }
 
-fn a_lost_directory_is_a_missing_snapshot(driver: Driver) {
-    let setup = setup(driver);
+fn a_lost_directory_is_a_missing_snapshot(setup: Setup) {
     let base = setup.make(None, |_| {});
-    fs::remove_dir_all(setup.store.snapshots().path(base.id()).parent().unwrap()).unwrap();
+    fs::rename(setup.store.snapshots().path(base.id()).parent().unwrap(), setup.dir.path().join("lost")).unwrap();
     let error = setup.store.snapshots().get(base.id(), &setup.lease).unwrap_err();
     assert!(error.is_not_found(), "{error}");
 }
 
-fn chains_are_known_by_their_layers(driver: Driver) {
-    let setup = setup(driver);
+fn chains_are_known_by_their_layers(setup: Setup) {
     let snapshots = setup.store.snapshots();
     let base = setup.make(None, |_| {});
     let middle = setup.make(Some(&base), |_| {});
@@ -278,11 +292,10 @@ fn chains_are_known_by_their_layers(driver: Driver) {
     assert_eq!(find(&[b.clone(), c]), None);
     assert_eq!(snapshots.by_diff_id(&b).unwrap(), [middle.id().clone()]);
     let row = snapshots.row(middle.id()).unwrap();
-    assert_eq!((row.diff_id, row.tar_size, row.driver), (Some(b), Some(2), driver));
+    assert_eq!((row.diff_id, row.tar_size, row.driver), (Some(b), Some(2), setup.store.driver()));
 }
 
-fn a_layer_of_ones_own_outlives_the_lease(driver: Driver) {
-    let setup = setup(driver);
+fn a_layer_of_ones_own_outlives_the_lease(setup: Setup) {
     let base = setup.make(None, |path| fs::write(path.join("base"), "x").unwrap());
     let snapshots = setup.store.snapshots();
     let home = setup.dir.path().join("container");
@@ -299,10 +312,10 @@ fn a_layer_of_ones_own_outlives_the_lease(driver: Driver) {
     assert_eq!(copy.parent(), Some(base.id()));
 }
 
-fn a_stack_has_a_limit(driver: Driver) {
-    let setup = setup(driver);
+fn a_stack_has_a_limit(setup: Setup) {
     let mut top = setup.make(None, |path| fs::write(path.join("lowest"), "x").unwrap());
     let id = |n: usize| format!("t{n}");
+    let driver = setup.store.driver();
     setup
         .store
         .db()
@@ -315,8 +328,14 @@ fn a_stack_has_a_limit(driver: Driver) {
                     (id(n), parent, driver.to_string()),
                 )?;
                 let fs_path = setup.store.root().join("snapshots").join(id(n)).join("fs");
-                fs::create_dir_all(&fs_path).unwrap();
-                if driver == Driver::Vfs {
+                fs::create_dir_all(fs_path.parent().unwrap()).unwrap();
+                if driver == Driver::Btrfs {
+                    let above = fs::File::open(fs_path.parent().unwrap()).unwrap();
+                    rbuild_runtime::disk::Btrfs.create(above.as_fd(), OsStr::new("fs")).unwrap();
+                } else {
+                    fs::create_dir(&fs_path).unwrap();
+                }
+                if driver.is_whole() {
                     fs::write(fs_path.join("lowest"), "x").unwrap();
                 }
             }
@@ -334,8 +353,7 @@ fn a_stack_has_a_limit(driver: Driver) {
     assert!(matches!(error, StoreError::TooDeep { limit: DEEPEST, .. }), "{error}");
 }
 
-fn sizes_are_counted(driver: Driver) {
-    let setup = setup(driver);
+fn sizes_are_counted(setup: Setup) {
     let base = setup.make(None, |path| {
         fs::write(path.join("a"), vec![1; 100_000]).unwrap();
         fs::hard_link(path.join("a"), path.join("b")).unwrap();
@@ -352,8 +370,8 @@ macro_rules! contract {
             $(#[test]
             fn $case() {
                 // Mounting, owners and devices need privileges.
-                if super::is_root() {
-                    super::$case(super::Driver::$driver);
+                if super::is_root() && let Some(setup) = super::try_setup(super::Driver::$driver) {
+                    super::$case(setup);
                 }
             })*
         }
@@ -364,6 +382,7 @@ macro_rules! drivers {
     ($($cases:ident)*) => {
         contract!(Overlay: $($cases)*);
         contract!(Vfs: $($cases)*);
+        contract!(Btrfs: $($cases)*);
     };
 }
 
@@ -411,4 +430,94 @@ fn ids_are_numbers() {
     for bad in ["", "A", "../x", "a/b", "a b", "zzzzzzzzzzzzzz"] {
         assert!(bad.parse::<rbuild_store::SnapshotId>().is_err(), "{bad:?}");
     }
+}
+
+/// The devicemapper example: a byte changed in a huge file costs a block, not the file.
+#[test]
+fn btrfs_shares_what_is_not_changed() {
+    let Some(setup) = try_setup(Driver::Btrfs) else { return };
+    let base = setup.make(None, |path| fs::write(path.join("huge"), vec![1; 16 << 20]).unwrap());
+    let top = setup.make(Some(&base), |path| {
+        let file = fs::OpenOptions::new().write(true).open(path.join("huge")).unwrap();
+        file.write_all_at(b"2", 5 << 20).unwrap();
+        fs::write(path.join("small"), "x").unwrap();
+    });
+    setup.store.flush().unwrap();
+    let [below, own] = [&base, &top].map(|snapshot| setup.store.snapshots().size(snapshot.id()).unwrap());
+    assert!(below >= 16 << 20, "{below}");
+    assert!((1..1 << 20).contains(&own), "{own}");
+    setup.view(&base, |path| assert_eq!(fs::read(path.join("huge")).unwrap()[5 << 20], 1));
+    setup.view(&top, |path| assert_eq!(fs::read(path.join("huge")).unwrap()[5 << 20], b'2'));
+    // The container's layer too.
+    let home = setup.dir.path().join("container");
+    see(&setup.store.snapshots().make_layer(&home, Some(top.id())).unwrap(), |path| {
+        let file = fs::OpenOptions::new().write(true).open(path.join("huge")).unwrap();
+        file.write_all_at(b"3", 6 << 20).unwrap();
+    });
+    let written = setup.store.snapshots().layer_bytes(&home, Some(top.id())).unwrap().unwrap();
+    assert!((1..1 << 20).contains(&written), "{written}");
+}
+
+#[test]
+fn btrfs_snapshots_are_read_only_and_hold_no_others() {
+    let Some(setup) = try_setup(Driver::Btrfs) else { return };
+    let base = setup.make(None, |path| fs::write(path.join("file"), "x").unwrap());
+    let error = fs::write(setup.store.snapshots().path(base.id()).join("file"), "y").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    let active = setup.store.snapshots().prepare(&setup.lease, Some(base.id())).unwrap();
+    let inner = fs::File::open(active.upper()).unwrap();
+    rbuild_runtime::disk::Btrfs.create(inner.as_fd(), OsStr::new("nested")).unwrap();
+    fs::write(active.upper().join("nested/file"), "").unwrap();
+    let error = setup.store.snapshots().commit(active).unwrap_err();
+    assert!(error.to_string().contains("a subvolume of btrfs in a snapshot"), "{error}");
+    // What was refused is gone, with the subvolume in it.
+    assert!(setup.ingest().is_empty());
+}
+
+/// Times and sizes alone do not make a file the same: the file system says what was written.
+#[test]
+fn btrfs_finds_changes_that_nothing_shows() {
+    let Some(setup) = try_setup(Driver::Btrfs) else { return };
+    let when = Timestamp::new(1_600_000_000, 0);
+    let write = |path: &Path, name: &str, text: &str| {
+        fs::write(path.join(name), text).unwrap();
+        Root::open(path).unwrap().top().set_times(OsStr::new(name), when, when).unwrap();
+    };
+    let base = setup.make(None, |path| ["a", "b"].iter().for_each(|name| write(path, name, "1")));
+    let top = setup.make(Some(&base), |path| write(path, "b", "2"));
+    let mut told = Vec::new();
+    let mut tar = Vec::new();
+    setup.store.layers().write_tar(top.id(), &mut tar).unwrap();
+    let mut reader = rbuild_store::layers::read::Reader::new(tar.as_slice());
+    while let Some(member) = reader.next().unwrap() {
+        told.push(String::from_utf8(member.path).unwrap());
+    }
+    told.retain(|name| !name.is_empty() && name != "./");
+    assert_eq!(told, ["b"]);
+    assert!(setup.store.layers().diff(top.id()).unwrap().size > 1024);
+}
+
+#[test]
+fn a_store_keeps_its_driver() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::open(options(Driver::Vfs, dir.path())).unwrap());
+    let error = Store::open(options(Driver::Overlay, dir.path())).unwrap_err();
+    assert!(error.to_string().ends_with("was made with storage driver vfs, not overlay"), "{error}");
+    assert!(error.hint().unwrap().contains("--root"));
+    assert_eq!(Store::open(StoreOptions::new(dir.path())).unwrap().driver(), Driver::Vfs);
+}
+
+#[test]
+fn btrfs_is_taken_where_the_disk_is_one_and_refused_elsewhere() {
+    let shm = tempfile::tempdir_in("/dev/shm").unwrap();
+    let error = Store::open(options(Driver::Btrfs, &shm.path().join("store"))).unwrap_err();
+    assert!(error.to_string().contains("takes a btrfs file system"), "{error}");
+    let Some(disk) = Disk::btrfs() else { return };
+    let root = disk.path().join("store");
+    let store = Store::open(StoreOptions { driver: None, ..options(Driver::Btrfs, &root) }).unwrap();
+    assert_eq!(store.driver(), Driver::Btrfs);
+    assert!(names(&root.join("ingest")).is_empty());
+    // Without the calls there is overlay.
+    let other = Store::open(StoreOptions::new(disk.path().join("other"))).unwrap();
+    assert_ne!(other.driver(), Driver::Btrfs);
 }

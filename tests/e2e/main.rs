@@ -5,6 +5,9 @@
 
 mod attest;
 mod bad_input;
+mod btrfs;
+#[path = "../../store/tests/fixture/disk.rs"]
+mod btrfs_disk;
 mod build;
 mod caching;
 mod check;
@@ -13,6 +16,7 @@ mod containers;
 mod contexts;
 mod crash;
 mod determinism;
+mod devices;
 mod diagnostics;
 mod disk;
 mod exchange;

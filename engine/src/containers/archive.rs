@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rbuild_store::layers::write_tree;
 use rbuild_store::root::{Kind as FileKind, Metadata};
-use rbuild_store::{Driver, Mounts, Root, Walk};
+use rbuild_store::{Mounts, Root, Walk};
 
 use super::record::Container;
 use super::{Containers, root_of};
@@ -37,7 +37,7 @@ impl Containers {
             Some(_) => Some(self.image_root(container)?),
             None => None,
         };
-        let whole = self.store.driver() == Driver::Vfs;
+        let whole = self.store.driver().is_whole();
         compare(&upper, lower.as_ref(), whole)
             .map_err(|e| Error::internal(format!("cannot compare container {} with its image: {e}", container.name)))
     }

@@ -233,8 +233,16 @@ fn host_config(container: &Container) -> Value {
         "PidsLimit": host.pids_limit,
         "Ulimits": host.ulimits.iter().map(|l| json!({"Name": l.name, "Soft": l.soft, "Hard": l.hard})).collect::<Vec<_>>(),
         "Devices": devices,
+        "DeviceRequests": device_requests(&host.named_devices),
         "Sysctls": host.sysctls,
     })
+}
+
+fn device_requests(names: &[String]) -> Value {
+    if names.is_empty() {
+        return Value::Null;
+    }
+    json!([{ "Driver": "cdi", "Count": 0, "DeviceIDs": names, "Capabilities": null, "Options": null }])
 }
 
 fn list(values: &[String]) -> Value {

@@ -112,6 +112,9 @@ pub struct HostSettings {
     pub cgroup_parent: Option<String>,
     pub oom_score_adj: Option<i32>,
     pub devices: Vec<DeviceRequest>,
+    /// Devices by their names in specifications (`vendor/class=name`).
+    #[serde(default)]
+    pub named_devices: Vec<String>,
     pub sysctls: BTreeMap<String, String>,
     #[serde(default)]
     pub restart: RestartPolicy,

@@ -6,13 +6,14 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDeviceBuilder, LinuxDeviceType, LinuxNamespaceType, Spec};
+use rbuild_runtime::cdi::{self, DeviceSpecs};
 use rbuild_runtime::container::{
     Attached as Event, Attachment, Connection, ContainerLock, ContainerNetwork, ContainerSpec, Input, InsideMount,
     RestartPolicy, StartFailure,
 };
 use rbuild_runtime::monitor::{self, Start};
 use rbuild_runtime::network::Namespace;
-use rbuild_store::{Store, StoreOptions};
+use rbuild_store::Store;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
@@ -149,7 +150,11 @@ impl Containers {
         process::add_variables(&mut spec, links.iter().flat_map(|link| link.variables(container)));
         self.join(container, &mut spec)?;
         devices(container, &mut spec)?;
-        let mounts = self.inside_mounts(container)?;
+        let mut mounts = self.inside_mounts(container)?;
+        if !container.host.named_devices.is_empty() {
+            mounts.splice(0..0, self.named_devices(container, &mut spec)?);
+            mounts.sort_by(|a, b| a.destination.cmp(&b.destination));
+        }
         // A place that something of the user's is mounted on is not ours to fill.
         let theirs: BTreeSet<&Path> = mounts.iter().map(|m| m.destination.as_path()).collect();
         let own = |place: &str, path: PathBuf| (!theirs.contains(Path::new(place))).then_some(path);
@@ -227,6 +232,21 @@ impl Containers {
             return Err(Error::new(Kind::Conflict, message));
         }
         Ok(PathBuf::from(format!("/proc/{}/ns/{name}", seen.state.pid)))
+    }
+
+    /// Gives the container the devices it names, which come with mounts.
+    fn named_devices(&self, container: &Container, spec: &mut Spec) -> Result<Vec<InsideMount>, Error> {
+        let specs = DeviceSpecs::read(&self.parts.device_specs);
+        let names = &container.host.named_devices;
+        let unknown: Vec<&str> = names.iter().map(String::as_str).filter(|name| specs.get(name).is_none()).collect();
+        if !unknown.is_empty() {
+            let message = format!("CDI device injection failed: unresolvable CDI devices {}", unknown.join(", "));
+            let faults = specs.faults().iter().map(|fault| format!("a specification cannot be used: {fault}"));
+            return Err(faults.fold(Error::invalid(message), Error::with_hint));
+        }
+        let devices: Vec<&cdi::Device> = names.iter().filter_map(|name| specs.get(name)).collect();
+        cdi::inject(spec, &devices)
+            .map_err(|error| Error::invalid(format!("CDI device injection failed: failed to inject devices: {error}")))
     }
 
     fn inside_mounts(&self, container: &Container) -> Result<Vec<InsideMount>, Error> {
@@ -345,12 +365,13 @@ pub fn helper_main() -> Option<i32> {
 /// In a monitor process, after the end of a container that is to be removed then.
 fn remove_from_monitor(note: &str) {
     let Ok(note) = serde_json::from_str::<Note>(note) else { return };
-    let Ok(store) = Store::open(StoreOptions::new(note.root)) else { return };
+    let Ok(store) = Store::open(crate::engine::store_options(note.root)) else { return };
     let parts = ContainerParts {
         helper: PathBuf::new(),
         state_dir: PathBuf::new(),
         names: super::HostNames::default(),
         bridge: rbuild_runtime::network::BridgeOptions::default(),
+        device_specs: Vec::new(),
     };
     Containers::new(store, parts).after_end("remove", &note.id);
 }

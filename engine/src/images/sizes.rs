@@ -58,7 +58,7 @@ impl Images {
         };
         let below = match parent {
             // A copying driver's snapshot holds the parent's files too.
-            Some(parent) if self.store.driver() == rbuild_store::Driver::Vfs => self.bytes_in(&parent)?,
+            Some(parent) if self.store.driver().is_whole() => self.bytes_in(&parent)?,
             _ => 0,
         };
         let size = self.bytes_in(&id)?.saturating_sub(below);

@@ -1,8 +1,8 @@
 //! RUN as the solver sees it.
 //!
 //! **In the key:** arguments, each variable of the environment, working directory, user, hostname, network mode,
-//! security mode, extra hosts, each mount with its options, devices; the root file system by its own key; what bind
-//! mounts show, by content where they are read-only.
+//! security mode, extra hosts, each mount with its options, devices (see [`super::devices`]); the root file system by its own
+//! key; what bind mounts show, by content where they are read-only.
 //! **Left out:** proxy variables (they say how to reach the world, not what to make), limits (shared memory, ulimits,
 //! cgroup), values of secrets and keys of ssh agents (they must never be written down), the content of cache mounts (that
 //! is their point), the name shown for the step and where in the Dockerfile it stands.
@@ -28,11 +28,12 @@ use rbuild_solver::{
 use rbuild_store::{Active, Mounts, Root};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::devices::{self, Granted};
 use super::source::fail;
 use crate::error::ProcessStatus;
 use crate::files::select::Selected;
 use crate::mounts;
-use crate::{Executor, ExecutorError, ResourceLimits, Value};
+use crate::{ExecSettings, Executor, ExecutorError, ResourceLimits, Value};
 
 /// The path of a process whose image names none (BuildKit's default).
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -111,7 +112,7 @@ impl ExecRun {
             let name = format!("mount {}", String::from_utf8_lossy(&mount.target));
             parts.push(KeyPart::text(name, json(mount)?));
         }
-        for device in &op.devices {
+        for device in devices::grant(&self.executor.settings.devices, &op.devices)?.names {
             parts.push(KeyPart::text("device", device));
         }
         if !op.valid_exit_codes.is_empty() {
@@ -146,7 +147,14 @@ fn run(
     selections: HashMap<usize, (Selected, ContentHash)>,
     context: &RunContext,
 ) -> Result<Ran<Value>, ExecutorError> {
-    refuse_unsupported(executor, op)?;
+    let devices = permits(&executor.settings, op)?;
+    if op.outputs() > 1 {
+        return Err(ExecutorError::Unsupported { what: "a process with several results".into() });
+    }
+    for name in &devices.absent {
+        let message = format!("optional device {name:?} is not registered\n");
+        context.events.log(context.step, LogStream::Stderr, message);
+    }
     let root = op.root().ok_or_else(|| ExecutorError::Invalid("a process needs a root file system".into()))?;
     let parent = root.input.map(|input| &inputs[input]);
     let parent_id = match parent {
@@ -159,7 +167,8 @@ fn run(
     let scratch = Workspace::new(executor)?;
     let workspace = &scratch.dir;
     let mut mounts = mounts::prepare(mounts::Step { executor, op, inputs, workspace, selections, context })?;
-    let spec = process_spec(executor, op, &mut mounts, &active, &scratch, context)?;
+    let process = process_spec(executor, op, &mut mounts, &active, &scratch, context)?;
+    let spec = with_devices(process, &devices)?;
     let running = executor.sandbox.start(spec).map_err(|error| start_error(op, error))?;
     let (exit, log_tail) = follow(running, context)?;
     drop(mounts);
@@ -180,29 +189,33 @@ fn run(
     Ok(Ran { outputs, usage })
 }
 
-/// What cannot be done yet is an error that names it, before anything runs.
-fn refuse_unsupported(executor: &Executor, op: &ExecOp) -> Result<(), ExecutorError> {
-    let no = |what: &str| Err(ExecutorError::Unsupported { what: what.to_owned() });
-    if op.security == Security::Insecure && !executor.settings.allow_insecure {
+/// What only the caller of a build can give a process, and the devices it gets.
+pub(crate) fn permits(settings: &ExecSettings, op: &ExecOp) -> Result<Granted, ExecutorError> {
+    if op.security == Security::Insecure && !settings.allow_insecure {
         return Err(ExecutorError::Invalid(
             "security.insecure is not allowed: RUN --security=insecure needs the caller's --allow security.insecure"
                 .into(),
         ));
     }
-    if op.network == Network::Host && !executor.settings.allow_host_network {
+    if op.network == Network::Host && !settings.allow_host_network {
         return Err(ExecutorError::Invalid(
             "network.host is not allowed: RUN --network=host needs the caller's --network=host or --allow network.host"
                 .into(),
         ));
     }
-    if !op.devices.is_empty() {
-        return no("RUN --device");
-    }
-    if op.outputs() > 1 {
-        return no("a process with several results");
-    }
-    Ok(())
+    devices::grant(&settings.devices, &op.devices)
 }
+
+/// The process with what its devices need. Their mounts go with the others in the order of their places.
+fn with_devices(mut process: ProcessSpec, devices: &Granted) -> Result<ProcessSpec, ExecutorError> {
+    if !devices.names.is_empty() {
+        let theirs = devices.inject(&mut process.spec)?;
+        process.mounts = theirs.into_iter().chain(process.mounts).collect();
+        process.mounts.sort_by(|a, b| a.destination.cmp(&b.destination));
+    }
+    Ok(process)
+}
+
 /// Files made for one process: name service files, inline scripts, the stub directory.
 struct Workspace {
     dir: PathBuf,

@@ -1,9 +1,10 @@
 //! `RUN`: runs a command and keeps what it changed.
 
-use rbuild_graph::ops::{ExecOp, Mount, MountKind, Network, Op, Security};
+use rbuild_graph::ops::{Device, ExecOp, Mount, MountKind, Network, Op, Security};
 
 use super::flags::{FlagKind, FlagSpec};
 use super::input::{CommandLine, Input};
+use super::run_device;
 use super::run_mount::RunMount;
 use super::{Command, Instruction, Text};
 use crate::Diagnostic;
@@ -18,7 +19,7 @@ pub(super) const FLAGS: &[FlagSpec] = &[
     },
     FlagSpec { name: "network", help: "is default, none or host", kind: FlagKind::Text },
     FlagSpec { name: "security", help: "is sandbox or insecure", kind: FlagKind::Text },
-    FlagSpec { name: "device", help: "gives the step a device", kind: FlagKind::Texts },
+    FlagSpec { name: "device", help: "gives the step a device of the machine", kind: FlagKind::Texts },
 ];
 
 #[derive(Debug, Clone)]
@@ -28,6 +29,7 @@ pub(crate) struct Run {
     pub(crate) mounts: Vec<RunMount>,
     network: Option<Network>,
     security: Security,
+    devices: Vec<Device>,
 }
 
 /// Where scripts of heredocs are shown to the step.
@@ -35,10 +37,6 @@ const PIPES: &str = "/dev/pipes";
 
 pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
     let line = input.command_line()?;
-    if let Some(device) = input.flags.get("device") {
-        let problem = Diagnostic::error("RUN --device is not supported").at(device.span);
-        return input.report(problem);
-    }
     let network = match input.flags.take("network").map(|text| (text.value.clone(), text)) {
         None => None,
         Some((mode, text)) => match mode.as_str() {
@@ -63,7 +61,14 @@ pub(super) fn read(input: &mut Input<'_>) -> Option<Instruction> {
             Err(problem) => return input.report(problem),
         }
     }
-    Some(Instruction::Run(Run { line, heredocs: input.line.heredocs.clone(), mounts, network, security }))
+    let mut devices = Vec::new();
+    for flag in input.flags.all("device") {
+        match run_device::read(&flag) {
+            Ok(device) => devices.push(device),
+            Err(problem) => return input.report(problem),
+        }
+    }
+    Some(Instruction::Run(Run { line, heredocs: input.line.heredocs.clone(), mounts, network, security, devices }))
 }
 
 fn invalid(input: &mut Input<'_>, text: &Text, message: String, expected: &str) -> Option<Instruction> {
@@ -127,7 +132,7 @@ impl Run {
             ulimits: stage.options().ulimits.clone(),
             cgroup_parent: stage.options().cgroup_parent.clone(),
             valid_exit_codes: vec![0],
-            devices: Vec::new(),
+            devices: self.devices.clone(),
         };
         let edge = stage.add(Op::Exec(op), inputs.edges, name, command.span);
         stage.state.edge = Some(edge);

@@ -74,7 +74,7 @@ impl RunMount {
 
     pub(super) fn read(flag: &Text) -> Result<RunMount, Diagnostic> {
         let mut mount = RunMount { fields: Vec::new(), from: None, flag: flag.clone() };
-        for text in comma_separated(&flag.value).map_err(|problem| problem.at(flag.span))? {
+        for text in comma_separated(&flag.value, "mounts").map_err(|problem| problem.at(flag.span))? {
             let (key, value) = match text.split_once('=') {
                 Some((key, value)) => (key, Some(value.to_owned())),
                 None => (text.as_str(), None),
@@ -307,8 +307,9 @@ impl Values {
 }
 
 /// Fields between commas; one in quotes may hold commas, and quotes doubled.
-fn comma_separated(text: &str) -> Result<Vec<String>, Diagnostic> {
-    let unclosed = || Diagnostic::error("failed to parse csv mounts: extraneous or missing \" in quoted-field");
+pub(super) fn comma_separated(text: &str, what: &str) -> Result<Vec<String>, Diagnostic> {
+    let unclosed =
+        || Diagnostic::error(format!("failed to parse csv {what}: extraneous or missing \" in quoted-field"));
     let mut fields = Vec::new();
     let mut rest = text;
     loop {
@@ -342,7 +343,7 @@ fn comma_separated(text: &str) -> Result<Vec<String>, Diagnostic> {
     }
 }
 
-fn boolean(text: &str) -> Option<bool> {
+pub(super) fn boolean(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
@@ -380,8 +381,8 @@ mod tests {
 
     #[test]
     fn fields_and_sizes() {
-        assert_eq!(comma_separated(r#"a=1,"b=2,""3""",c"#).unwrap(), ["a=1", "b=2,\"3\"", "c"]);
-        assert!(comma_separated("\"a").is_err() && comma_separated("\"a\"b").is_err());
+        assert_eq!(comma_separated(r#"a=1,"b=2,""3""",c"#, "mounts").unwrap(), ["a=1", "b=2,\"3\"", "c"]);
+        assert!(comma_separated("\"a", "x").is_err() && comma_separated("\"a\"b", "x").is_err());
         assert_eq!(bytes("2m"), Some(2 << 20));
         assert_eq!(bytes("1.5KiB"), Some(1536));
         assert_eq!(bytes("100"), Some(100));

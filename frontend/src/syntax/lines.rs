@@ -133,7 +133,11 @@ pub(crate) fn read(text: &[u8], problems: &mut Vec<Diagnostic>) -> Lines {
         return empty;
     }
     match std::str::from_utf8(text) {
-        Ok(text) => Reader::new(text, None).read(problems),
+        Ok(text) => {
+            let mut lines = Reader::new(text, None).read(problems);
+            lines.syntax = lines.syntax.or_else(|| other_form_of_syntax(text));
+            lines
+        }
         Err(error) => {
             let start = error.valid_up_to();
             let line = 1 + text[..start].iter().filter(|b| **b == b'\n').count() as u32;
@@ -163,6 +167,9 @@ struct Reader<'a> {
     syntax: Option<Directive>,
     check: Option<Directive>,
     escape_seen: bool,
+    /// The file begins with `#!`. Then directives may follow that say what the file is, and none that says how to read
+    /// it, for a shell reads it too.
+    shebang: bool,
     comments: Vec<String>,
 }
 
@@ -201,6 +208,7 @@ impl<'a> Reader<'a> {
             syntax: None,
             check: None,
             escape_seen: false,
+            shebang: false,
             comments: Vec::new(),
         }
     }
@@ -249,7 +257,11 @@ impl<'a> Reader<'a> {
         if self.directives_over {
             return false;
         }
-        let Some((key, value)) = key_value(physical.text) else {
+        if physical.line == 1 && physical.text.starts_with("#!") {
+            self.shebang = true;
+            return true;
+        }
+        let Some((key, value)) = key_value(physical.text).filter(|(key, _)| !(self.shebang && key == "escape")) else {
             self.directives_over = true;
             return false;
         };
@@ -372,6 +384,37 @@ fn key_value(line: &str) -> Option<(String, &str)> {
     let key = key.trim_end().to_ascii_lowercase();
     let value = value.trim();
     (matches!(key.as_str(), "syntax" | "escape" | "check") && !value.is_empty()).then_some((key, value))
+}
+
+/// What another language's file says of its frontend: `// syntax=…` at the top, or `{"syntax": "…"}`. Such a file is no
+/// Dockerfile, but who wrote it is to be told about the frontend and not about the first mistake in it.
+fn other_form_of_syntax(text: &str) -> Option<Directive> {
+    let text = text.trim_start_matches('\u{feff}');
+    let (skipped, rest) = match text.split_once('\n') {
+        Some((first, rest)) if first.starts_with("#!") => (1, rest),
+        _ => (0, text),
+    };
+    let at = |line: usize| {
+        let start = text.split_inclusive('\n').take(line).map(str::len).sum();
+        let line = line as u32 + 1;
+        let length = text[start..].lines().next().map_or(0, str::len);
+        Span { start, end: start + length, line, end_line: line }
+    };
+    let mut comments = rest.lines().map(|line| line.trim_start().strip_prefix("//").map(|line| format!("#{line}")));
+    for (n, line) in comments.by_ref().map_while(|line| line).enumerate() {
+        match key_value(&line) {
+            Some((key, value)) if key == "syntax" => {
+                return Some(Directive { value: value.to_owned(), span: at(skipped + n) });
+            }
+            Some(_) => {}
+            None => break,
+        }
+    }
+    if !rest.trim_start().starts_with('{') {
+        return None;
+    }
+    let value: serde_json::Value = serde_json::from_str(rest).ok()?;
+    Some(Directive { value: value.get("syntax")?.as_str()?.to_owned(), span: at(skipped) })
 }
 
 /// Whether the line goes on: one escape character at its end, not two. Gives the text before it.

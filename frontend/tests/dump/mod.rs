@@ -87,6 +87,9 @@ fn process(out: &mut String, exec: &ExecOp) {
     if !exec.proxy_env.is_empty() || exec.hostname.is_some() {
         writeln!(out, "  proxy {:?} hostname {:?}", exec.proxy_env, exec.hostname).unwrap();
     }
+    for device in &exec.devices {
+        writeln!(out, "  {device:?}").unwrap();
+    }
     for mount in &exec.mounts {
         let kind = match &mount.kind {
             MountKind::Inline { content, mode } => format!("Inline {mode:o} {:?}", String::from_utf8_lossy(content)),

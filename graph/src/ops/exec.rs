@@ -26,9 +26,8 @@ pub struct ExecOp {
     pub cgroup_parent: Option<String>,
     /// Exit statuses that count as success.
     pub valid_exit_codes: Vec<i32>,
-    /// CDI devices (`vendor.com/class=name`).
     #[serde(default)]
-    pub devices: Vec<String>,
+    pub devices: Vec<Device>,
 }
 
 impl ExecOp {
@@ -143,6 +142,15 @@ pub enum CacheSharing {
     Shared,
     Private,
     Locked,
+}
+
+/// A device of the machine, by a name of the Container Device Interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// `vendor/class=name`, `vendor/class`, or a class that devices are annotated with.
+    pub name: String,
+    /// Whether the process cannot do without.
+    pub required: bool,
 }
 
 /// A line for `/etc/hosts`.

@@ -5,7 +5,7 @@ mod file;
 mod merge;
 mod source;
 
-pub use exec::{CacheSharing, ExecOp, ExtraHost, Mount, MountKind, Network, Security, Ulimit};
+pub use exec::{CacheSharing, Device, ExecOp, ExtraHost, Mount, MountKind, Network, Security, Ulimit};
 pub use file::{ChangeOwner, Copy, FileAction, FileOp, Mkdir, Mkfile, ModeChange, Owner, Remove};
 pub use merge::{DiffOp, MergeOp};
 pub use source::{ContextSource, GitSource, HttpSource, ImageSource, LayoutSource, SourceOp};

@@ -210,6 +210,8 @@ pub(super) struct Made(Vec<MadeOne>);
 struct MadeOne {
     parent: OwnedFd,
     parent_before: Stat,
+    /// As making this left it: otherwise somebody inside changed it, or said what its time is to be.
+    parent_after: Stat,
     name: OsString,
     inode: u64,
     kind: Kind,
@@ -231,7 +233,8 @@ impl Made {
             }
             let here = openat(&parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
             let inode = statat(&here, c"", AtFlags::EMPTY_PATH)?.st_ino;
-            self.0.push(MadeOne { parent, parent_before, name: name.clone(), inode, kind });
+            let parent_after = statat(&parent, c"", AtFlags::EMPTY_PATH)?;
+            self.0.push(MadeOne { parent, parent_before, parent_after, name: name.clone(), inode, kind });
             parent = here;
         }
         Ok(())
@@ -246,15 +249,50 @@ impl Drop for Made {
                 continue;
             }
             let flags = if made.kind == Kind::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+            let Ok(now) = statat(&made.parent, c"", AtFlags::EMPTY_PATH) else { continue };
+            let modified = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec);
+            let is_untouched = modified(&now) == modified(&made.parent_after);
             if unlinkat(&made.parent, &made.name, flags).is_ok() {
                 let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&made.parent));
-                let before = &made.parent_before;
+                let before = if is_untouched { &made.parent_before } else { &now };
                 let times = Timestamps {
                     last_access: Timespec { tv_sec: before.st_atime as _, tv_nsec: before.st_atime_nsec as _ },
                     last_modification: Timespec { tv_sec: before.st_mtime as _, tv_nsec: before.st_mtime_nsec as _ },
                 };
                 let _ = utimensat(CWD, path.as_str(), &times, AtFlags::empty());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removed_mount_points_leave_the_times_that_others_gave() {
+        let temp = tempfile::tempdir().unwrap();
+        let times = |seconds: i64| Timestamps {
+            last_access: Timespec { tv_sec: seconds, tv_nsec: 0 },
+            last_modification: Timespec { tv_sec: seconds, tv_nsec: 0 },
+        };
+        for (inside, want) in [(None, 1000), (Some(2000), 2000)] {
+            let path = temp.path().join(format!("etc-{want}"));
+            std::fs::create_dir(&path).unwrap();
+            utimensat(CWD, &path, &times(1000), AtFlags::empty()).unwrap();
+            let root = open(temp.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            let mut made = Made::default();
+            for name in ["hosts", "hostname"] {
+                let place = Place::resolve(root.as_fd(), &Path::new("/").join(path.file_name().unwrap()).join(name));
+                made.make(&place.unwrap(), Kind::File).unwrap();
+            }
+            assert!(path.join("hosts").exists());
+            if let Some(seconds) = inside {
+                utimensat(CWD, &path, &times(seconds), AtFlags::empty()).unwrap();
+            }
+            drop(made);
+            assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+            assert_eq!(statat(CWD, &path, AtFlags::empty()).unwrap().st_mtime, want);
         }
     }
 }

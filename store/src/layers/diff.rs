@@ -2,7 +2,7 @@
 //!
 //! The entries are a function of what was shown before and what is shown now. What a driver copied up without changing
 //! it is left out (a directory on the way to a change is there as its parent), and files are compared by content when
-//! their metadata are equal, times in whole seconds: so overlay and `vfs` give the same bytes for the same change.
+//! their metadata are equal, times in whole seconds: so all drivers give the same bytes for the same change.
 //! Times alone are never trusted to mean "unchanged": a build may set them.
 
 use std::collections::{HashMap, HashSet};
@@ -123,11 +123,18 @@ impl<W: Write> DiffWriter<'_, W> {
         let shared = metadata.kind == Kind::File && metadata.links > 1;
         let inode = (metadata.device, metadata.inode);
         let (own, below) = walker.here()?;
+        if !shared
+            && self.tree.fresh.is_some()
+            && let Some((_, before)) = below.find(node.name()).context(what)?
+            && self.tree.is_same(metadata, &before)
+        {
+            return Ok(());
+        }
         let dir = node.dir(own).context(what)?;
         let Some(mut found) = Found::open(dir, node.name(), metadata).context(what)? else {
             return Ok(());
         };
-        let unchanged = unchanged(&mut found, node, below, &mut self.buffer).context(what)?;
+        let unchanged = unchanged(self.tree, &mut found, node, below, &mut self.buffer).context(what)?;
         if unchanged && !(shared && self.group_changed(inode)?) {
             return Ok(());
         }
@@ -190,7 +197,7 @@ fn changed_groups(tree: &Tree, buffer: &mut [u8]) -> Result<HashSet<(u64, u64)>>
         let was = below.find(node.name()).context(what)?.map(|(_, metadata)| (metadata.device, metadata.inode));
         let same_file = was.is_some_and(|was| *before.entry(inode).or_insert(was) == was);
         let Some(mut found) = Found::open(dir, node.name(), &node.metadata).context(what)? else { continue };
-        if !same_file || !unchanged(&mut found, &node, below, buffer).context(what)? {
+        if !same_file || !unchanged(tree, &mut found, &node, below, buffer).context(what)? {
             changed.insert(inode);
         }
     }
@@ -247,10 +254,13 @@ pub(super) fn open_file(dir: &Dir, name: &OsStr, metadata: &Metadata) -> std::io
 }
 
 /// Whether the same was there before. Leaves the file at its start.
-fn unchanged(found: &mut Found, node: &Node, below: &Below, buffer: &mut [u8]) -> std::io::Result<bool> {
+fn unchanged(tree: &Tree, found: &mut Found, node: &Node, below: &Below, buffer: &mut [u8]) -> std::io::Result<bool> {
     let Some((dir, before)) = below.find(node.name())? else {
         return Ok(false);
     };
+    if tree.is_same(&node.metadata, &before) {
+        return Ok(true);
+    }
     if !same_metadata(&node.metadata, &before) {
         return Ok(false);
     }

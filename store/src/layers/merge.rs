@@ -1,7 +1,8 @@
-//! Lays an unpacked layer over a full tree, for the `vfs` driver.
+//! Lays an unpacked layer over a full tree, for the drivers `vfs` and `btrfs`.
 //!
 //! The layer was unpacked on its own first, as with overlay, with whiteouts as files of their names. So both drivers
-//! read an archive alike, and nothing in it is resolved within what lower layers hold. Files are moved, not copied.
+//! read an archive alike, and nothing in it is resolved within what lower layers hold. Files are moved, not copied; to another
+//! subvolume of btrfs, where nothing can be moved to, they are copied and share their blocks.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,14 +15,17 @@ use super::tar::{Entry, EntryKind};
 use super::whiteout::{Name, as_path};
 use crate::error::{Context, Result};
 use crate::root::{Kind, Root, Walk};
+use crate::snapshots::EntryCopy;
 
 /// Moves everything in `layer` over `tree`.
 pub(crate) fn merge(layer: &Root, tree: &Root) -> Result<()> {
+    let mut copies = EntryCopy::new(tree.top()).context(|| "merging a layer".to_owned())?;
     let mut waiting = vec![Step::Enter(Vec::new())];
     while let Some(step) = waiting.pop() {
         match step {
             Step::Enter(path) => {
-                let (entry, dirs) = merge_dir(layer, tree, &path).context(|| format!("merging {}", shown(&path)))?;
+                let (entry, dirs) =
+                    merge_dir(layer, tree, &path, &mut copies).context(|| format!("merging {}", shown(&path)))?;
                 waiting.push(Step::Describe(entry));
                 waiting.extend(dirs.into_iter().map(|name| {
                     Step::Enter(if path.is_empty() {
@@ -47,7 +51,7 @@ enum Step {
 }
 
 /// Merges what one directory holds; returns what it is to look like, and the directories in it, made where they lacked.
-fn merge_dir(layer: &Root, tree: &Root, path: &[u8]) -> io::Result<(Entry, Vec<OsString>)> {
+fn merge_dir(layer: &Root, tree: &Root, path: &[u8], copies: &mut EntryCopy) -> io::Result<(Entry, Vec<OsString>)> {
     let from = layer.open_dir(as_path(path), Walk::NoLinks)?;
     // Now: moving things out changes its time.
     let looks = entry_of(path.to_vec(), &from.metadata()?, EntryKind::Directory, xattrs(&from)?);
@@ -93,7 +97,15 @@ fn merge_dir(layer: &Root, tree: &Root, path: &[u8]) -> io::Result<(Entry, Vec<O
             if there == Some(Kind::Dir) {
                 to.remove_all(&name)?;
             }
-            from.rename(&name, &to, &name)?;
+            match from.rename(&name, &to, &name) {
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                    if there.is_some() {
+                        to.remove_all(&name)?;
+                    }
+                    copies.copy(&from, &to, as_path(path), &name, &from.stat(&name)?)?;
+                }
+                moved => moved?,
+            }
         }
     }
     Ok((looks, dirs))

@@ -90,7 +90,7 @@ impl Layers {
     }
 
     /// Tells what the layer of a snapshot does to files. Removed ones count as far as layers above the first `base` of
-    /// the snapshot's stack hold them. (The `vfs` driver cannot tell whose a file is: there they count on base 0 only.)
+    /// the snapshot's stack hold them. (The drivers `vfs` and `btrfs` cannot tell whose a file is: there they count on base 0 only.)
     ///
     /// # Errors
     /// The snapshot is gone or cannot be read.
@@ -410,8 +410,9 @@ impl Layers {
             Some(parent) => self.lowers(parent)?,
             None => Lowers::default(),
         };
+        let fresh = snapshots.written(&id)?.map(|changes| changes.inodes);
         let own = [Some(id), row.delta_of].into_iter().flatten().map(|id| snapshots.open(&id));
-        Ok(Tree { own: Lowers::of(own.collect::<Result<_>>()?), lowers, full: row.driver == Driver::Vfs })
+        Ok(Tree { own: Lowers::of(own.collect::<Result<_>>()?), lowers, full: row.driver.is_whole(), fresh })
     }
 
     /// The directories that show the snapshot `id`.
@@ -419,7 +420,7 @@ impl Layers {
         let snapshots = self.store.snapshots();
         let what = || format!("opening snapshot {id}");
         match self.store.driver() {
-            Driver::Vfs => Lowers::open([snapshots.path(id)]).context(what),
+            Driver::Vfs | Driver::Btrfs => Lowers::open([snapshots.path(id)]).context(what),
             Driver::Overlay => {
                 let stack = snapshots.stack(id)?;
                 Lowers::open(stack.iter().rev().map(|id| snapshots.path(id))).context(what)
@@ -431,7 +432,7 @@ impl Layers {
 /// Writes everything below `root` as one canonical tar, as if it were a layer on nothing; returns its size. For a
 /// container's whole file system, seen through a mount.
 pub fn write_tree(root: Root, out: impl Write) -> Result<u64> {
-    diff::write_diff(&Tree { own: Lowers::of(vec![root]), lowers: Lowers::default(), full: true }, out)
+    diff::write_diff(&Tree { own: Lowers::of(vec![root]), lowers: Lowers::default(), full: true, fresh: None }, out)
 }
 
 /// The layers of an image with their `DiffId`s, lowest first.

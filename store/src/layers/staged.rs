@@ -52,7 +52,7 @@ impl Staged {
                 let root = Root::open(active.upper()).context(|| format!("opening {:?}", active.upper()))?;
                 (Place::Active(Box::new(active)), root, Marks::Overlay)
             }
-            Driver::Vfs => {
+            Driver::Vfs | Driver::Btrfs => {
                 let scratch = Scratch::new(lease)?;
                 let root = scratch.root()?;
                 (Place::Scratch(scratch), root, Marks::Files)

@@ -1,13 +1,13 @@
 //! Walks a snapshot's own directory side by side with what lies below it.
 //!
-//! One walk serves both drivers. Overlay's upper directory holds only what changed; a directory that is opaque, or new,
-//! or any directory of the `vfs` driver, holds everything: there, what it lacks is gone. Names come sorted as the
+//! One walk serves all drivers. Overlay's upper directory holds only what changed; a directory that is opaque, or new,
+//! or any directory of the drivers `vfs` and `btrfs`, holds everything: there, what it lacks is gone. Names come sorted as the
 //! archive will have them, parents before what they hold.
 //!
 //! The stack is a vector, and only the innermost levels keep their directories open, so that a tree of any depth can
 //! be walked with few descriptors.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -26,8 +26,18 @@ const OPEN_LEVELS: usize = 16;
 pub(crate) struct Tree {
     pub(crate) own: Lowers,
     pub(crate) lowers: Lowers,
-    /// Whether `own` shows everything (`vfs`), not only what differs from `lowers` (overlay).
+    /// Whether `own` shows everything (`vfs`, `btrfs`), not only what differs from `lowers` (overlay).
     pub(crate) full: bool,
+    /// The inodes that are not as they are in `lowers`, where the file system tells; any other one is the same file there.
+    pub(crate) fresh: Option<HashSet<u64>>,
+}
+
+impl Tree {
+    /// Whether the file system says that `now` is what `before` is, unchanged.
+    pub(crate) fn is_same(&self, now: &Metadata, before: &Metadata) -> bool {
+        let fresh = self.fresh.as_ref();
+        fresh.is_some_and(|fresh| now.inode == before.inode && !fresh.contains(&now.inode))
+    }
 }
 
 /// What the walk comes upon.

@@ -142,7 +142,13 @@ impl Dir {
     /// it is. Returns the bytes of disk that became free. A name that is not there is no error.
     pub fn remove_all(&self, name: &OsStr) -> io::Result<u64> {
         check_name(name)?;
-        remove::remove_all(self, name)
+        remove::remove_all(self, name, None)
+    }
+
+    /// As [`Dir::remove_all`], trying `quick` on every directory that may be a subvolume.
+    pub(crate) fn remove_all_with(&self, name: &OsStr, quick: remove::Quick<'_>) -> io::Result<u64> {
+        check_name(name)?;
+        remove::remove_all(self, name, Some(quick))
     }
 
     /// Renames, replacing a file or an empty directory of the new name.

@@ -9,14 +9,20 @@ use std::io;
 use rustix::io::Errno;
 
 use super::dir::Dir;
-use super::node::{self, Kind};
+use super::node::{self, Kind, Metadata};
 
 /// Directories open at once.
 const DEPTH: usize = 16;
 /// How often a directory that somebody keeps filling is emptied again.
 const PASSES: usize = 8;
 
-pub(super) fn remove_all(parent: &Dir, name: &OsStr) -> io::Result<u64> {
+/// Removes a directory as a whole where its file system can; returns the bytes freed, or `None` when it did not.
+pub(crate) type Quick<'a> = &'a dyn Fn(&Dir, &OsStr) -> Option<u64>;
+
+/// The inode of the root of a subvolume of btrfs: what may be removed as a whole.
+const SUBVOLUME: u64 = 256;
+
+pub(super) fn remove_all(parent: &Dir, name: &OsStr, quick: Option<Quick<'_>>) -> io::Result<u64> {
     let metadata = match parent.stat(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         metadata => metadata?,
@@ -25,9 +31,12 @@ pub(super) fn remove_all(parent: &Dir, name: &OsStr) -> io::Result<u64> {
         parent.unlink(name)?;
         return Ok(if metadata.links == 1 { metadata.disk } else { 0 });
     }
+    if let Some(freed) = at_once(parent, name, &metadata, quick) {
+        return Ok(freed);
+    }
     let mut freed = 0;
     for pass in 0.. {
-        freed += empty(parent, name)?;
+        freed += empty(parent, name, quick)?;
         match parent.rmdir(name) {
             Err(error) if pass < PASSES && is(&error, Errno::NOTEMPTY) => {}
             done => {
@@ -48,10 +57,10 @@ struct Level {
 }
 
 /// Removes everything in the directory `name`.
-fn empty(parent: &Dir, name: &OsStr) -> io::Result<u64> {
+fn empty(parent: &Dir, name: &OsStr, quick: Option<Quick<'_>>) -> io::Result<u64> {
     let mut freed = 0;
     let mut renamed = 0u64;
-    let mut levels = vec![enter(parent, name, &mut freed)?];
+    let mut levels = vec![enter(parent, name, &mut freed, quick)?];
     while let Some(level) = levels.last_mut() {
         let Some(child) = level.rest.pop() else {
             let done = levels.pop().expect("the loop looked at it");
@@ -67,7 +76,7 @@ fn empty(parent: &Dir, name: &OsStr) -> io::Result<u64> {
         };
         if levels.len() < DEPTH {
             let level = levels.last().expect("the loop looked at it");
-            let next = enter(&level.dir, &child, &mut freed)?;
+            let next = enter(&level.dir, &child, &mut freed, quick)?;
             levels.push(next);
             continue;
         }
@@ -89,7 +98,7 @@ fn empty(parent: &Dir, name: &OsStr) -> io::Result<u64> {
 }
 
 /// Opens a directory and removes all in it but directories that are not empty, which it notes.
-fn enter(parent: &Dir, name: &OsStr, freed: &mut u64) -> io::Result<Level> {
+fn enter(parent: &Dir, name: &OsStr, freed: &mut u64, quick: Option<Quick<'_>>) -> io::Result<Level> {
     let dir = match parent.open_dir(name) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             node::set_mode(std::os::fd::AsFd::as_fd(&parent.open_path(name)?), 0o700)?;
@@ -102,7 +111,7 @@ fn enter(parent: &Dir, name: &OsStr, freed: &mut u64) -> io::Result<Level> {
     for entry in dir.entries()? {
         let entry = entry?;
         loop {
-            match remove_one(&dir, &entry.name, freed) {
+            match remove_one(&dir, &entry.name, freed, quick) {
                 Err(error) if is(&error, Errno::NOTEMPTY) || is(&error, Errno::EXIST) => rest.push(entry.name),
                 Err(error) if is(&error, Errno::NOENT) => {}
                 Err(error) if is(&error, Errno::ACCESS) && !made_writable => {
@@ -118,9 +127,11 @@ fn enter(parent: &Dir, name: &OsStr, freed: &mut u64) -> io::Result<Level> {
     Ok(Level { dir, name: name.to_owned(), rest })
 }
 
-fn remove_one(dir: &Dir, name: &OsStr, freed: &mut u64) -> io::Result<()> {
+fn remove_one(dir: &Dir, name: &OsStr, freed: &mut u64, quick: Option<Quick<'_>>) -> io::Result<()> {
     let metadata = dir.stat(name)?;
-    if metadata.kind == Kind::Dir {
+    if let Some(bytes) = at_once(dir, name, &metadata, quick) {
+        *freed += bytes;
+    } else if metadata.kind == Kind::Dir {
         dir.rmdir(name)?;
         *freed += metadata.disk;
     } else {
@@ -130,6 +141,11 @@ fn remove_one(dir: &Dir, name: &OsStr, freed: &mut u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn at_once(dir: &Dir, name: &OsStr, metadata: &Metadata, quick: Option<Quick<'_>>) -> Option<u64> {
+    let may_be = metadata.kind == Kind::Dir && metadata.inode == SUBVOLUME;
+    quick.filter(|_| may_be).and_then(|quick| quick(dir, name))
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {

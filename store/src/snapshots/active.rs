@@ -73,7 +73,7 @@ impl Active {
     }
 
     /// Puts it on another parent: for layers that are unpacked all at once and stacked afterwards. Only where a layer's
-    /// directory does not depend on what is below it; vfs refuses.
+    /// directory does not depend on what is below it; vfs and btrfs refuse.
     pub fn set_parent(&mut self, parent: Option<&Snapshot>) -> Result<()> {
         if self.driver != Driver::Overlay {
             return Err(StoreError::Unsupported(format!(
@@ -203,7 +203,7 @@ impl Drop for Active {
     fn drop(&mut self) {
         if !self.committed
             && let Ok(ingest) = self.lease.ingest_fd()
-            && let Err(error) = ingest.remove_all(&self.name)
+            && let Err(error) = self.lease.core().remove_tree(ingest, &self.name)
         {
             // It goes with the lease.
             tracing::debug!("removing {:?}: {error}", self.path);

@@ -8,6 +8,7 @@
 //! A parent is kept by its children. Ids are numbers in base 36 and never used again.
 
 mod active;
+mod btrfs;
 mod copy;
 mod overlay;
 mod rows;
@@ -15,6 +16,7 @@ mod tree;
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -26,13 +28,15 @@ use serde::{Deserialize, Serialize};
 use crate::db::Durability;
 use crate::error::{Context, Result, StoreError};
 use crate::lease::Lease;
-use crate::root::Root;
+use crate::root::{Dir, Root};
 use crate::store::Core;
 
 pub use active::Active;
+pub use btrfs::{Btrfs, SubvolumeChanges, Subvolumes};
 pub use copy::Copy;
-pub use overlay::{Overlay, probe};
+pub use overlay::Overlay;
 pub use rows::SnapshotRow;
+pub(crate) use tree::EntryCopy;
 pub use tree::{copy_tree, disk_use};
 
 /// The most snapshots in one stack. The kernel stacks 500 directories in an overlay and one overlay on another, so
@@ -102,6 +106,18 @@ pub enum Driver {
     Overlay,
     /// Each is a full copy. Works everywhere.
     Vfs,
+    /// Each is a subvolume that btrfs makes as a snapshot of its parent's.
+    Btrfs,
+}
+
+impl Driver {
+    /// Whether a snapshot's own directory shows everything, not only what differs from its parent.
+    pub fn is_whole(self) -> bool {
+        match self {
+            Driver::Overlay => false,
+            Driver::Vfs | Driver::Btrfs => true,
+        }
+    }
 }
 
 impl fmt::Display for Driver {
@@ -109,6 +125,7 @@ impl fmt::Display for Driver {
         f.write_str(match self {
             Driver::Overlay => "overlay",
             Driver::Vfs => "vfs",
+            Driver::Btrfs => "btrfs",
         })
     }
 }
@@ -120,7 +137,8 @@ impl FromStr for Driver {
         match text {
             "overlay" | "overlay2" | "overlayfs" => Ok(Driver::Overlay),
             "vfs" | "native" => Ok(Driver::Vfs),
-            _ => Err(StoreError::invalid(format!("storage driver {text:?}"), "known are overlay and vfs")),
+            "btrfs" => Ok(Driver::Btrfs),
+            _ => Err(StoreError::invalid(format!("storage driver {text:?}"), "known are overlay, btrfs and vfs")),
         }
     }
 }
@@ -227,6 +245,7 @@ impl Snapshots {
         let driver: Arc<dyn Snapshotter> = match core.driver {
             Driver::Overlay => Arc::new(Overlay::new(core)),
             Driver::Vfs => Arc::new(Copy::new(core)),
+            Driver::Btrfs => Arc::new(Btrfs::new(core)),
         };
         Snapshots { core: Arc::clone(core), driver }
     }
@@ -304,7 +323,7 @@ impl Snapshots {
     }
 
     /// The directory that holds what is a snapshot's own: with overlay what differs from its parent, with overlay's own
-    /// marks for what is removed (of a delta, what differs from what it is a delta of); with vfs everything.
+    /// marks for what is removed (of a delta, what differs from what it is a delta of); with vfs and btrfs everything.
     pub fn path(&self, id: &SnapshotId) -> PathBuf {
         rows::fs_path(&self.core, id)
     }
@@ -349,13 +368,25 @@ impl Snapshots {
         })
     }
 
-    /// The disk that a snapshot's own directory uses, in bytes. Counted at the first call.
+    /// The disk that a snapshot's own directory uses, in bytes; with btrfs what was written in it, for the rest is its
+    /// parent's. Counted at the first call.
     pub fn size(&self, id: &SnapshotId) -> Result<u64> {
         if let Some(size) = self.row(id)?.size {
             return Ok(size);
         }
         let root = self.open(id)?;
-        let size = tree::disk_use(root.top()).context(|| format!("measuring snapshot {id}"))?;
+        let size = match self.core.driver {
+            // What is not written out yet has no place, and would not count.
+            Driver::Btrfs => {
+                write_out(&root).context(|| format!("measuring snapshot {id}"))?;
+                self.written(id)?.map(|changes| changes.bytes)
+            }
+            Driver::Overlay | Driver::Vfs => None,
+        };
+        let size = match size {
+            Some(bytes) => bytes,
+            None => tree::disk_use(root.top()).context(|| format!("measuring snapshot {id}"))?,
+        };
         if !self.core.read_only {
             let known = i64::try_from(size).unwrap_or(i64::MAX);
             self.core.db.write(Durability::Cache, |tx| {
@@ -364,6 +395,39 @@ impl Snapshots {
             })?;
         }
         Ok(size)
+    }
+
+    /// What was written in a snapshot since it was made from its parent, where the driver knows that without looking at
+    /// files.
+    pub(crate) fn written(&self, id: &SnapshotId) -> Result<Option<SubvolumeChanges>> {
+        let row = self.row(id)?;
+        if row.driver != Driver::Btrfs {
+            return Ok(None);
+        }
+        let below = row.parent.as_ref().map(|parent| self.open(parent)).transpose()?;
+        self.changes(&self.open(id)?, below.as_ref()).context(|| format!("asking what is new in snapshot {id}"))
+    }
+
+    /// The bytes written in a layer made by [`Snapshotter::make_layer`] on `parent`, where the driver knows that without
+    /// looking at files.
+    ///
+    /// # Errors
+    /// The layer or its parent cannot be read.
+    pub fn layer_bytes(&self, dir: &Path, parent: Option<&SnapshotId>) -> Result<Option<u64>> {
+        if self.core.driver != Driver::Btrfs {
+            return Ok(None);
+        }
+        let what = || format!("measuring {dir:?}");
+        let layer = Root::open(&dir.join("fs")).context(what)?;
+        write_out(&layer).context(what)?;
+        let below = parent.map(|parent| self.open(parent)).transpose()?;
+        Ok(self.changes(&layer, below.as_ref()).context(what)?.map(|changes| changes.bytes))
+    }
+
+    fn changes(&self, layer: &Root, below: Option<&Root>) -> std::io::Result<Option<SubvolumeChanges>> {
+        let Some(subvolumes) = &self.core.subvolumes else { return Ok(None) };
+        let below = below.map(|root| root.top().readable()).transpose()?;
+        subvolumes.changes(layer.top().readable()?.as_fd(), below.as_ref().map(AsFd::as_fd))
     }
 
     /// Who refers to a snapshot directly, and the snapshots that stand on it.
@@ -386,6 +450,33 @@ impl Snapshots {
 /// The database cannot be read.
 pub fn list_in(tx: &rusqlite::Transaction<'_>) -> Result<Vec<SnapshotRow>> {
     rows::list(tx)
+}
+
+fn write_out(tree: &Root) -> std::io::Result<()> {
+    Ok(rustix::fs::syncfs(tree.top().readable()?)?)
+}
+
+/// What works in the new store at `path`: what its file system makes by itself, else overlay, if the kernel takes an upper
+/// directory there, else copies.
+pub(crate) fn probe(path: &Path, dir: &Dir, subvolumes: Option<&dyn Subvolumes>) -> Result<Driver> {
+    match subvolumes.map(|subvolumes| btrfs::works(path, dir, subvolumes)).transpose()? {
+        Some(true) => Ok(Driver::Btrfs),
+        _ => overlay::probe(path, dir),
+    }
+}
+
+/// Refuses a driver that cannot work in the new store at `path`.
+pub(crate) fn check(driver: Driver, path: &Path, dir: &Dir, subvolumes: Option<&dyn Subvolumes>) -> Result<()> {
+    if driver != Driver::Btrfs {
+        return Ok(());
+    }
+    match subvolumes.map(|subvolumes| btrfs::works(path, dir, subvolumes)).transpose()? {
+        Some(true) => Ok(()),
+        _ => Err(StoreError::Refused {
+            root: path.to_path_buf(),
+            reason: "driver btrfs makes no subvolumes there: it takes a btrfs file system, and root".to_owned(),
+        }),
+    }
 }
 
 /// Whether the directory of a snapshot is there.

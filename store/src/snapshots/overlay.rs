@@ -138,7 +138,7 @@ impl Snapshotter for Overlay {
 }
 
 /// What works in the store at `path`: overlay, if the kernel takes an upper directory there.
-pub fn probe(path: &Path, dir: &Dir) -> Result<Driver> {
+pub(super) fn probe(path: &Path, dir: &Dir) -> Result<Driver> {
     let what = || format!("trying overlay in {path:?}");
     let ingest = dir.open_dir(OsStr::new("ingest")).context(what)?;
     let name = OsStr::new("probe");

@@ -23,7 +23,7 @@ const PIECE: usize = 3000;
 /// the tree, holes, devices, owners, modes, times and extended attributes are kept; blocks are shared where the file
 /// system can.
 pub fn copy_tree(from: &Dir, to: &Dir) -> io::Result<()> {
-    let mut copy = TreeCopy { from, to, links: HashMap::new(), reflink: true };
+    let mut copy = TreeCopy { from, to, entries: EntryCopy::new(to)? };
     let mut queue = vec![PathBuf::new()];
     while let Some(path) = queue.pop() {
         copy.dir(&path, &mut queue)?;
@@ -62,10 +62,7 @@ pub(super) fn open_or_make(path: &Path) -> io::Result<Dir> {
 struct TreeCopy<'a> {
     from: &'a Dir,
     to: &'a Dir,
-    /// Where a file of several names was copied to first.
-    links: HashMap<(u64, u64), PathBuf>,
-    /// False once the file system said that it cannot share blocks.
-    reflink: bool,
+    entries: EntryCopy,
 }
 
 impl TreeCopy<'_> {
@@ -81,19 +78,47 @@ impl TreeCopy<'_> {
                 queue.push(path.join(&name));
                 continue;
             }
-            if metadata.links > 1 {
-                let key = (metadata.device, metadata.inode);
-                if let Some(first) = self.links.get(&key) {
-                    let above = open_deep(self.to, first.parent().unwrap_or(Path::new("")))?;
-                    above.link(first.file_name().unwrap_or_default(), &to, &name)?;
-                    continue;
-                }
-                self.links.insert(key, path.join(&name));
-            }
-            self.entry(&from, &to, &name, &metadata)?;
+            self.entries.copy(&from, &to, path, &name, &metadata)?;
         }
         // Filling the directories in it does not change its own time.
         node::copy_attributes(from.as_fd(), to.as_fd())
+    }
+}
+
+/// Copies single entries into a tree, and remembers what those of several names became.
+pub(crate) struct EntryCopy {
+    top: Dir,
+    /// Where a file of several names was copied to first.
+    links: HashMap<(u64, u64), PathBuf>,
+    /// False once the file system said that it cannot share blocks.
+    reflink: bool,
+}
+
+impl EntryCopy {
+    /// For a tree with this root.
+    pub(crate) fn new(top: &Dir) -> io::Result<EntryCopy> {
+        Ok(EntryCopy { top: top.try_clone()?, links: HashMap::new(), reflink: true })
+    }
+
+    /// Copies what is called `name`, and is no directory, from the directory `from` to the directory `to`, which lies at
+    /// `path` in the tree. The name is free there.
+    pub(crate) fn copy(
+        &mut self,
+        from: &Dir,
+        to: &Dir,
+        path: &Path,
+        name: &OsStr,
+        metadata: &Metadata,
+    ) -> io::Result<()> {
+        if metadata.links > 1 {
+            let key = (metadata.device, metadata.inode);
+            if let Some(first) = self.links.get(&key) {
+                let above = open_deep(&self.top, first.parent().unwrap_or(Path::new("")))?;
+                return above.link(first.file_name().unwrap_or_default(), to, name);
+            }
+            self.links.insert(key, path.join(name));
+        }
+        self.entry(from, to, name, metadata)
     }
 
     fn entry(&mut self, from: &Dir, to: &Dir, name: &OsStr, metadata: &Metadata) -> io::Result<()> {
