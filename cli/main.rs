@@ -39,6 +39,7 @@ mod network_options;
 mod outputs;
 mod ports;
 mod progress;
+mod prune_filter;
 mod refused;
 mod settings;
 mod signals;

@@ -381,7 +381,8 @@ mod tests {
         let fill = |from: usize| {
             for n in from..from + 40 {
                 let text = format!("{n:0>40000}");
-                db.write(Durability::Cache, |tx| Ok(tx.execute("INSERT INTO claims VALUES (?, 'l')", [text])?)).unwrap();
+                db.write(Durability::Cache, |tx| Ok(tx.execute("INSERT INTO claims VALUES (?, 'l')", [text])?))
+                    .unwrap();
             }
             assert!(length() > LONG_WAL);
         };

@@ -33,6 +33,7 @@ mod oracle;
 mod outputs;
 mod peers;
 mod platforms;
+mod projects;
 mod recopy;
 mod registry;
 mod remote;
