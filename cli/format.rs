@@ -200,12 +200,17 @@ fn to_json(value: &Value) -> serde_json::Value {
 
 /// Lines of cells as aligned text: at least ten wide, three spaces apart, the last cell of a line not padded.
 pub fn tabulate(lines: &[Vec<String>]) -> String {
+    aligned(lines, 10)
+}
+
+/// As [`tabulate`], with another least width.
+pub fn aligned(lines: &[Vec<String>], least: usize) -> String {
     let lines: Vec<Vec<String>> = lines.iter().map(|cells| cells.iter().map(|c| clean_line(c)).collect()).collect();
     let count = lines.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..count)
         .map(|n| {
             let widest = lines.iter().filter(|l| l.len() > n + 1).map(|l| console::measure_text_width(&l[n])).max();
-            widest.unwrap_or(0).saturating_add(3).max(10)
+            widest.unwrap_or(0).saturating_add(3).max(least)
         })
         .collect();
     let mut out = String::new();

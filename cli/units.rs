@@ -12,6 +12,18 @@ pub fn short_size(bytes: u64) -> String {
     size_with(bytes, 3)
 }
 
+/// Binary size with four significant digits, as `stats` shows memory: `0B`, `1.5MiB`.
+pub fn binary_size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit < UNITS.len() - 1 {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{}{}", significant(value, 4), UNITS[unit])
+}
+
 fn size_with(bytes: u64, digits: usize) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let mut value = bytes as f64;
@@ -172,6 +184,7 @@ mod tests {
             assert_eq!(short_size(bytes), want, "{bytes}");
         }
         assert_eq!(size(1_234_567), "1.235MB");
+        assert_eq!([0, 1023, 1536, 8_346_607_616].map(binary_size), ["0B", "1023B", "1.5KiB", "7.773GiB"]);
     }
 
     #[test]

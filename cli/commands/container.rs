@@ -37,8 +37,11 @@ commands! {
         Rm(rm),
         Run(run),
         Start(start),
+        Stats(stats),
         Stop(stop),
+        Top(top),
         Unpause(unpause),
+        Update(update),
         Wait(wait),
     }
 }

@@ -1,5 +1,6 @@
 //! `rbuild cp`.
 
+use std::io::{BufWriter, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -12,7 +13,7 @@ use crate::error::CliError;
 /// Copy files between a container and the host
 ///
 /// A path in a container is written CONTAINER:PATH. A directory goes into one that is there; with '/.' at its end only what is
-/// in it does.
+/// in it does. '-' is a tar archive: on standard output of what is at the source, on standard input for a directory.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Keep user and group
@@ -21,6 +22,9 @@ pub struct Args {
     /// Copy what a link at the source leads to
     #[arg(short = 'L', long)]
     follow_link: bool,
+    /// Do not say on a terminal that it is done
+    #[arg(short, long)]
+    quiet: bool,
     #[arg(value_name = "SOURCE")]
     from: String,
     #[arg(value_name = "DESTINATION")]
@@ -28,12 +32,18 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
-    if args.from == "-" || args.to == "-" {
-        return Err(CliError::new("copying from or to an archive ('-') is not supported yet"));
-    }
     let containers = app.engine()?.containers();
     let options = CopyOptions { keep_owner: args.archive, follow_link: args.follow_link };
     match (in_container(&args.from), in_container(&args.to)) {
+        (Some((container, path)), None) if args.to == "-" => {
+            let mut out = BufWriter::new(std::io::stdout().lock());
+            containers.copy_out_as_tar(&containers.find(container)?, Path::new(path), options, &mut out)?;
+            out.flush()?;
+            return DONE;
+        }
+        (None, Some((container, path))) if args.from == "-" => {
+            containers.copy_in_from_tar(&containers.find(container)?, std::io::stdin(), Path::new(path))?;
+        }
         (Some((container, path)), None) => {
             containers.copy_out(&containers.find(container)?, Path::new(path), Path::new(&args.to), options)?;
         }
@@ -42,6 +52,10 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         }
         (Some(_), Some(_)) => return Err(CliError::new("copying between containers is not supported")),
         (None, None) => return Err(CliError::new("must specify at least one container source")),
+    }
+    // Only for people: a script has the exit code.
+    if !args.quiet && std::io::stderr().is_terminal() {
+        app.tell(&format!("Successfully copied to {}", args.to));
     }
     DONE
 }

@@ -24,7 +24,8 @@ pub struct Args {
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     args.refused.check().map_err(engine_error)?;
-    let (_, container, _) = made(app, &args.options, &args.words, true).await.map_err(engine_error)?;
+    let (containers, container, _lock) = made(app, &args.options, &args.words, true).await.map_err(engine_error)?;
+    containers.leave_to_others(&container);
     app.print(&format!("{}\n", container.id))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -105,7 +105,10 @@ fn show(args: &Args, entry: &Entry) -> Result<(), CliError> {
 }
 
 /// `2024-05-01T12:00:00Z`, `1714564800.5`, or `1h30m` before now.
-fn point_in_time(text: &str) -> Result<SystemTime, String> {
+///
+/// # Errors
+/// None of these.
+pub fn point_in_time(text: &str) -> Result<SystemTime, String> {
     use time::format_description::well_known::Rfc3339;
     let wrong = || format!("failed to parse value as time or duration: \"{text}\"");
     if let Some(ago) = units::duration(text) {

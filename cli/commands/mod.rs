@@ -27,6 +27,7 @@ mod container_prune;
 mod cp;
 mod create;
 mod diff;
+mod events;
 mod exec;
 mod explain;
 mod export;
@@ -75,13 +76,16 @@ mod run;
 mod save;
 mod search;
 mod start;
+mod stats;
 mod stop;
 mod system;
 mod system_check;
 mod system_df;
 mod system_prune;
 mod tag;
+mod top;
 mod unpause;
+mod update;
 mod version;
 mod volume;
 mod volume_create;
@@ -136,6 +140,7 @@ commands! {
         Cp(cp),
         Create(create),
         Diff(diff),
+        Events(events),
         Exec(exec),
         Explain(explain),
         Export(export),
@@ -167,10 +172,13 @@ commands! {
         Save(save),
         Search(search),
         Start(start),
+        Stats(stats),
         Stop(stop),
         System(system),
         Tag(tag),
+        Top(top),
         Unpause(unpause),
+        Update(update),
         Version(version),
         Volume(volume),
         Wait(wait),

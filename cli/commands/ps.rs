@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use rbuild_engine::Engine;
-use rbuild_engine::containers::{Containers, HealthStatus, MountKind, NetworkMode, Seen, Status};
+use rbuild_engine::containers::{Containers, HealthStatus, MountKind, Seen, Status};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::DONE;
 use crate::app::App;
+use crate::container_filters::{self, Filter, networks};
 use crate::error::CliError;
 use crate::format::{Column, Row, column, listing};
 use crate::units;
@@ -64,7 +65,7 @@ const COLUMNS: &[Column] = &[
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let engine = app.engine()?;
     let containers = engine.containers();
-    let filters = args.filters.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let filters = container_filters::parse(&args.filters)?;
     let chosen = chosen(&args, engine, &containers, &filters)?;
     if args.quiet && args.format.is_none() {
         let id =
@@ -106,215 +107,12 @@ pub(super) fn all_with_sizes(engine: &Engine) -> Result<Vec<Row>, CliError> {
 
 fn chosen(args: &Args, engine: &Engine, containers: &Containers, filters: &[Filter]) -> Result<Vec<Seen>, CliError> {
     let last = if args.latest { Some(1) } else { args.last.filter(|n| *n >= 0).and_then(|n| usize::try_from(n).ok()) };
-    let by_status = filters.iter().any(|f| matches!(f, Filter::Status(_) | Filter::Exited(_)));
+    let by_status = filters.iter().any(Filter::is_about_the_past);
     let all = args.all || last.is_some() || by_status;
-    let everything = containers.list()?;
-    let bounds = Bounds::of(filters, &everything)?;
-    let mut chosen = Vec::new();
-    for seen in everything {
-        let runs = seen.status.is_alive();
-        if (all || runs) && bounds.hold(&seen) && matches(filters, &seen, engine)? {
-            chosen.push(seen);
-        }
-    }
+    let mut chosen = container_filters::select(filters, containers.list()?, engine)?;
+    chosen.retain(|seen| all || seen.status.is_alive());
     chosen.truncate(last.unwrap_or(usize::MAX));
     Ok(chosen)
-}
-
-/// One `--filter`. Those of one key are alternatives, those of different keys all have to hold; labels all have to.
-enum Filter {
-    Id(String),
-    Name(String),
-    Label(String),
-    Status(String),
-    Exited(i32),
-    Ancestor(String),
-    Volume(String),
-    Network(String),
-    /// Published ports, or exposed ones: the first, the last, `tcp` or `udp`.
-    Publish(PortFilter),
-    Expose(PortFilter),
-    Before(String),
-    Since(String),
-    Health(String),
-}
-
-impl Filter {
-    fn parse(text: &str) -> Result<Self, CliError> {
-        let (key, value) = text.split_once('=').ok_or_else(|| {
-            CliError::new(format!(
-                "invalid argument \"{text}\" for \"-f, --filter\" flag: bad format of filter (expected name=value)"
-            ))
-        })?;
-        let owned = value.to_owned();
-        Ok(match key.trim().to_ascii_lowercase().as_str() {
-            "id" => Filter::Id(owned),
-            "name" => Filter::Name(owned),
-            "label" => Filter::Label(owned),
-            "status" => match value {
-                "created" | "running" | "paused" | "exited" | "restarting" | "removing" | "dead" => {
-                    Filter::Status(owned)
-                }
-                _ => return Err(CliError::new(format!("invalid filter 'status={value}'"))),
-            },
-            "exited" => match value.parse() {
-                Ok(code) => Filter::Exited(code),
-                Err(_) => return Err(CliError::new(format!("invalid filter 'exited={value}'"))),
-            },
-            "ancestor" => Filter::Ancestor(owned),
-            "volume" => Filter::Volume(owned),
-            "network" => Filter::Network(owned),
-            "publish" => Filter::Publish(PortFilter::parse(value)?),
-            "expose" => Filter::Expose(PortFilter::parse(value)?),
-            "before" => Filter::Before(owned),
-            "since" => Filter::Since(owned),
-            "health" => match value {
-                "starting" | "healthy" | "unhealthy" | "none" => Filter::Health(owned),
-                _ => return Err(CliError::new(format!("invalid filter 'health={value}'"))),
-            },
-            other @ ("is-task" | "isolation") => {
-                return Err(CliError::new(format!("filter '{other}' is not supported yet")));
-            }
-            other => return Err(CliError::new(format!("invalid filter '{other}'"))),
-        })
-    }
-
-    fn key(&self) -> usize {
-        match self {
-            Filter::Id(_) => 0,
-            Filter::Name(_) => 1,
-            Filter::Label(_) => 2,
-            Filter::Status(_) => 3,
-            Filter::Exited(_) => 4,
-            Filter::Ancestor(_) => 5,
-            Filter::Volume(_) => 6,
-            Filter::Network(_) => 7,
-            Filter::Before(_) => 8,
-            Filter::Since(_) => 9,
-            Filter::Publish(_) => 10,
-            Filter::Expose(_) => 11,
-            Filter::Health(_) => 12,
-        }
-    }
-
-    fn matches(&self, seen: &Seen, engine: &Engine) -> Result<bool, CliError> {
-        let container = &seen.container;
-        Ok(match self {
-            Filter::Id(id) => container.id.starts_with(id.as_str()),
-            Filter::Name(pattern) => name_matches(pattern, &container.name),
-            Filter::Label(label) => match label.split_once('=') {
-                Some((key, value)) => container.labels().get(key).is_some_and(|v| v == value),
-                None => container.labels().contains_key(label),
-            },
-            Filter::Status(status) => seen.status.as_str() == status,
-            Filter::Exited(code) => seen.status == Status::Exited && seen.state.exit_code == *code,
-            Filter::Ancestor(image) => match engine.store().images().find(image) {
-                Ok(Some(found)) => found.id.0.to_string() == container.image_id,
-                _ => container.image == *image,
-            },
-            Filter::Volume(volume) => container.mounts.iter().any(|mount| {
-                let named = matches!(&mount.kind, MountKind::Volume { name, .. } if name == volume);
-                let bound =
-                    matches!(&mount.kind, MountKind::Bind { source, .. } if source.as_os_str() == volume.as_str());
-                named || bound || mount.destination == *volume
-            }),
-            Filter::Network(network) => {
-                let by_id = |id: &str| !network.is_empty() && id.starts_with(network.as_str());
-                networks(seen).contains(network) || container.memberships().iter().any(|m| by_id(&m.network))
-            }
-            Filter::Publish(wanted) => {
-                seen.ports().iter().any(|b| wanted.holds(b.container_port, &b.protocol.to_string()))
-            }
-            Filter::Expose(wanted) => container.config.exposed_ports.keys().any(|text| {
-                let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-                port.parse().is_ok_and(|port| wanted.holds(port, protocol))
-            }),
-            Filter::Health(wanted) => {
-                let health = seen.state.health.as_ref().filter(|_| seen.status.is_alive());
-                health.map_or("none", |health| health.status.as_str()) == wanted
-            }
-            Filter::Before(_) | Filter::Since(_) => true,
-        })
-    }
-}
-
-/// `80`, `80-90`, `80/udp`.
-struct PortFilter(crate::ports::Expose);
-
-impl PortFilter {
-    fn parse(text: &str) -> Result<Self, CliError> {
-        crate::ports::expose(text).map(Self).map_err(|_| CliError::new(format!("invalid filter '{text}'")))
-    }
-
-    fn holds(&self, port: u16, protocol: &str) -> bool {
-        self.0.0.contains(&format!("{port}/{protocol}"))
-    }
-}
-
-fn matches(filters: &[Filter], seen: &Seen, engine: &Engine) -> Result<bool, CliError> {
-    const LABEL: usize = 2;
-    for key in 0..=12 {
-        let mut any = None;
-        for filter in filters.iter().filter(|f| f.key() == key) {
-            let holds = filter.matches(seen, engine)?;
-            if key == LABEL && !holds {
-                return Ok(false);
-            }
-            any = Some(any.unwrap_or(false) || holds);
-        }
-        if any == Some(false) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// The times that `before` and `since` name by containers.
-struct Bounds {
-    before: Option<i64>,
-    since: Option<i64>,
-}
-
-impl Bounds {
-    fn of(filters: &[Filter], all: &[Seen]) -> Result<Self, CliError> {
-        let created = |name: &String| {
-            let found = all.iter().find(|s| s.container.name == *name || s.container.id.starts_with(name.as_str()));
-            found.map(|s| s.container.created).ok_or_else(|| CliError::new(format!("No such container: {name}")))
-        };
-        let mut bounds = Self { before: None, since: None };
-        for filter in filters {
-            match filter {
-                Filter::Before(name) => bounds.before = Some(created(name)?),
-                Filter::Since(name) => bounds.since = Some(created(name)?),
-                _ => {}
-            }
-        }
-        Ok(bounds)
-    }
-
-    fn hold(&self, seen: &Seen) -> bool {
-        let created = seen.container.created;
-        self.before.is_none_or(|b| created < b) && self.since.is_none_or(|s| created > s)
-    }
-}
-
-/// Docker takes a regular expression here; what people write is a part of a name, perhaps anchored.
-fn name_matches(pattern: &str, name: &str) -> bool {
-    let (from_start, rest) = match pattern.strip_prefix('^') {
-        Some(rest) => (true, rest),
-        None => (false, pattern),
-    };
-    let (to_end, rest) = match rest.strip_suffix('$') {
-        Some(rest) => (true, rest),
-        None => (false, rest),
-    };
-    let part = rest.strip_prefix('/').unwrap_or(rest);
-    match (from_start || rest.starts_with('/'), to_end) {
-        (true, true) => name == part,
-        (true, false) => name.starts_with(part),
-        (false, true) => name.ends_with(part),
-        (false, false) => name.contains(part),
-    }
 }
 
 /// What an image is called in a listing: as the user called it, while that still means it.
@@ -360,15 +158,6 @@ fn row(seen: &Seen, no_trunc: bool, images: &mut ImageNames<'_>) -> Row {
         .set("Networks", networks(seen).join(","));
     row.labels.clone_from(container.labels());
     row
-}
-
-/// The names of its networks.
-fn networks(seen: &Seen) -> Vec<String> {
-    match &seen.container.host.network {
-        NetworkMode::Host => vec!["host".into()],
-        NetworkMode::None => vec!["none".into()],
-        _ => seen.container.memberships().into_iter().map(|membership| membership.network_name).collect(),
-    }
 }
 
 fn mounts(seen: &Seen, whole: bool) -> String {
@@ -454,19 +243,5 @@ mod tests {
         assert_eq!(command(&long, true), "sh -c 'sleep 1000; echo more'");
         assert_eq!(quoted(&command(&args(&["/hello"]), false)), "\"/hello\"");
         assert_eq!(quoted("a\"b\\c\n"), r#""a\"b\\c\n""#);
-    }
-
-    #[test]
-    fn names_match_in_part_or_anchored() {
-        for (pattern, name, want) in [
-            ("web", "my-web-1", true),
-            ("^web", "my-web", false),
-            ("^/web$", "web", true),
-            ("^web$", "web1", false),
-            ("1$", "web1", true),
-            ("/web", "web", true),
-        ] {
-            assert_eq!(name_matches(pattern, name), want, "{pattern} {name}");
-        }
     }
 }

@@ -30,6 +30,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         let container = containers.find(name)?.container;
         containers.stop(&container, signal, args.timeout)?;
         containers.start(&container, &request)?;
+        containers.restarted(&container);
         Ok(())
     })
 }

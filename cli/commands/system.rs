@@ -16,6 +16,7 @@ commands! {
     SystemCommand {
         Check(system_check),
         Df(system_df),
+        Events(events),
         Info(info),
         Prune(system_prune),
     }

@@ -13,6 +13,7 @@ mod etc;
 mod exec;
 mod health;
 mod inspect;
+mod isolation;
 mod lifecycle;
 mod names;
 mod ports;
@@ -20,6 +21,9 @@ mod process;
 mod record;
 mod request;
 mod start;
+mod stream;
+mod told;
+mod update;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +33,7 @@ use rbuild_oci::Digest;
 use rbuild_runtime::mount_detached;
 use rbuild_runtime::network::BridgeOptions;
 use rbuild_runtime::sandbox::{Cgroup, CgroupSpec, NativeSandbox, SandboxOptions};
+pub use rbuild_runtime::sandbox::{Listed, Usage};
 use rbuild_store::{Mounts, Root, Store, StoreError, rusqlite};
 
 pub(crate) use archive::content_size;
@@ -38,13 +43,15 @@ pub use copy::CopyOptions;
 pub use etc::HostNames;
 pub use exec::Executed;
 pub(crate) use inspect::timestamp;
+pub use isolation::{BlockIo, Security};
 pub use lifecycle::{Removal, signal_number};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
     CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, Membership, MountRequest, MountWish,
-    NamespaceMode, NetworkMode,
+    NamespaceMode, NetworkMode, RuntimeRequest,
 };
 pub use start::{StartRequest, helper_main};
+pub use update::UpdateRequest;
 
 pub use rbuild_oci::Healthcheck;
 pub use rbuild_runtime::container::{
@@ -191,6 +198,27 @@ impl Containers {
         Ok(NativeSandbox::new(options)?.cgroup(&CgroupSpec { parent }, &container.id)?)
     }
 
+    /// What a container uses that runs; `None` for one that does not.
+    pub fn usage(&self, seen: &Seen) -> Result<Option<Usage>, Error> {
+        if !matches!(seen.status, Status::Running | Status::Paused) {
+            return Ok(None);
+        }
+        let own_network = seen.container.host.network != NetworkMode::Host;
+        Ok(Some(Usage::of(&self.cgroup(&seen.container)?, seen.state.pid, own_network)))
+    }
+
+    /// The processes of a container that runs.
+    ///
+    /// # Errors
+    /// `Conflict`, in docker's words, for one that does not.
+    pub fn processes(&self, seen: &Seen) -> Result<Vec<Listed>, Error> {
+        if seen.status != Status::Paused {
+            self.running(seen)?;
+        }
+        self.tell(&seen.container, "top", &[]);
+        Ok(self.cgroup(&seen.container)?.listed())
+    }
+
     fn see(&self, container: Container) -> Seen {
         let directory = self.directory(&container.id);
         container.see(&directory)
@@ -215,6 +243,12 @@ impl Containers {
     /// Removes a container's directory; what resists is found by the next sweep.
     fn remove_directory(&self, directory: &Path) {
         let Ok(relative) = directory.strip_prefix(self.store.root()) else { return };
+        // A limit of its own goes with it; without one nothing happens.
+        if let Err(error) = rbuild_runtime::disk::lift(&directory.join("layer"))
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "the limit of a removed container's layer stays");
+        }
         let removed = self.store.remove_directory(relative);
         // Not there: somebody else who saw the container end was quicker.
         if let Err(error) = removed

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use rbuild_oci::{Descriptor, ImageConfig, ImageId, Platform, Reference};
 use rbuild_registry::{Client, ProgressSink, Pulled, Pushed};
-use rbuild_store::{ImageRecord, Store, StoreError};
+use rbuild_store::{Event, EventKind, ImageRecord, Store, StoreError};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -135,7 +135,14 @@ impl Images {
             return Err(Error::invalid("refusing to create a tag with a digest reference"));
         }
         let record = self.store.images().resolve(source)?;
-        Ok(self.store.images().tag(&record.target.digest, name)?)
+        self.store.images().tag(&record.target.digest, name)?;
+        self.tell("tag", &record.id.0.to_string(), &name.familiar());
+        Ok(())
+    }
+
+    /// Notes that something happened to an image, of which `id` is its id or, as with docker, the name.
+    fn tell(&self, action: &str, id: &str, name: &str) {
+        self.store.events().note(&Event::new(EventKind::Image, action, id).with("name", name));
     }
 
     /// The steps that made an image, the newest first; the one of a platform, where one is named.
@@ -189,7 +196,9 @@ impl Images {
         progress: ProgressSink<'_>,
     ) -> Result<Pulled, Error> {
         let lease = self.store.lease(&format!("pull of {}", reference.familiar()))?;
-        Ok(self.registry.pull(reference, platform, &self.store, &lease, progress).await?)
+        let pulled = self.registry.pull(reference, platform, &self.store, &lease, progress).await?;
+        self.tell("pull", &reference.familiar(), &reference.familiar());
+        Ok(pulled)
     }
 
     /// The tags that a repository has in its registry.
@@ -230,6 +239,7 @@ impl Images {
         let pushed = self.registry.push(&image, platform, reference, &self.store, &lease, progress).await?;
         let by_digest = reference.without_tag().with_digest(pushed.digest.clone());
         self.store.images().tag(&image.target.digest, &by_digest)?;
+        self.tell("push", &reference.familiar(), &reference.familiar());
         Ok(pushed)
     }
 

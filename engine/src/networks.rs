@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use rbuild_runtime::container::Connection;
 use rbuild_runtime::network::{Bridge, BridgeOptions, Error as NetworkError, Subnet, Subnet6};
-use rbuild_store::{Durability, db};
+use rbuild_store::{Durability, Event, EventKind, db};
 
 pub use record::{Driver, Network};
 
@@ -102,7 +102,11 @@ impl Networks {
         if !matches!(written, Ok(true)) {
             Bridge::remove(&network.bridge).map_err(failed)?;
         }
-        if written? { Ok(network) } else { Err(exists()) }
+        if !written? {
+            return Err(exists());
+        }
+        self.tell("create", &network);
+        Ok(network)
     }
 
     /// All of them by name, the predefined ones among them.
@@ -145,7 +149,13 @@ impl Networks {
         }
         // Whoever was being connected meanwhile finds the row gone, and takes the bridge with him.
         Bridge::remove(&network.bridge).map_err(failed)?;
+        self.tell("destroy", network);
         Ok(())
+    }
+
+    fn tell(&self, action: &str, network: &Network) {
+        let event = Event::new(EventKind::Network, action, &network.id).with("name", &network.name);
+        self.containers.store().events().note(&event.with("type", "bridge"));
     }
 
     /// Removes the networks to which no running container is connected and that `wanted` allows; their names.

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use rbuild_store::root::Dir;
 use rbuild_store::rusqlite::{self, OptionalExtension, Row, Transaction};
 use rbuild_store::snapshots::copy_tree;
-use rbuild_store::{Durability, Root, Store, Walk, db};
+use rbuild_store::{Durability, Event, EventKind, Root, Store, Walk, db};
 
 use crate::containers::{Container, MountKind, containers_in};
 use crate::error::{Error, Kind};
@@ -52,15 +52,23 @@ impl Volumes {
             }
         };
         self.make_directory(name)?;
-        let volume = self
+        let (made, volume) = self
             .store
             .db()
             .write(Durability::Named, |tx| {
-                insert(tx, name, labels, anonymous)?;
-                Ok(get(tx, self.store.root(), name)?)
+                let made = insert(tx, name, labels, anonymous)?;
+                Ok((made, get(tx, self.store.root(), name)?))
             })
             .map_err(Error::from)?;
+        if made {
+            self.tell("create", name);
+        }
         volume.ok_or_else(|| Error::internal(format!("volume {name} vanished while it was made")))
+    }
+
+    /// Notes that something happened to a volume.
+    pub(crate) fn tell(&self, action: &str, name: &str) {
+        self.store.events().note(&Event::new(EventKind::Volume, action, name).with("driver", "local"));
     }
 
     /// By name; the message of one that is not there is docker's.
@@ -133,6 +141,7 @@ impl Volumes {
     /// Removes the files of a volume that has no row any more. What cannot be removed has no name and is found by the
     /// next sweep.
     pub(crate) fn remove_files(&self, name: &str) -> u64 {
+        self.tell("destroy", name);
         let removed = Root::open(self.store.root())
             .and_then(|root| root.remove_all(&Path::new("volumes").join(name), Walk::NoLinks));
         removed.unwrap_or_else(|error| {
@@ -201,19 +210,20 @@ fn get(tx: &Transaction<'_>, root: &Path, name: &str) -> rusqlite::Result<Option
     query.query_row([name], |row| from_row(root, row)).optional()
 }
 
-/// Makes the row of a volume, unless it has one.
+/// Makes the row of a volume, unless it has one; whether it had none.
 pub(crate) fn insert(
     tx: &Transaction<'_>,
     name: &str,
     labels: &BTreeMap<String, String>,
     anonymous: bool,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<bool> {
     let labels = serde_json::to_string(labels).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
-    tx.prepare_cached(
-        "INSERT OR IGNORE INTO volumes (name, driver, labels, anonymous, created) VALUES (?, 'local', ?, ?, ?)",
-    )?
-    .execute((name, labels, anonymous, db::nanos(SystemTime::now())))?;
-    Ok(())
+    let made = tx
+        .prepare_cached(
+            "INSERT OR IGNORE INTO volumes (name, driver, labels, anonymous, created) VALUES (?, 'local', ?, ?, ?)",
+        )?
+        .execute((name, labels, anonymous, db::nanos(SystemTime::now())))?;
+    Ok(made > 0)
 }
 
 pub(crate) fn delete(tx: &Transaction<'_>, name: &str) -> rusqlite::Result<()> {

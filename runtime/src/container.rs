@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::{LinuxSeccomp, MountBuilder, Process, Spec};
-use rbuild_store::Mounts;
+use oci_spec::runtime::{LinuxResources, LinuxSeccomp, MountBuilder, Process, Spec};
+use rbuild_store::{EventJournal, Mounts};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
@@ -27,8 +27,8 @@ use crate::logs::{LogLimits, Stream};
 use crate::monitor::wire::{Frame, Hello};
 use crate::network::{BridgeOptions, Endpoint, PortBinding, PortRequest, Wish};
 use crate::sandbox::{
-    CgroupSpec, EnterSpec, EtcFiles, ExtraMount, MountSource, Network, ProcessSpec, SandboxOptions, Seccomp, Stdio,
-    Upper,
+    CgroupSpec, EnterSpec, EtcFiles, ExternalRuntime, ExternalSandbox, ExtraMount, MountSource, NativeSandbox, Network,
+    ProcessSpec, Sandbox, SandboxOptions, Seccomp, Stdio, Upper,
 };
 
 /// Everything a monitor needs to run a container: a [`ProcessSpec`] in a form that crosses to another process.
@@ -66,6 +66,9 @@ pub struct ContainerSpec {
     /// See [`ProcessSpec::init`].
     #[serde(default)]
     pub init: bool,
+    /// Who makes the sandbox, where it is not this program.
+    #[serde(default)]
+    pub runtime: Option<ExternalRuntime>,
     /// How much of its output is kept; `None` keeps none.
     pub log: Option<LogLimits>,
     /// How its health is found out, if it is.
@@ -78,6 +81,26 @@ pub struct ContainerSpec {
     pub stop_signal: Option<i32>,
     pub helper: PathBuf,
     pub state_dir: PathBuf,
+    /// What is told of its life, and where; `None` tells nobody.
+    #[serde(default)]
+    pub told: Option<Told>,
+}
+
+/// What the events of a container's life say of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Told {
+    pub journal: EventJournal,
+    /// Its image and labels.
+    pub attributes: BTreeMap<String, String>,
+    pub volumes: Vec<ToldVolume>,
+}
+
+/// A volume that is mounted while the container lives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ToldVolume {
+    pub name: String,
+    pub destination: String,
+    pub read_only: bool,
 }
 
 /// Whether a container is started again after its program ended. One that a command stopped or killed never is.
@@ -146,7 +169,7 @@ pub struct Joining {
     pub wish: Wish,
 }
 
-/// What can change about a running container's network.
+/// What can change about a running container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Change {
     Join(Box<Joining>),
@@ -159,6 +182,15 @@ pub enum Change {
         from: String,
         to: String,
     },
+    Terms(Box<NewTerms>),
+}
+
+/// On which terms a container lives from now on; `None` leaves what is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct NewTerms {
+    /// All its limits.
+    pub resources: Option<LinuxResources>,
+    pub restart: Option<RestartPolicy>,
 }
 
 /// Something at a place inside.
@@ -199,6 +231,10 @@ impl From<SeccompChoice> for Seccomp {
 }
 
 impl ContainerSpec {
+    pub(crate) fn sandbox(&self) -> Result<Box<dyn Sandbox>> {
+        sandbox(self.sandbox_options(), self.runtime.as_ref())
+    }
+
     pub(crate) fn sandbox_options(&self) -> SandboxOptions {
         SandboxOptions { helper: self.helper.clone(), state_dir: self.state_dir.clone() }
     }
@@ -255,6 +291,15 @@ impl ContainerSpec {
     }
 }
 
+/// What makes sandboxes: this program, or the runtime that is named.
+pub(crate) fn sandbox(options: SandboxOptions, runtime: Option<&ExternalRuntime>) -> Result<Box<dyn Sandbox>> {
+    let native = NativeSandbox::new(options)?;
+    Ok(match runtime {
+        Some(runtime) => Box::new(ExternalSandbox::new(native, runtime.clone())),
+        None => Box::new(native),
+    })
+}
+
 impl InsideMount {
     /// What a sandbox is given to mount; `None` for memory.
     ///
@@ -281,6 +326,12 @@ pub struct ExecSpec {
     pub stdin: bool,
     pub cgroup_parent: Option<PathBuf>,
     pub seccomp: SeccompChoice,
+    /// Who made the container's sandbox, where it was not this program.
+    #[serde(default)]
+    pub runtime: Option<ExternalRuntime>,
+    /// Names it in what is told of it.
+    #[serde(default)]
+    pub exec_id: String,
 }
 
 impl ExecSpec {
@@ -343,6 +394,9 @@ pub struct State {
     /// It ended and is about to be started again.
     #[serde(default)]
     pub restarting: bool,
+    /// A command asked for its end.
+    #[serde(default)]
+    pub stopped: bool,
     /// How often it was started again since a command started it.
     #[serde(default)]
     pub restarts: u32,

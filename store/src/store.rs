@@ -124,6 +124,11 @@ impl Store {
         Ok(Store { inner: Arc::new(inner) })
     }
 
+    /// What happened here, for who wants to know.
+    pub fn events(&self) -> crate::EventJournal {
+        crate::EventJournal::of(self.root())
+    }
+
     /// The store's directory, absolute and without links.
     pub fn root(&self) -> &Path {
         &self.inner.core.path

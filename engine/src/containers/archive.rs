@@ -44,7 +44,9 @@ impl Containers {
 
     /// Writes the container's whole file system as a tar archive; volumes and other mounts are not in it.
     pub fn export(&self, container: &Container, out: &mut dyn Write) -> Result<u64, Error> {
-        Ok(write_tree(self.root(container)?, out)?)
+        let bytes = write_tree(self.root(container)?, out)?;
+        self.tell(container, "export", &[]);
+        Ok(bytes)
     }
 
     /// The container's file system as it is now, for reading, mounted nowhere; without its volumes.

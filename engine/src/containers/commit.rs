@@ -58,6 +58,7 @@ impl Containers {
         let manifest = Manifest::new(described.descriptor(), layers);
         let names: Vec<Reference> = request.name.iter().cloned().collect();
         let (id, _) = publish(&self.store, &lease, &Described { config: described, manifest }, &names)?;
+        self.tell(container, "commit", &[("comment", &request.message), ("imageID", &id.0.to_string())]);
         Ok(id)
     }
 
@@ -93,7 +94,9 @@ impl Containers {
             _ => return Err(Error::new(Kind::Conflict, format!("container {} is not running", seen.container.id))),
         }
         self.cgroup(&seen.container)?.freeze()?;
-        std::fs::write(self.directory(&seen.container.id).join("paused"), "").map_err(Error::internal)
+        std::fs::write(self.directory(&seen.container.id).join("paused"), "").map_err(Error::internal)?;
+        self.tell(&seen.container, "pause", &[]);
+        Ok(())
     }
 
     /// Lets them go on.
@@ -101,7 +104,9 @@ impl Containers {
         if seen.status != Status::Paused {
             return Err(Error::new(Kind::Conflict, format!("container {} is not paused", seen.container.id)));
         }
-        self.thaw(&seen.container)
+        self.thaw(&seen.container)?;
+        self.tell(&seen.container, "unpause", &[]);
+        Ok(())
     }
 
     pub(super) fn thaw(&self, container: &Container) -> Result<(), Error> {

@@ -235,12 +235,12 @@ impl Containers {
     /// Has the monitor of a running container change its network, and the files inside that tell of it.
     pub(super) fn change_running(&self, container: &Container, change: Change) -> Result<(), Error> {
         let directory = self.directory(&container.id);
-        // No file inside says what others call it.
-        let is_rename = matches!(change, Change::Rename { .. });
+        // Only of its networks do files inside tell.
+        let elsewhere = matches!(change, Change::Rename { .. } | Change::Terms(_));
         match monitor::change(&directory, change)? {
             None => return Ok(()),
             Some(Err(failure)) => return Err(Error::new(Kind::Conflict, failure.message)),
-            Some(Ok(())) if is_rename => return Ok(()),
+            Some(Ok(())) if elsewhere => return Ok(()),
             Some(Ok(())) => {}
         }
         let connections = State::read(&directory).connections;

@@ -27,10 +27,10 @@ pub struct CopyOptions {
 }
 
 /// A place in a file tree: a directory, and what in it is meant.
-struct Place {
-    dir: Dir,
+pub(super) struct Place {
+    pub(super) dir: Dir,
     /// `None`: the directory itself.
-    name: Option<OsString>,
+    pub(super) name: Option<OsString>,
 }
 
 impl Containers {
@@ -41,7 +41,9 @@ impl Containers {
         let host = Root::open(Path::new("/")).map_err(Error::internal)?;
         let to_absolute = std::path::absolute(to).map_err(Error::internal)?;
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        copy(&source, from, &host, &to_absolute, to, Copying { owner, keep: options.keep_owner })
+        copy(&source, from, &host, &to_absolute, to, Copying { owner, keep: options.keep_owner })?;
+        self.tell(&seen.container, "archive-path", &[]);
+        Ok(())
     }
 
     /// Copies from the host into a container.
@@ -55,11 +57,13 @@ impl Containers {
             _ => Error::internal(format!("cannot read {}: {e}", from.display())),
         })?;
         let (root, inside) = self.tree(seen, to, true)?;
-        copy(&source, from, &root, &inside, to, Copying { owner: (0, 0), keep: options.keep_owner })
+        copy(&source, from, &root, &inside, to, Copying { owner: (0, 0), keep: options.keep_owner })?;
+        self.tell(&seen.container, "extract-to-dir", &[]);
+        Ok(())
     }
 
     /// The tree in which a path of a container's lies, and the path in it.
-    fn tree(&self, seen: &Seen, path: &Path, write: bool) -> Result<(Root, PathBuf), Error> {
+    pub(super) fn tree(&self, seen: &Seen, path: &Path, write: bool) -> Result<(Root, PathBuf), Error> {
         let container = &seen.container;
         let absolute = Path::new("/").join(path);
         if matches!(seen.status, Status::Running | Status::Paused) {
@@ -104,7 +108,7 @@ impl Containers {
     }
 }
 
-fn not_there(container: &Container, path: &Path, error: &io::Error) -> Error {
+pub(super) fn not_there(container: &Container, path: &Path, error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound => {
             Error::not_found(format!("Could not find the file {} in container {}", path.display(), container.name))
@@ -114,7 +118,7 @@ fn not_there(container: &Container, path: &Path, error: &io::Error) -> Error {
 }
 
 /// What a source path means.
-fn source(root: &Root, path: &Path, options: CopyOptions) -> io::Result<Place> {
+pub(super) fn source(root: &Root, path: &Path, options: CopyOptions) -> io::Result<Place> {
     let ends_in_name = path.file_name().is_some() && !ends_in_dot(path);
     if !ends_in_name {
         return Ok(Place { dir: root.open_dir(path, Walk::InRoot)?, name: None });
@@ -137,7 +141,7 @@ fn source(root: &Root, path: &Path, options: CopyOptions) -> io::Result<Place> {
     Ok(Place { dir, name: Some(name) })
 }
 
-fn ends_in_dot(path: &Path) -> bool {
+pub(super) fn ends_in_dot(path: &Path) -> bool {
     let bytes = path.as_os_str().as_encoded_bytes();
     let bytes = bytes.strip_suffix(b"/").unwrap_or(bytes);
     bytes == b"." || bytes.ends_with(b"/.")

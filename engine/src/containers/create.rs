@@ -12,8 +12,8 @@ use rbuild_runtime::container::{ContainerLock, RestartPolicy};
 use rbuild_store::{Durability, ImageRecord, Lease, Root, Snapshot, StoreError, db};
 
 use super::record::{self, Container, MountKind, MountPoint};
-use super::request::{CreateRequest, MountRequest, MountWish, NetworkMode};
-use super::{Containers, health, names, process, random_id};
+use super::request::{CreateRequest, HostSettings, MountRequest, MountWish, NetworkMode};
+use super::{Containers, health, isolation, names, process, random_id};
 use crate::error::{Error, Kind};
 use crate::volumes;
 
@@ -31,9 +31,13 @@ impl Containers {
     /// `Invalid` for a request that makes no sense, `Conflict` for a name that is taken.
     pub fn create(&self, request: &CreateRequest) -> Result<Container, Error> {
         let (container, _lock) = self.create_to_start(request)?;
-        // It waits for whoever starts it.
-        let _ = fs::remove_file(self.directory(&container.id).join(BEGUN));
+        self.leave_to_others(&container);
         Ok(container)
+    }
+
+    /// Says that a container made by [`Containers::create_to_start`] waits for whoever starts it, also after its maker's end.
+    pub fn leave_to_others(&self, container: &Container) {
+        let _ = fs::remove_file(self.directory(&container.id).join(BEGUN));
     }
 
     /// As [`Containers::create`], still locked: until [`Containers::start_held`] takes the lock over nobody else starts,
@@ -53,10 +57,9 @@ impl Containers {
             fs::write(directory.join(BEGUN), "").map_err(Error::internal)?;
         }
         let made = self.furnish(request, container, parent.as_ref(), &directory);
-        if made.is_err() {
-            self.remove_directory(&directory);
-        }
-        Ok((made?, lock))
+        let made = made.inspect_err(|_| self.remove_directory(&directory))?;
+        self.tell(&made, "create", &[]);
+        Ok((made, lock))
     }
 
     /// The container's directory, locked before it can be seen: until its row is there the lock is what tells others
@@ -98,7 +101,7 @@ impl Containers {
         directory: &Path,
     ) -> Result<Container, Error> {
         let parent_id = parent.map(Snapshot::id);
-        self.store.snapshots().make_layer(&directory.join("layer"), parent_id)?;
+        self.make_layer(&container, parent_id, &directory.join("layer"))?;
         let mut image_root = None;
         for mount in &container.mounts {
             let MountKind::Volume { name, .. } = &mount.kind else { continue };
@@ -116,25 +119,63 @@ impl Containers {
             if request.name.is_none() {
                 container.name = names::random(attempt);
             }
+            let mut fresh = Vec::new();
             let taken = self.store.db().write(durability, |tx| {
+                fresh.clear();
                 if let Some(other) = record::by_name(tx, &container.name)? {
                     return Ok(Some(other.id));
                 }
                 for mount in &container.mounts {
-                    if let MountKind::Volume { name, anonymous } = &mount.kind {
-                        volumes::insert(tx, name, &BTreeMap::new(), *anonymous)?;
+                    if let MountKind::Volume { name, anonymous } = &mount.kind
+                        && volumes::insert(tx, name, &BTreeMap::new(), *anonymous)?
+                    {
+                        fresh.push(name.clone());
                     }
                 }
                 record::insert(tx, &container)?;
                 Ok(None)
             })?;
             match taken {
-                None => break,
+                None => {
+                    fresh.iter().for_each(|name| self.volumes().tell("create", name));
+                    break;
+                }
                 Some(_) if request.name.is_none() && attempt < 100 => {}
                 Some(other) => return Err(name_conflict(&container.name, &other)),
             }
         }
         Ok(container)
+    }
+
+    /// The writable layer, within its limit if it has one.
+    fn make_layer(
+        &self,
+        container: &Container,
+        parent: Option<&rbuild_store::SnapshotId>,
+        layer: &Path,
+    ) -> Result<(), Error> {
+        let Some(bytes) = container.host.storage_size else {
+            self.store.snapshots().make_layer(layer, parent)?;
+            return Ok(());
+        };
+        let limit = |path: &Path| {
+            rbuild_runtime::disk::limit(path, bytes).map_err(|error| match error.kind() {
+                io::ErrorKind::Unsupported => Error::invalid(
+                    "--storage-opt is supported only for state directories on xfs or ext4 with the 'prjquota' mount \
+                     option, or with the storage driver btrfs",
+                ),
+                _ => Error::internal(format!("cannot limit the writable layer: {error}")),
+            })
+        };
+        // A project is for what is made in it; a subvolume has to be there.
+        if self.store.driver() == rbuild_store::Driver::Btrfs {
+            self.store.snapshots().make_layer(layer, parent)?;
+            return limit(&layer.join("fs"));
+        }
+        fs::DirBuilder::new().mode(0o700).create(layer).map_err(Error::internal)?;
+        limit(layer)?;
+        self.store.snapshots().make_layer(layer, parent)?;
+        Ok(())
     }
 
     fn describe(
@@ -289,6 +330,9 @@ fn check(request: &CreateRequest) -> Result<(), Error> {
     if let Some(name) = &request.name {
         names::check(name)?;
     }
+    if let Some(runtime) = request.host.runtime.as_ref().filter(|_| request.host.init) {
+        return Err(Error::invalid(format!("--init is not supported with the runtime {}", runtime.name)));
+    }
     if let Some(path) = request.working_dir.as_deref().filter(|path| !path.is_empty() && !path.starts_with('/')) {
         let message = format!("the working directory '{path}' is invalid, it needs to be an absolute path");
         return Err(Error::invalid(message));
@@ -311,6 +355,11 @@ fn check(request: &CreateRequest) -> Result<(), Error> {
     if matches!(host.network, NetworkMode::Container(_)) && !request.expose.is_empty() {
         return Err(Error::invalid("conflicting options: port exposing and the container type network mode"));
     }
+    check_limits(host)
+}
+
+/// Refuses limits that make no sense beside each other, in docker's words.
+pub(super) fn check_limits(host: &HostSettings) -> Result<(), Error> {
     if let Some(memory) = host.memory {
         if memory < LEAST_MEMORY {
             return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
@@ -321,6 +370,7 @@ fn check(request: &CreateRequest) -> Result<(), Error> {
     } else if host.memory_swap.is_some_and(|swap| swap > 0) {
         return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
     }
+    isolation::check(host)?;
     if host.nano_cpus.is_some() && (host.cpu_quota.is_some() || host.cpu_period.is_some()) {
         return Err(Error::invalid("conflicting options: CPU quota and CPUs cannot both be set"));
     }

@@ -42,20 +42,34 @@ impl Containers {
         let host = &container.host;
         let spec = ExecSpec {
             id: container.id.clone(),
+            exec_id: super::random_id()?,
             process: process::exec_process(container, &root, request)?,
             terminal: request.tty.then_some(request.size),
             stdin: request.stdin,
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: if request.privileged { SeccompChoice::Unconfined } else { host.seccomp() },
+            seccomp: if request.privileged { SeccompChoice::Unconfined } else { host.seccomp()? },
+            runtime: host.runtime.as_ref().map(|runtime| runtime.external(&self.directory(&container.id))),
         };
+        let exec_id = spec.exec_id.clone();
+        let command = request.command.join(" ");
+        self.tell(container, &format!("exec_create: {command}"), &[("execID", &exec_id)]);
         if detached {
             let answer = monitor::exec_detached(&self.directory(&container.id), spec)?;
-            return answer.map(|_| Executed::Detached).map_err(start_error);
+            answer.map_err(start_error)?;
+            self.tell(container, &format!("exec_start: {command}"), &[("execID", &exec_id)]);
+            return Ok(Executed::Detached);
         }
         let options = SandboxOptions { helper: self.parts.helper.clone(), state_dir: self.parts.state_dir.clone() };
-        let mut attachment = monitor::exec(options, &spec, seen.state.pid)?;
+        let (here, its) = (self.clone(), container.clone());
+        let id = exec_id.clone();
+        let at_end =
+            move |status: i32| here.tell(&its, "exec_die", &[("execID", &id), ("exitCode", &status.to_string())]);
+        let mut attachment = monitor::exec(options, &spec, seen.state.pid, Box::new(at_end))?;
         match attachment.next_event().map_err(Error::internal)? {
-            Some(Attached::Started { .. }) => Ok(Executed::Attached(attachment)),
+            Some(Attached::Started { .. }) => {
+                self.tell(container, &format!("exec_start: {command}"), &[("execID", &exec_id)]);
+                Ok(Executed::Attached(attachment))
+            }
             Some(Attached::Failed(failure)) => Err(start_error(failure)),
             _ => Err(Error::internal("the process was not started")),
         }

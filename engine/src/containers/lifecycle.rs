@@ -34,9 +34,11 @@ impl Containers {
     /// `Conflict` for one that does not run.
     pub fn attach(&self, container: &Container, stdin: bool) -> Result<Attachment, Error> {
         let found = Attachment::to(&self.directory(&container.id), stdin, true).map_err(Error::internal)?;
-        found.ok_or_else(|| {
+        let attached = found.ok_or_else(|| {
             Error::new(Kind::Conflict, "You cannot attach to a stopped container, start it first".to_owned())
-        })
+        })?;
+        self.tell(container, "attach", &[]);
+        Ok(attached)
     }
 
     /// Sends a signal to the container's first process.
@@ -48,6 +50,7 @@ impl Containers {
             return Err(Error::new(Kind::Conflict, message));
         };
         attached.input().and_then(|mut input| input.signal(signal)).map_err(Error::internal)?;
+        self.tell(container, "kill", &[("signal", &signal.to_string())]);
         self.wake_for(container, signal)
     }
 
@@ -69,15 +72,19 @@ impl Containers {
         let timeout = timeout.or(container.config.stop_timeout).unwrap_or(STOP_TIMEOUT);
         // A failed write means that it ended meanwhile, which is what is wanted.
         let _ = input.signal(signal);
+        self.tell(container, "kill", &[("signal", &signal.to_string())]);
         if self.see(container.clone()).status == Status::Paused {
             self.thaw(container)?;
         }
         let patience = u64::try_from(timeout).ok().map(Duration::from_secs);
-        if ended_within(&mut attached, patience)? {
-            return Ok(());
+        let mut ended = ended_within(&mut attached, patience)?;
+        if !ended {
+            let _ = input.signal(KILL);
+            self.tell(container, "kill", &[("signal", "9")]);
+            ended = ended_within(&mut attached, Some(PATIENCE))?;
         }
-        let _ = input.signal(KILL);
-        if ended_within(&mut attached, Some(PATIENCE))? {
+        if ended {
+            self.tell(container, "stop", &[]);
             return Ok(());
         }
         Err(Error::internal(format!("container {} does not end although it was killed", container.name)))
@@ -133,7 +140,7 @@ impl Containers {
     /// Removes rows, then files, of a container whose lock the caller holds. On a full disk too.
     pub(super) fn remove_locked(&self, id: &str, anonymous_volumes: bool, durability: Durability) -> Result<(), Error> {
         let rows = |tx: &rbuild_store::rusqlite::Transaction<'_>| {
-            let Some(container) = record::by_id(tx, id)? else { return Ok(Vec::new()) };
+            let Some(container) = record::by_id(tx, id)? else { return Ok((None, Vec::new())) };
             record::delete(tx, id)?;
             let mut gone = Vec::new();
             if anonymous_volumes && !container.mounts.is_empty() {
@@ -147,9 +154,9 @@ impl Containers {
                     }
                 }
             }
-            Ok(gone)
+            Ok((Some(container), gone))
         };
-        let volumes = match self.store.db().write(durability, rows) {
+        let (container, volumes) = match self.store.db().write(durability, rows) {
             Err(error) if error.is_full() => self.store.remove_durably(rows),
             removed => removed,
         }?;
@@ -157,7 +164,15 @@ impl Containers {
         for volume in volumes {
             self.volumes().remove_files(&volume);
         }
+        if let Some(container) = container {
+            self.tell(&container, "destroy", &[]);
+        }
         Ok(())
+    }
+
+    /// Notes that a container was stopped and started as one.
+    pub fn restarted(&self, container: &Container) {
+        self.tell(container, "restart", &[]);
     }
 
     /// Gives a container another name.
@@ -173,8 +188,11 @@ impl Containers {
         if let Some(other) = taken {
             return Err(create::name_conflict(name, &other));
         }
+        let renamed = Container { name: name.to_owned(), ..container.clone() };
         let change = Change::Rename { from: container.name.clone(), to: name.to_owned() };
-        self.change_running(&Container { name: name.to_owned(), ..container.clone() }, change)
+        self.change_running(&renamed, change)?;
+        self.tell(&renamed, "rename", &[("oldName", &format!("/{}", container.name))]);
+        Ok(())
     }
 
     /// Clears away what killed processes left: containers that ended unseen are marked so (and removed, if they were to

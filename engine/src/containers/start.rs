@@ -91,6 +91,9 @@ impl Containers {
         } else {
             String::new()
         };
+        if request.output {
+            self.tell(container, "attach", &[]);
+        }
         let start = Start { spec, namespace, lock, stdin: request.stdin, output: request.output, note };
         // What is to be started again needs somebody who lives longer than this command.
         let begun = if request.here && start.spec.restart == RestartPolicy::Never {
@@ -180,11 +183,13 @@ impl Containers {
                 (true, true) => Input::Once,
                 (true, false) => Input::Open,
             },
+            told: Some(self.told(container)),
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: host.seccomp(),
+            seccomp: host.seccomp()?,
             init: host.init,
+            runtime: host.runtime.as_ref().map(|runtime| runtime.external(directory)),
             log: host.log.kept(),
-            health: health::probe(container, &root)?.map(Box::new),
+            health: health::probe(container, &root, directory)?.map(Box::new),
             restart: host.restart,
             stop_signal: signal_number(&container.config.stop_signal),
             helper: self.parts.helper.clone(),

@@ -50,6 +50,10 @@ impl Images {
                 one.record = self.only(&one.record, &one.names, platform, &lease)?;
             }
         }
+        for one in &loaded {
+            let id = one.record.id.0.to_string();
+            self.tell("load", &id, &one.names.first().map_or_else(|| id.clone(), Reference::familiar));
+        }
         Ok(loaded.into_iter().map(|one| Loaded { id: one.record.id, names: one.names }).collect())
     }
 
@@ -101,7 +105,12 @@ impl Images {
         for image in &mut images {
             image.names.retain(|name| name.digest().is_none());
         }
-        Ok(archive::save(&images, &self.store, out)?)
+        archive::save(&images, &self.store, out)?;
+        for image in &images {
+            let id = image.record.id.0.to_string();
+            self.tell("save", &id, &image.names.first().map_or_else(|| id.clone(), Reference::familiar));
+        }
+        Ok(())
     }
 
     /// As [`Images::import`], from a web server, unpacked while it comes.
@@ -151,7 +160,10 @@ impl Images {
         config.history.push(HistoryEntry { created, comment: request.message.clone(), ..HistoryEntry::default() });
         let lease = self.store.lease("import")?;
         let names = request.name.iter().cloned().collect();
-        Ok(archive::import(archive, config, names, &self.store, &lease)?.id)
+        let id = archive::import(archive, config, names, &self.store, &lease)?.id;
+        let name = request.name.as_ref().map_or_else(|| id.0.to_string(), Reference::familiar);
+        self.tell("import", &id.0.to_string(), &name);
+        Ok(id)
     }
 }
 

@@ -43,6 +43,7 @@ impl Images {
             Some(reference) => self.remove_name(&image, &reference, &users, force)?,
             None => self.remove_image(&image, name, &users, force)?,
         };
+        self.tell_removed(&image, &removed);
         if clear {
             self.free(&removed)?;
         }
@@ -63,13 +64,25 @@ impl Images {
                 continue;
             }
             if all || dangles {
-                removed.extend(self.delete(&whole)?);
+                let gone = self.delete(&whole)?;
+                self.tell_removed(&whole, &gone);
+                removed.extend(gone);
             } else {
                 self.drop_leftovers(&whole)?;
             }
         }
         let collected = self.store.collect(&CollectOptions { records: Records::None })?;
         Ok(Pruned { removed, bytes: collected.bytes })
+    }
+
+    fn tell_removed(&self, image: &Image, removed: &[Removed]) {
+        let id = image.id.0.to_string();
+        for one in removed {
+            match one {
+                Removed::Untagged(name) => self.tell("untag", &id, &name.familiar()),
+                Removed::Deleted(gone) => self.tell("delete", &gone.0.to_string(), &gone.0.to_string()),
+            }
+        }
     }
 
     fn remove_name(

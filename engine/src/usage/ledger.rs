@@ -162,7 +162,7 @@ impl Ledger<'_> {
                 "cachemounts" | "contexts" => self.each(&path, |_, _| Owner::BuildCache)?,
                 "builds" => self.each(&path, |_, _| Owner::BuildLogs)?,
                 "ingest" | "leases" => self.leased(&path)?,
-                "VERSION" | "reserve" | "empty" | "sandbox" | "daemon.json" | "lost+found" => {
+                "VERSION" | "reserve" | "empty" | "events" | "sandbox" | "daemon.json" | "lost+found" => {
                     self.tree(Owner::Store, &path)?;
                 }
                 name if name.starts_with("db.sqlite") || name.starts_with("gc.") => self.tree(Owner::Store, &path)?,

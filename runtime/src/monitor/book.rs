@@ -30,6 +30,7 @@ impl Book {
             state.started = Some(super::now());
             state.finished = None;
             state.restarting = false;
+            state.stopped = false;
             state.pid = pid;
             state.exit_code = 0;
             state.oom = false;
@@ -38,13 +39,15 @@ impl Book {
     }
 
     /// Its program has ended; `again` says that it is to be started once more.
-    pub(super) fn ended(&self, ended: &Ended, again: bool) {
+    /// `stopped` that a command asked for the end.
+    pub(super) fn ended(&self, ended: &Ended, again: bool, stopped: bool) {
         self.change(|state| {
             state.pid = 0;
             state.finished = Some(super::now());
             state.exit_code = ended.status;
             state.oom = ended.oom;
             state.restarting = again;
+            state.stopped = stopped;
             if let Some(health) = &mut state.health {
                 health.status = HealthStatus::Unhealthy;
             }
@@ -55,14 +58,17 @@ impl Book {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).health.clone()
     }
 
-    /// Changes what is known of the health of a container that runs.
-    pub(super) fn change_health(&self, change: impl FnOnce(&mut Health)) {
+    /// Changes what is known of the health of a container that runs; the status, if it is another one now.
+    pub(super) fn change_health(&self, change: impl FnOnce(&mut Health)) -> Option<HealthStatus> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let runs = state.finished.is_none();
-        let Some(health) = state.health.as_mut().filter(|_| runs) else { return };
+        let health = state.health.as_mut().filter(|_| runs)?;
+        let before = health.status;
         change(health);
+        let after = health.status;
         if let Err(error) = state.write(&self.directory) {
             tracing::warn!(%error, "the health of the container is not written down");
         }
+        (before != after).then_some(after)
     }
 }

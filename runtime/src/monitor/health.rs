@@ -15,6 +15,7 @@ use rustix::process::Signal;
 
 use super::book::Book;
 use super::enter;
+use super::teller::Teller;
 use crate::container::{ContainerSpec, Health, HealthProbe, HealthStatus, ProbeResult};
 use crate::error::{Error, Result};
 use crate::sandbox::{Running, Stdio};
@@ -51,18 +52,18 @@ impl Drop for Probing {
 }
 
 /// Begins to probe the container whose first process is `pid`; `None` for one that has no probe.
-pub(super) fn probe(spec: &ContainerSpec, pid: i32, book: &Arc<Book>) -> Option<Probing> {
+pub(super) fn probe(spec: &ContainerSpec, pid: i32, book: &Arc<Book>, teller: &Arc<Teller>) -> Option<Probing> {
     let probe = spec.health.clone()?;
     let over = Arc::new(Over::default());
-    let (theirs, book, spec) = (Arc::clone(&over), Arc::clone(book), spec.clone());
-    let work = move || watch(&spec, &probe, pid, &book, &theirs);
+    let (theirs, book, teller, spec) = (Arc::clone(&over), Arc::clone(book), Arc::clone(teller), spec.clone());
+    let work = move || watch(&spec, &probe, pid, (&book, &teller), &theirs);
     if let Err(error) = thread::Builder::new().name("health".into()).spawn(work) {
         tracing::warn!(%error, "the container's health is not checked");
     }
     Some(Probing(over))
 }
 
-fn watch(spec: &ContainerSpec, probe: &HealthProbe, pid: i32, book: &Book, over: &Over) {
+fn watch(spec: &ContainerSpec, probe: &HealthProbe, pid: i32, (book, teller): (&Book, &Teller), over: &Over) {
     let begun = Instant::now();
     loop {
         let starting = begun.elapsed() < probe.start_period;
@@ -79,7 +80,9 @@ fn watch(spec: &ContainerSpec, probe: &HealthProbe, pid: i32, book: &Book, over:
             return;
         }
         let counts = begun.elapsed() >= probe.start_period;
-        book.change_health(|health| note(health, result, counts, probe.retries));
+        if let Some(status) = book.change_health(|health| note(health, result, counts, probe.retries)) {
+            teller.note(&format!("health_status: {}", status.as_str()), &[]);
+        }
     }
 }
 

@@ -10,6 +10,8 @@ mod health;
 mod home;
 mod restart;
 mod session;
+mod teller;
+mod terms;
 pub(crate) mod wire;
 mod wiring;
 
@@ -31,16 +33,18 @@ use time::OffsetDateTime;
 
 use crate::container::{
     Attached, Attachment, Change, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, RestartPolicy, StartFailure,
-    State, connect, socket_address,
+    State, connect, sandbox, socket_address,
 };
 use crate::error::{Error, Result};
 use crate::logs::{LogWriter, rfc3339};
 use crate::network::Namespace;
 use crate::passing;
-use crate::sandbox::{NativeSandbox, Sandbox, SandboxOptions, Stdio};
+use crate::sandbox::{SandboxOptions, Stdio};
 use book::Book;
 use restart::Restarts;
 use session::{Outputs, Session};
+use teller::Teller;
+use terms::Terms;
 use wire::{Frame, Hello};
 use wiring::Wiring;
 
@@ -170,46 +174,67 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd, stays: bool) {
     };
     let ports = wiring.ports();
     book.started(session.pid(), spec.health.is_some(), |state| state.ports = ports);
+    let teller = Arc::new(Teller::new(&spec));
+    teller.started(&spec.connections);
     let _ = Frame::Started { pid: session.pid() }.send(&mut starter);
     session.attach(starter, stdin, output);
-    let network = Arc::new(Network { wiring, book: Arc::clone(&book), ended: Mutex::new(false) });
-    listen(listener, &session, &spec, &network);
+    let terms = Terms::new(spec.restart, kept);
+    let care = Arc::new(Care { wiring, book: Arc::clone(&book), teller, terms, ended: Mutex::new(false) });
+    listen(listener, &session, &spec, &care);
     if stays {
         home::leave_with(&spec.directory, &session);
     }
-    let ended = lives(&spec, kept, &session, outputs, &book);
-    network.end();
+    let ended = lives(&spec, &session, outputs, &care);
+    care.end();
     let _ = fs::remove_file(spec.directory.join("socket"));
     at_end(&spec, &note);
     drop(lock);
     session.tell_end(&ended);
 }
 
-/// The network of the container, and where changes of it are written down.
-struct Network {
+/// What a monitor has of its container beside the streams: what may change, and where changes are written down and told.
+struct Care {
     wiring: Wiring,
     book: Arc<Book>,
+    teller: Arc<Teller>,
+    terms: Terms,
     ended: Mutex<bool>,
 }
 
-impl Network {
-    fn change(&self, change: &Change, pid: i32) -> Result<()> {
+impl Care {
+    fn change(&self, spec: &ContainerSpec, change: &Change, pid: i32) -> Result<()> {
         let ended = self.lock();
         if *ended {
             return Err(Error::Refused("the container has ended".to_owned()));
         }
         let changed = match change {
-            Change::Join(joining) => self.wiring.join(joining, pid),
-            Change::Leave { network } => self.wiring.leave(network, pid),
+            Change::Join(joining) => {
+                self.wiring.join(joining, pid).inspect(|()| self.tell("connect", &joining.network))
+            }
+            Change::Leave { network } => {
+                let before = self.wiring.connections();
+                self.wiring.leave(network, pid).inspect(|()| {
+                    let gone = before.iter().filter(|connection| connection.network == *network);
+                    gone.for_each(|connection| self.teller.network("disconnect", connection));
+                })
+            }
             Change::Rename { from, to } => {
                 self.wiring.rename(from, to);
+                self.teller.renamed(to);
                 Ok(())
             }
+            Change::Terms(new) => self.terms.change(spec, new, pid),
         };
         // Also after a failure, which may have come half-way.
         let (connections, ports) = (self.wiring.connections(), self.wiring.ports());
         self.book.change(|state| (state.connections, state.ports) = (connections, ports));
         changed
+    }
+
+    fn tell(&self, action: &str, network: &str) {
+        let connections = self.wiring.connections();
+        let found = connections.iter().filter(|connection| connection.network == network);
+        found.for_each(|connection| self.teller.network(action, connection));
     }
 
     /// Ends what listens, before anybody is told of the end: who starts the container again at once finds its ports free.
@@ -224,28 +249,27 @@ impl Network {
 }
 
 /// Its lives, one after the other; how the last one ended.
-fn lives(
-    spec: &ContainerSpec,
-    namespace: Option<OwnedFd>,
-    session: &Arc<Session>,
-    mut outputs: Outputs,
-    book: &Arc<Book>,
-) -> Ended {
+fn lives(spec: &ContainerSpec, session: &Arc<Session>, mut outputs: Outputs, care: &Care) -> Ended {
+    let Care { wiring, book, teller, terms, .. } = care;
     let mut restarts = Restarts::default();
     loop {
         let begun = Instant::now();
-        let ended = life(spec, session, outputs, book);
-        let again = restarts.after(&spec.restart, &ended, begun.elapsed());
-        let again = again.filter(|_| !session.stopped_within(Duration::ZERO));
-        book.ended(&ended, again.is_some());
+        let ended = life(spec, session, outputs, care);
+        let stopped = session.stopped_within(Duration::ZERO);
+        let again = restarts.after(&terms.restart(), &ended, begun.elapsed());
+        let again = again.filter(|_| !stopped);
+        book.ended(&ended, again.is_some(), stopped);
+        teller.ended(&ended, &wiring.connections());
         let Some(wait) = again else { return ended };
         // Who is attached is attached to one life, as with docker.
         session.tell_end(&ended);
-        if session.stopped_within(wait) {
-            book.change(|state| state.restarting = false);
+        let stopped = session.stopped_within(wait);
+        // Its policy may be another one by now.
+        if stopped || terms.restart() == RestartPolicy::Never {
+            book.change(|state| (state.restarting, state.stopped) = (false, stopped));
             return ended;
         }
-        match live_again(spec, namespace.as_ref(), session) {
+        match live_again(spec, terms, session) {
             Ok(fresh) => outputs = fresh,
             Err(error) => {
                 book.change(|state| {
@@ -256,25 +280,24 @@ fn lives(
             }
         }
         book.started(session.pid(), spec.health.is_some(), |state| state.restarts += 1);
+        teller.started(&wiring.connections());
     }
 }
 
-fn life(spec: &ContainerSpec, session: &Arc<Session>, outputs: Outputs, book: &Arc<Book>) -> Ended {
-    let _probing = health::probe(spec, session.pid(), book);
+fn life(spec: &ContainerSpec, session: &Arc<Session>, outputs: Outputs, care: &Care) -> Ended {
+    let _probing = health::probe(spec, session.pid(), &care.book, &care.teller);
     let ended = match outputs.pump(session).map_err(|e| Error::system("start a thread", e)) {
         Ok(pumps) => session.finish(pumps),
         Err(error) => Err(error),
     };
     ended.unwrap_or_else(|error| {
-        book.change(|state| state.error = error.to_string());
+        care.book.change(|state| state.error = error.to_string());
         Ended { status: 255, oom: false }
     })
 }
 
-fn live_again(spec: &ContainerSpec, namespace: Option<&OwnedFd>, session: &Session) -> Result<Outputs> {
-    let namespace = namespace.map(OwnedFd::try_clone).transpose();
-    let namespace = namespace.map_err(|e| Error::system("keep the network", e))?;
-    let running = NativeSandbox::new(spec.sandbox_options())?.start(spec.process_spec(namespace)?)?;
+fn live_again(spec: &ContainerSpec, terms: &Terms, session: &Session) -> Result<Outputs> {
+    let running = spec.sandbox()?.start(terms.next_life(spec)?)?;
     session.renew(running)
 }
 
@@ -291,7 +314,7 @@ fn begin(spec: &ContainerSpec, namespace: Option<OwnedFd>) -> Result<Begun> {
     let log = log.map_err(|e| Error::system("open the container's log", e))?;
     let namespace = namespace.map(Namespace::from_fd);
     let wiring = Wiring::start(spec, namespace.as_ref())?;
-    let sandbox = NativeSandbox::new(spec.sandbox_options())?;
+    let sandbox = spec.sandbox()?;
     let running = sandbox.start(spec.process_spec(namespace.map(Namespace::into_fd))?)?;
     let (session, outputs) = Session::new(running, log, spec.stdin, spec.stop_signal)?;
     Ok(Begun { session, outputs, listener, wiring })
@@ -306,9 +329,9 @@ fn bind(spec: &ContainerSpec) -> Result<UnixListener> {
 
 /// Accepts connections until the process is gone. The thread ends with the process it belongs to: a monitor's `main`
 /// returns, and a command that ran the container itself exits.
-fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec, network: &Arc<Network>) {
+fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec, care: &Arc<Care>) {
     let session = Arc::downgrade(session);
-    let network = Arc::clone(network);
+    let care = Arc::clone(care);
     let spec = spec.clone();
     let accept = move || {
         for connection in listener.incoming() {
@@ -319,9 +342,9 @@ fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec, 
             let _ = socket.set_read_timeout(None);
             match hello {
                 Ok(Some(Frame::Hello(Hello::Attach { stdin, output }))) => session.attach(socket, stdin, output),
-                Ok(Some(Frame::Hello(Hello::Exec(exec)))) => exec_here(&spec, &session, *exec, socket),
+                Ok(Some(Frame::Hello(Hello::Exec(exec)))) => exec_here(&spec, &session, &care.teller, *exec, socket),
                 Ok(Some(Frame::Hello(Hello::Change(change)))) => {
-                    let answer = match network.change(&change, session.pid()) {
+                    let answer = match care.change(&spec, &change, session.pid()) {
                         Ok(()) => Frame::Done,
                         Err(error) => Frame::Failed((&error).into()),
                     };
@@ -337,7 +360,13 @@ fn listen(listener: UnixListener, session: &Arc<Session>, spec: &ContainerSpec, 
 }
 
 /// Runs a process nobody is attached to; it lives in the monitor's care until it or the container ends.
-fn exec_here(spec: &ContainerSpec, session: &Arc<Session>, exec: ExecSpec, mut socket: UnixStream) {
+fn exec_here(
+    spec: &ContainerSpec,
+    session: &Arc<Session>,
+    teller: &Arc<Teller>,
+    exec: ExecSpec,
+    mut socket: UnixStream,
+) {
     let answer = enter(spec.sandbox_options(), &exec, session.pid(), Stdio::Null);
     let frame = match &answer {
         Ok(running) => Frame::Started { pid: running.pid() },
@@ -345,8 +374,10 @@ fn exec_here(spec: &ContainerSpec, session: &Arc<Session>, exec: ExecSpec, mut s
     };
     let _ = frame.send(&mut socket);
     if let Ok(running) = answer {
+        let teller = Arc::clone(teller);
         let wait = move || {
-            let _ = running.wait();
+            let status = running.wait().map_or(255, |exit| exit.status());
+            teller.note("exec_die", &[("execID", &exec.exec_id), ("exitCode", &status.to_string())]);
         };
         let _ = thread::Builder::new().name("exec".into()).spawn(wait);
     }
@@ -356,11 +387,17 @@ fn enter(options: SandboxOptions, exec: &ExecSpec, pid: i32, stdio: Stdio) -> Re
     let gone = || Error::Refused(format!("process {pid} of the container is gone"));
     let target = rustix::process::Pid::from_raw(pid).ok_or_else(gone)?;
     let target = pidfd_open(target, PidfdFlags::empty()).map_err(|_| gone())?;
-    NativeSandbox::new(options)?.enter(exec.enter_spec(target, stdio))
+    sandbox(options, exec.runtime.as_ref())?.enter(exec.enter_spec(target, stdio))
 }
 
-/// Runs one more process in a container, with its streams on the attachment; it ends when this process does.
-pub fn exec(options: SandboxOptions, exec: &ExecSpec, pid: i32) -> Result<Attachment> {
+/// Runs one more process in a container, with its streams on the attachment; it ends when this process does. `at_end` is
+/// told its exit status before anybody else.
+pub fn exec(
+    options: SandboxOptions,
+    exec: &ExecSpec,
+    pid: i32,
+    at_end: Box<dyn FnOnce(i32) + Send>,
+) -> Result<Attachment> {
     let stdio = match exec.terminal {
         Some((rows, columns)) => Stdio::Terminal { rows, columns },
         None if exec.stdin => Stdio::Pipes,
@@ -375,6 +412,7 @@ pub fn exec(options: SandboxOptions, exec: &ExecSpec, pid: i32) -> Result<Attach
     let follow = move || {
         let ended = outputs.pump(&session).map_err(|e| Error::system("start a thread", e));
         let ended = ended.and_then(|pumps| session.finish(pumps)).unwrap_or(Ended { status: 255, oom: false });
+        at_end(ended.status);
         session.tell_end(&ended);
     };
     thread::Builder::new().name("exec".into()).spawn(follow).map_err(|e| Error::system("start a thread", e))?;
@@ -392,7 +430,7 @@ pub fn exec_detached(directory: &Path, exec: ExecSpec) -> Result<std::result::Re
     }
 }
 
-/// Has the container's monitor change its network; `None` when it does not run.
+/// Has the container's monitor change something; `None` when it does not run.
 pub fn change(directory: &Path, change: Change) -> Result<Option<std::result::Result<(), StartFailure>>> {
     let failed = |e: io::Error| Error::system("talk to the container's monitor", e);
     let mut socket = match connect(directory, Hello::Change(change)) {

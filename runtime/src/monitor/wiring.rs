@@ -155,7 +155,8 @@ fn way_out(connections: &[Connection]) -> Option<&Connection> {
     connections.iter().find(|connection| !connection.endpoint.internal)
 }
 
-fn namespace_of(pid: i32) -> Result<Namespace> {
+/// The network that a process is in.
+pub(super) fn namespace_of(pid: i32) -> Result<Namespace> {
     let path = format!("/proc/{pid}/ns/net");
     let fd = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Error::system(format!("open {path}"), e))?;

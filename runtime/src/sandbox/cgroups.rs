@@ -244,6 +244,21 @@ impl Cgroup {
         list.unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect()
     }
 
+    /// As [`Cgroup::processes`], with those in cgroups that its processes made below it.
+    pub fn all_processes(&self) -> Vec<i32> {
+        let top = self.unified.as_deref().or(self.v1.first().map(|hierarchy| hierarchy.mount.as_path()));
+        let mut open: Vec<PathBuf> = top.map(Path::to_path_buf).into_iter().collect();
+        let mut all = Vec::new();
+        while let Some(directory) = open.pop() {
+            let list = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+            all.extend(list.lines().filter_map(|line| line.parse::<i32>().ok()));
+            let below = fs::read_dir(&directory).into_iter().flatten().flatten();
+            open.extend(below.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
+        }
+        all.sort_unstable();
+        all
+    }
+
     /// Stops every process until [`Cgroup::thaw`]; returns when all stand still.
     pub fn freeze(&self) -> Result<()> {
         self.set_frozen(Frozen::Yes)
@@ -291,14 +306,81 @@ impl Cgroup {
         events.and_then(|events| field(&events, "frozen")) == Some(1)
     }
 
-    /// Changes the limits of what runs.
-    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
-        Ok(limits::apply(self, resources)?)
+    /// Changes the limits of what runs. A v1 hierarchy that no limit needed before takes the processes in.
+    pub(super) fn update(&self, hierarchies: &Hierarchies, path: &Path, resources: &LinuxResources) -> Result<Self> {
+        let mut wide = self.clone();
+        for controller in limits::controllers(Some(resources)) {
+            if !hierarchies.has(controller) {
+                let message = format!("this machine has no cgroup controller {controller} for the limit asked for");
+                return Err(Error::Refused(message));
+            }
+            let Some(hierarchy) = hierarchies.v1_of(controller).filter(|_| !wide.has_v1(controller)) else { continue };
+            let own = Hierarchy { controllers: hierarchy.controllers.clone(), mount: hierarchy.mount.join(path) };
+            own.make(path)?;
+            // What the processes hold already is to count too, where the kernel still can do that.
+            let _ = fs::write(own.mount.join("memory.move_charge_at_immigrate"), "3");
+            wide.v1.push(own);
+        }
+        let changed = limits::apply(&wide, resources)
+            .and_then(|()| wide.v1[self.v1.len()..].iter().try_for_each(|one| self.move_into(one)));
+        if let Err(failure) = changed {
+            // One that holds a process refuses, and goes at the end.
+            wide.v1[self.v1.len()..].iter().for_each(|one| drop(fs::remove_dir(&one.mount)));
+            return Err(failure.into());
+        }
+        Ok(wide)
     }
 
-    /// Bytes in use now.
+    /// Moves every process into one more hierarchy; those forked meanwhile too.
+    fn move_into(&self, hierarchy: &Hierarchy) -> Result<(), Failure> {
+        let file = hierarchy.mount.join("cgroup.procs");
+        for _ in 0..100 {
+            let there = fs::read_to_string(&file).unwrap_or_default();
+            let there: Vec<i32> = there.lines().filter_map(|line| line.parse().ok()).collect();
+            let missing: Vec<i32> = self.all_processes().into_iter().filter(|pid| !there.contains(pid)).collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            for pid in missing {
+                match fs::write(&file, pid.to_string()) {
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                    moved => moved.doing(|| format!("enter {}", hierarchy.mount.display()))?,
+                }
+            }
+        }
+        Err(Failure::refused("the processes fork faster than they can be limited"))
+    }
+
+    /// Bytes in use now, without the cached files that the kernel would give up first.
     pub fn memory(&self) -> Option<u64> {
-        self.number("memory", "memory.usage_in_bytes", "memory.current")
+        let used = self.number("memory", "memory.usage_in_bytes", "memory.current")?;
+        let text = fs::read_to_string(self.directory("memory")?.join("memory.stat")).unwrap_or_default();
+        let idle = field(&text, if self.unified_limits { "inactive_file" } else { "total_inactive_file" });
+        Some(used.saturating_sub(idle.unwrap_or(0)))
+    }
+
+    /// The most bytes that it may use; `None` where nothing says so, or so much that it means nothing.
+    pub fn memory_limit(&self) -> Option<u64> {
+        self.number("memory", "memory.limit_in_bytes", "memory.max").filter(|&bytes| bytes < 1 << 62)
+    }
+
+    /// Bytes read from and written to block devices.
+    pub fn block_io(&self) -> Option<(u64, u64)> {
+        let directory = self.directory("blkio")?;
+        if self.unified_limits {
+            let text = fs::read_to_string(directory.join("io.stat")).ok()?;
+            let sum = |name: &str| {
+                let words = text.split_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+                words.filter_map(|number| number.parse::<u64>().ok()).sum()
+            };
+            return Some((sum("rbytes"), sum("wbytes")));
+        }
+        let text = fs::read_to_string(directory.join("blkio.throttle.io_service_bytes")).ok()?;
+        let sum = |name: &str| {
+            let lines = text.lines().filter_map(|line| line.split_once(' ')?.1.strip_prefix(name));
+            lines.filter_map(|number| number.trim().parse::<u64>().ok()).sum()
+        };
+        Some((sum("Read "), sum("Write ")))
     }
 
     /// The most bytes in use at once.

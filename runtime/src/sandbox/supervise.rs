@@ -17,7 +17,9 @@ use rustix::process::{DumpableBehavior, Signal, pidfd_send_signal, set_dumpable_
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
+use super::bundle;
 use super::cgroups::Cgroup;
+use super::external::ExternalRuntime;
 use super::hierarchies::Hierarchies;
 use super::init::{self, Order, Report};
 use super::namespaces::Namespaces;
@@ -34,6 +36,9 @@ pub(super) const MARKER: &str = "rbuild-sandbox";
 pub(super) enum Request {
     Start(Box<Start>),
     Enter(Box<Enter>),
+    /// By another runtime.
+    Outer(Box<Outer>),
+    OuterEnter(Box<OuterEnter>),
 }
 
 /// A [`super::ProcessSpec`] with places in the frame's descriptors instead of descriptors.
@@ -68,6 +73,25 @@ pub(super) struct Enter {
     pub(super) cgroup: PathBuf,
     pub(super) hierarchies: Hierarchies,
     pub(super) filter: Vec<u64>,
+}
+
+/// A sandbox that another runtime makes.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Outer {
+    pub(super) runtime: ExternalRuntime,
+    pub(super) id: String,
+    /// Its filter is in the specification; nothing is said of `most_pids` and `init`.
+    pub(super) start: Start,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct OuterEnter {
+    pub(super) runtime: ExternalRuntime,
+    pub(super) id: String,
+    pub(super) process: Process,
+    pub(super) stdio: [Stream; 3],
+    pub(super) cgroup: PathBuf,
+    pub(super) hierarchies: Hierarchies,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -152,6 +176,8 @@ fn serve() -> Result<(), Failure> {
     let served = match request {
         Request::Start(start) => start_sandbox(&starter, *start, fds),
         Request::Enter(enter) => enter_sandbox(&starter, *enter, fds),
+        Request::Outer(outer) => bundle::start(&starter, *outer, fds),
+        Request::OuterEnter(enter) => bundle::enter(&starter, *enter, fds),
     };
     if let Err(failure) = served {
         wire::send(&starter, &Reply::Failed(failure), &[]).doing(|| "answer".to_owned())?;
@@ -178,13 +204,15 @@ fn start_sandbox(starter: &UnixStream, start: Start, mut fds: Fds) -> Result<(),
         resources.set_pids(None);
     }
     let cgroup = Cgroup::create(&start.hierarchies, &start.cgroup, resources.as_ref())?;
-    let guard = Removed(&cgroup);
+    // Limits that were changed meanwhile may have brought hierarchies of their own.
+    let at_end = || Cgroup::open(&start.hierarchies, &start.cgroup);
+    let guard = Removed(&at_end);
     let Prepared { trees, made } = stubs::prepare(&start, &mut fds)?;
     namespaces.join_before_clone()?;
     let child = Child::clone(namespaces.to_create(), &cgroup, |channel| {
         init::start(&start, fds, &namespaces, &cgroup, trees, channel)
     })?;
-    let watched = child.watch(starter, &cgroup, Scope::Sandbox);
+    let watched = child.watch(starter, &cgroup, Scope::Sandbox, &at_end);
     drop(made);
     let exit = watched?;
     if let Some(exit) = exit {
@@ -201,7 +229,7 @@ fn enter_sandbox(starter: &UnixStream, enter: Enter, mut fds: Fds) -> Result<(),
     move_into_thread_name_spaces(target.as_fd(), ThreadNameSpaceType::PROCESS_ID)
         .doing(|| "join the pid namespace".to_owned())?;
     let child = Child::clone(0, &cgroup, |channel| init::enter(&enter, fds, &target, channel))?;
-    let exit = child.watch(starter, &cgroup, Scope::Process)?;
+    let exit = child.watch(starter, &cgroup, Scope::Process, &|| cgroup.clone())?;
     if let Some(exit) = exit {
         let _ = wire::send(starter, &Reply::Exited(exit), &[]);
     }
@@ -209,12 +237,13 @@ fn enter_sandbox(starter: &UnixStream, enter: Enter, mut fds: Fds) -> Result<(),
 }
 
 /// Removes the cgroup, killing what is left in it, however the supervisor's work ends.
-struct Removed<'a>(&'a Cgroup);
+pub(super) struct Removed<'a>(pub(super) &'a dyn Fn() -> Cgroup);
 
 impl Drop for Removed<'_> {
     fn drop(&mut self) {
-        self.0.kill();
-        self.0.remove();
+        let cgroup = (self.0)();
+        cgroup.kill();
+        cgroup.remove();
     }
 }
 
@@ -255,8 +284,14 @@ impl Child {
         }
     }
 
-    /// From setup to the end; `None` when the starter has gone meanwhile.
-    fn watch(self, starter: &UnixStream, cgroup: &Cgroup, scope: Scope) -> Result<Option<Exit>, Failure> {
+    /// From setup to the end; `None` when the starter has gone meanwhile. `at_end` is the cgroup as it is by then.
+    fn watch(
+        self,
+        starter: &UnixStream,
+        cgroup: &Cgroup,
+        scope: Scope,
+        at_end: &dyn Fn() -> Cgroup,
+    ) -> Result<Option<Exit>, Failure> {
         let ready = self.join(cgroup).and_then(|()| self.set_up(starter));
         if !matches!(ready, Ok(Ready::Executing(_))) {
             let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
@@ -273,6 +308,7 @@ impl Child {
             let _ = wire::send(starter, &Reply::Started { pid: self.pid }, &fds);
         }
         let kept = self.wait_for_end(starter)?;
+        let cgroup = at_end();
         if !kept {
             if scope == Scope::Sandbox {
                 cgroup.kill();
@@ -346,14 +382,14 @@ fn died(status: i32, cgroup: &Cgroup, scope: Scope) -> Failure {
 }
 
 #[derive(PartialEq, Eq)]
-enum Side {
+pub(super) enum Side {
     Sandbox,
     Starter,
 }
 
 /// Waits for something from the sandbox, or for the starter's end of the socket to close. The starter never writes after
 /// its request, so readable means closed.
-fn wait_readable(sandbox: impl AsFd, starter: &UnixStream) -> Result<Side, Failure> {
+pub(super) fn wait_readable(sandbox: impl AsFd, starter: &UnixStream) -> Result<Side, Failure> {
     let mut fds = [PollFd::new(&sandbox, PollFlags::IN), PollFd::new(starter, PollFlags::IN)];
     loop {
         match poll(&mut fds, None) {
