@@ -37,7 +37,7 @@ const WAYS: [&[&str]; 4] = [
 
 fn kill(pid: i32) {
     // It may have gone with another one.
-    drop(kill_process(Pid::from_raw(pid).expect("a pid"), Signal::KILL));
+    let _ = kill_process(Pid::from_raw(pid).expect("a pid"), Signal::KILL);
 }
 
 fn parent(pid: i32) -> i32 {
