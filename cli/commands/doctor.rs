@@ -72,8 +72,8 @@ fn text(findings: &[Finding]) -> String {
     text + "\n" + &sum + "\n"
 }
 
-/// What systemd is to do at the start of the machine. There is nothing to be done at its end: monitors see to it that
-/// what was running counts as not stopped by anybody.
+/// What systemd is to do at the start of the machine. At its end it asks every process to end, and a monitor that is asked
+/// ends its container as `stop` would, except that the container does not count as stopped by anybody.
 fn unit(app: &App) -> Result<String, CliError> {
     let program = std::fs::read_link("/proc/self/exe")?;
     let (program, root) = (quoted(&program)?, quoted(&app.settings.root)?);
@@ -87,7 +87,7 @@ fn unit(app: &App) -> Result<String, CliError> {
          Type=oneshot\n\
          RemainAfterExit=yes\n\
          ExecStart={program} --root {root} start --all --filter should-start-on-boot=true\n\
-         KillMode=process\n\
+         TimeoutStopSec=120\n\
          Delegate=yes\n\
          TasksMax=infinity\n\
          LimitNOFILE=1048576\n\

@@ -100,6 +100,31 @@ fn what_is_said_of_containers_is_true_whatever_was_killed() {
     scene.settle();
 }
 
+/// A monitor that is asked to end, as all processes are when the machine stops, ends its container in order, and the
+/// container is one of those that start with the machine.
+#[test]
+fn a_monitor_that_is_told_to_end_stops_its_container_but_not_for_good() {
+    let scene = Scene::alone_with_busybox();
+    let script = "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.05; done";
+    let run = ["run", "-d", "--name", "one", "--network", "none", "--restart", "unless-stopped", "busybox", "sh", "-c"];
+    scene.rb(&[&run[..], &[script]].concat()).ok();
+    until(|| scene.rb(&["logs", "one"]).ok().out == "ready\n");
+    let (_, init) = told(&scene, "one");
+    let monitor = Pid::from_raw(parent(parent(init))).expect("a pid");
+    kill_process(monitor, Signal::TERM).expect("kill");
+    until(|| told(&scene, "one").0 == "exited");
+    assert_eq!(scene.rb(&["container", "inspect", "-f", "{{.State.ExitCode}}", "one"]).ok().out, "7\n");
+    assert_eq!(scene.rb(&["logs", "one"]).ok().out, "ready\nbye\n");
+    let boot = ["--filter", "should-start-on-boot=true"];
+    assert_eq!(scene.rb(&[&["ps", "-aq"], &boot[..]].concat()).ok().out.lines().count(), 1);
+    scene.rb(&[&["start", "--all"], &boot[..]].concat()).ok();
+    assert_eq!(told(&scene, "one").0, "running");
+    scene.rb(&["stop", "one"]).ok();
+    assert_eq!(scene.rb(&[&["ps", "-aq"], &boot[..]].concat()).ok().out, "", "stopped by hand");
+    scene.rb(&["rm", "one"]).ok();
+    scene.settle();
+}
+
 fn started(scene: &Scene, arguments: &[&str]) -> Child {
     scene.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start")
 }
