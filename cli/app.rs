@@ -15,6 +15,7 @@ use crate::credentials::CredentialStore;
 use crate::error::CliError;
 use crate::host_files::HostFiles;
 use crate::manifest_lists::ManifestLists;
+use crate::registry_access::RegistryAccess;
 use crate::settings::{DaemonConfig, Settings};
 use crate::terminal::{clean, tell};
 
@@ -44,6 +45,20 @@ impl App {
             return Ok(engine);
         }
         let engine = Engine::open(self.engine_options()?)?;
+        Ok(self.engine.get_or_init(|| engine))
+    }
+
+    /// As [`App::engine`], for the first caller alone: registries are spoken to as `access` says.
+    ///
+    /// # Errors
+    /// As [`App::engine`], or what `access` names cannot be used.
+    pub fn engine_with(&self, access: &RegistryAccess) -> Result<&Engine, CliError> {
+        if !access.is_given() || self.engine.get().is_some() {
+            return self.engine();
+        }
+        let mut options = self.engine_options()?;
+        access.apply(&mut options.registry)?;
+        let engine = Engine::open(options)?;
         Ok(self.engine.get_or_init(|| engine))
     }
 

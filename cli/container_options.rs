@@ -10,9 +10,11 @@ use rbuild_engine::runtime::cdi::is_device_name;
 use rbuild_engine::{ExtraHost, Ulimit};
 
 use crate::error::{CliError, exit};
+use crate::isolation_options::IsolationOptions;
 use crate::mounts;
 use crate::network_options::NetworkOptions;
 use crate::refused::{self, Missing};
+use crate::runtimes;
 use crate::settings::Settings;
 use crate::supervision::Supervision;
 use crate::values;
@@ -29,6 +31,9 @@ pub struct ContainerOptions {
     /// Capability that the processes do not get
     #[arg(long, value_name = "CAPABILITY")]
     cap_drop: Vec<String>,
+    /// Stream to be connected with: stdin, stdout or stderr (default: what fits the other options)
+    #[arg(short, long, value_name = "STREAM", value_parser = stream)]
+    pub attach: Vec<Standard>,
     /// Parent of the container's cgroup
     #[arg(long, value_name = "CGROUP")]
     cgroup_parent: Option<String>,
@@ -111,6 +116,8 @@ pub struct ContainerOptions {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     #[command(flatten)]
+    isolation: IsolationOptions,
+    #[command(flatten)]
     pub network: NetworkOptions,
     /// How readily the kernel kills it when memory runs out (-1000 to 1000)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(-1000..=1000))]
@@ -136,12 +143,12 @@ pub struct ContainerOptions {
     /// Make its file system read-only
     #[arg(long)]
     read_only: bool,
+    /// Who makes its sandbox: a name of the configuration, runc, crun, youki, runsc or kata-runtime, or the path of a program
+    #[arg(long, value_name = "NAME|PATH")]
+    runtime: Option<String>,
     /// Remove the container when it ends
     #[arg(long)]
     rm: bool,
-    /// no-new-privileges or seccomp=unconfined
-    #[arg(long, value_name = "OPTION")]
-    security_opt: Vec<String>,
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES", value_parser = values::bytes)]
     shm_size: Option<u64>,
@@ -157,6 +164,9 @@ pub struct ContainerOptions {
     /// Directory in memory
     #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = mounts::tmpfs)]
     tmpfs: Vec<MountRequest>,
+    /// Limit of its writable layer: size=BYTES
+    #[arg(long, value_name = "OPTION", value_parser = storage_size)]
+    storage_opt: Vec<u64>,
     /// Give it a terminal
     #[arg(short, long)]
     pub tty: bool,
@@ -213,7 +223,7 @@ impl ContainerOptions {
             labels,
             tty: self.tty,
             stdin: self.interactive,
-            stdin_once: self.interactive && attached,
+            stdin_once: attached && self.attaches(Standard::Input),
             stop_signal: self.stop_signal.clone(),
             stop_timeout: self.stop_timeout,
             healthcheck: self.supervision.healthcheck()?,
@@ -221,7 +231,7 @@ impl ContainerOptions {
             volumes_from: self.volumes_from.clone(),
             expose: self.network.exposed(),
             networks: self.network.memberships()?,
-            host: self.host()?,
+            host: HostSettings { runtime: runtimes::chosen(self.runtime.as_deref(), settings)?, ..self.host()? },
         })
     }
 
@@ -266,16 +276,23 @@ impl ContainerOptions {
             restart: self.supervision.restart,
             init: self.supervision.init,
             log: self.supervision.log()?,
+            storage_size: self.storage_opt.last().copied(),
             ..HostSettings::default()
         };
-        for option in &self.security_opt {
-            security(option, &mut host)?;
-        }
+        self.isolation.set(&mut host)?;
         for text in &self.sysctl {
             let (name, value) = text.split_once('=').ok_or_else(|| CliError::new(format!("invalid sysctl: {text}")))?;
             host.sysctls.insert(name.to_owned(), value.to_owned());
         }
         Ok(host)
+    }
+
+    /// Whether a stream is to be connected with, of a container that is not left alone.
+    pub fn attaches(&self, stream: Standard) -> bool {
+        match self.attach.is_empty() {
+            true => stream != Standard::Input || self.interactive,
+            false => self.attach.contains(&stream) && (stream != Standard::Input || self.interactive),
+        }
     }
 
     /// Makes the file for the container's id, before there is a container.
@@ -322,14 +339,16 @@ fn namespace(kind: &str, text: Option<&str>, of_others: bool) -> Result<Namespac
     }
 }
 
-fn security(option: &str, host: &mut HostSettings) -> Result<(), CliError> {
-    match option {
-        "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true" => host.no_new_privileges = true,
-        "no-new-privileges=false" | "no-new-privileges:false" => host.no_new_privileges = false,
-        "seccomp=unconfined" | "seccomp:unconfined" => host.seccomp_unconfined = true,
-        other => return Err(CliError::new(format!("invalid --security-opt: \"{other}\" is not supported"))),
+/// `size=10g`, in bytes.
+fn storage_size(text: &str) -> Result<u64, String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("invalid storage option: {text}"))?;
+    if !name.eq_ignore_ascii_case("size") {
+        return Err(format!("unknown option {name}"));
     }
-    Ok(())
+    match values::bytes(value)? {
+        0 => Err("the size of the writable layer is 0".to_owned()),
+        bytes => Ok(bytes),
+    }
 }
 
 /// `1.5` processors in billionths.
@@ -357,6 +376,23 @@ fn address(text: &str) -> Result<String, String> {
     match text.parse::<std::net::IpAddr>() {
         Ok(address) => Ok(address.to_string()),
         Err(_) => Err(format!("{text} is not an ip address")),
+    }
+}
+
+/// A standard stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standard {
+    Input,
+    Output,
+    Error,
+}
+
+fn stream(text: &str) -> Result<Standard, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "stdin" => Ok(Standard::Input),
+        "stdout" => Ok(Standard::Output),
+        "stderr" => Ok(Standard::Error),
+        _ => Err("valid streams are STDIN, STDOUT and STDERR".to_owned()),
     }
 }
 
@@ -459,28 +495,5 @@ fn label(text: &str) -> (String, String) {
 pub struct NotYet;
 
 impl refused::Table for NotYet {
-    const OPTIONS: &'static [Missing] = &[
-        Missing::valued("annotation"),
-        Missing::valued("attach").short('a'),
-        Missing::valued("blkio-weight"),
-        Missing::valued("blkio-weight-device"),
-        Missing::valued("cgroupns"),
-        Missing::valued("cpu-rt-period"),
-        Missing::valued("cpu-rt-runtime"),
-        Missing::valued("device-cgroup-rule"),
-        Missing::valued("device-read-bps"),
-        Missing::valued("device-read-iops"),
-        Missing::valued("device-write-bps"),
-        Missing::valued("device-write-iops"),
-        Missing::valued("gpus"),
-        Missing::valued("isolation").harmless("default"),
-        Missing::valued("link-local-ip"),
-        Missing::valued("memory-swappiness"),
-        Missing::switch("oom-kill-disable"),
-        Missing::valued("runtime"),
-        Missing::valued("storage-opt"),
-        Missing::switch("use-api-socket"),
-        Missing::valued("userns"),
-        Missing::valued("volume-driver"),
-    ];
+    const OPTIONS: &'static [Missing] = &[Missing::valued("link-local-ip"), Missing::switch("use-api-socket")];
 }

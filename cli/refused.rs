@@ -18,7 +18,6 @@ pub trait Table {
 #[derive(Debug)]
 pub struct Missing {
     name: &'static str,
-    short: Option<char>,
     value: Value,
     /// A value that asks for nothing beyond what rbuild does anyway.
     harmless: Option<&'static str>,
@@ -33,20 +32,16 @@ enum Value {
 
 impl Missing {
     pub const fn switch(name: &'static str) -> Missing {
-        Missing { name, short: None, value: Value::None, harmless: None }
+        Missing { name, value: Value::None, harmless: None }
     }
 
     pub const fn valued(name: &'static str) -> Missing {
-        Missing { name, short: None, value: Value::Required, harmless: None }
+        Missing { name, value: Value::Required, harmless: None }
     }
 
     /// `--name` and `--name=value`.
     pub const fn maybe_valued(name: &'static str) -> Missing {
-        Missing { name, short: None, value: Value::Optional, harmless: None }
-    }
-
-    pub const fn short(self, short: char) -> Missing {
-        Missing { short: Some(short), ..self }
+        Missing { name, value: Value::Optional, harmless: None }
     }
 
     pub const fn harmless(self, value: &'static str) -> Missing {
@@ -54,7 +49,7 @@ impl Missing {
     }
 
     fn arg(&self) -> clap::Arg {
-        let arg = clap::Arg::new(self.name).long(self.name).short(self.short).hide(true);
+        let arg = clap::Arg::new(self.name).long(self.name).hide(true);
         match self.value {
             Value::None => arg.action(clap::ArgAction::SetTrue),
             // Several may be given; none of it is looked at.

@@ -3,6 +3,7 @@
 //! The only place of the program that reads them; everything below is given values. So what a build depends
 //! on can be read off its request, and tests need no environment.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -40,7 +41,18 @@ pub struct DaemonConfig {
     pub insecure_registries: Vec<String>,
     pub storage_driver: Option<String>,
     pub cdi_spec_dirs: Option<Vec<PathBuf>>,
+    /// By the names that `--runtime` gives.
+    pub runtimes: BTreeMap<String, RuntimeConfig>,
+    pub default_runtime: Option<String>,
     builder: BuilderConfig,
+}
+
+/// A program that makes sandboxes.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RuntimeConfig {
+    pub path: PathBuf,
+    pub runtime_args: Vec<String>,
 }
 
 impl DaemonConfig {

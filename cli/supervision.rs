@@ -5,7 +5,7 @@ use std::time::Duration;
 use rbuild_engine::containers::{Healthcheck, LogDriver, LogLimits, RestartPolicy};
 
 use crate::error::CliError;
-use crate::{units, values};
+use crate::values;
 
 /// How the container is looked after while it runs.
 #[derive(Debug, clap::Args)]
@@ -14,19 +14,19 @@ pub struct Supervision {
     #[arg(long, value_name = "COMMAND")]
     health_cmd: Option<String>,
     /// Time between two of these checks (default 30s)
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
     health_interval: Option<Duration>,
     /// Failures in a row that make the container unhealthy (default 3)
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     health_retries: Option<i64>,
     /// Time between two checks while the container starts (default 5s)
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
     health_start_interval: Option<Duration>,
     /// Time in which failures do not count
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
     health_start_period: Option<Duration>,
     /// Time after which a check has failed (default 30s)
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
     health_timeout: Option<Duration>,
     /// Do not check its health, whatever the image says
     #[arg(long)]
@@ -104,14 +104,6 @@ impl Supervision {
             }
         }
         Ok(if self.log_driver == "none" { LogDriver::None } else { LogDriver::JsonFile(limits) })
-    }
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    match units::duration(text) {
-        Some(time) => Ok(time),
-        None if text.starts_with('-') => Err(format!("{text} is negative")),
-        None => Err(format!("time: invalid duration \"{text}\"")),
     }
 }
 

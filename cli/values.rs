@@ -2,8 +2,11 @@
 //! error is docker's reason, without the option's name.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use rbuild_engine::{ExtraHost, Ulimit};
+
+use crate::units;
 
 /// A size in bytes: `512`, `64k`, `1.5g`, `10MiB`; all multiples are of 1024.
 ///
@@ -87,6 +90,18 @@ pub fn ulimit(text: &str) -> Result<Ulimit, String> {
         return Err(format!("ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}"));
     }
     Ok(Ulimit { name: name.to_owned(), soft, hard })
+}
+
+/// A time in Go's form: `1m30s`, `250ms`.
+///
+/// # Errors
+/// In docker's words.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    match units::duration(text) {
+        Some(time) => Ok(time),
+        None if text.starts_with('-') => Err(format!("{text} is negative")),
+        None => Err(format!("time: invalid duration \"{text}\"")),
+    }
 }
 
 #[cfg(test)]

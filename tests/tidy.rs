@@ -280,6 +280,26 @@ fn every_crate_says_what_it_is() {
     }
 }
 
+/// A name in the table of `docs/security.md` that no test has would promise what nobody looks at.
+#[test]
+fn tests_of_the_promises_exist() {
+    let page = std::fs::read_to_string(root().join("docs/security.md")).expect("the page");
+    let (_, table) = page.split_once("\n## Promises and their tests\n").expect("the table");
+    let code: String = sources().into_iter().map(|source| source.text).collect();
+    let is_name = |word: &str| word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let rows = table.lines().filter(|line| line.starts_with("| S"));
+    let (mut promises, mut missing) = (0, Vec::new());
+    for row in rows {
+        promises += 1;
+        let tests = row.rsplit(" | ").next().unwrap_or_default();
+        let names =
+            tests.split('`').skip(1).step_by(2).filter(|word| is_name(word) && *word != "unsafe" && *word != "rbuild");
+        missing.extend(names.filter(|name| !code.contains(&format!("fn {name}("))).map(str::to_owned));
+    }
+    assert!(promises > 50, "the table has {promises} rows");
+    assert_eq!(missing, Vec::<String>::new(), "tests that docs/security.md names and nobody wrote");
+}
+
 #[test]
 fn every_end_to_end_file_is_listed() {
     let folder = root().join("tests/e2e");

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use rbuild_engine::{
-    BuildContext, BuildRequest, DockerfileSource, ExtraHost, InputStream, Network, ProvenanceMode, Question, Ulimit,
+    BuildContext, BuildRequest, CachePlace, DockerfileSource, ExtraHost, InputStream, Network, ProvenanceMode,
+    Question, Squash, Ulimit,
 };
 use rbuild_oci::{Platform, Reference};
 
@@ -19,12 +20,14 @@ use crate::collection;
 use crate::commands::DONE;
 use crate::diagnostics;
 use crate::error::CliError;
+use crate::git_context::GitContext;
 use crate::lent::LentArgs;
 use crate::limits::LimitArgs;
 use crate::metadata;
 use crate::outputs::{OutputArgs, Outward};
 use crate::progress::Mode;
 use crate::refused::{self, Missing, Refused};
+use crate::registry_access::RegistryAccess;
 use crate::settings::Settings;
 use crate::values;
 use crate::watched::watched;
@@ -65,6 +68,12 @@ pub struct Args {
     /// Write the id of the image to a file
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
+    /// Make one layer of those that the build adds to its base image
+    #[arg(long)]
+    squash: bool,
+    /// Make one layer of all, those of the base image included
+    #[arg(long)]
+    squash_all: bool,
     /// Say afterwards why each step ran that did not come from the cache
     #[arg(long)]
     explain: bool,
@@ -121,6 +130,8 @@ pub struct Args {
     attest: AttestArgs,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    access: RegistryAccess,
     /// Where to build; there is one place, called default
     #[arg(long, value_name = "NAME", hide = true)]
     builder: Option<String>,
@@ -151,21 +162,13 @@ struct NotYet;
 
 impl refused::Table for NotYet {
     const OPTIONS: &'static [Missing] = &[
-        Missing::maybe_valued("authfile"),
         Missing::maybe_valued("build-arg-file"),
         Missing::maybe_valued("cap-add"),
         Missing::maybe_valued("cap-drop"),
-        Missing::maybe_valued("cert-dir"),
-        Missing::maybe_valued("creds"),
         Missing::maybe_valued("device"),
         Missing::maybe_valued("group-add"),
         Missing::maybe_valued("policy"),
-        Missing::maybe_valued("retry"),
-        Missing::maybe_valued("retry-delay"),
         Missing::maybe_valued("security-opt"),
-        Missing::switch("squash"),
-        Missing::switch("squash-all"),
-        Missing::maybe_valued("tls-verify"),
     ];
 }
 
@@ -173,7 +176,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let call = call(&args).map_err(|e| e.with_prefix("ERROR"))?;
     let (request, mode) = prepare(&args, app).map_err(|e| e.with_prefix("ERROR"))?;
     if let Some(call) = call {
-        return ask(call, request, mode, app).await;
+        return ask(call, request, mode, app, &args.access).await;
     }
     if let Some(path) = &args.iidfile {
         // A failed build must not leave the id of an older one behind.
@@ -182,7 +185,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
             _ => {}
         }
     }
-    let engine = app.engine()?;
+    let engine = app.engine_with(&args.access)?;
     let recorded = OnceLock::new();
     let result = watched(mode, app, |events| async {
         let built = engine.build(request, events).await;
@@ -222,7 +225,13 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
 }
 
 /// Answers what `--call` asks, and builds nothing.
-pub(crate) async fn ask(call: Call, request: BuildRequest, mode: Mode, app: &App) -> Result<ExitCode, CliError> {
+pub(crate) async fn ask(
+    call: Call,
+    request: BuildRequest,
+    mode: Mode,
+    app: &App,
+    access: &RegistryAccess,
+) -> Result<ExitCode, CliError> {
     let Some(question) = call.question else { return call.show_requests(app) };
     let named = match &request.dockerfile {
         DockerfileSource::File(Some(path)) if matches!(request.context, BuildContext::Directory(_)) => {
@@ -230,7 +239,7 @@ pub(crate) async fn ask(call: Call, request: BuildRequest, mode: Mode, app: &App
         }
         _ => None,
     };
-    let engine = app.engine()?;
+    let engine = app.engine_with(access)?;
     let (answer, mut source) = watched(mode, app, |events| engine.ask(request, question, events)).await?;
     if let Some(name) = named {
         // Editors jump to the file that the excerpt names.
@@ -270,15 +279,33 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
     if args.no_cache && !args.no_cache_filter.is_empty() {
         return Err(CliError::new("--no-cache and --no-cache-filter cannot currently be used together"));
     }
+    let cache_to = args.caches.to()?;
+    if (args.squash || args.squash_all) && cache_to.iter().any(|to| to.place == CachePlace::Inline) {
+        return Err(CliError::new("--squash and --cache-to type=inline cannot be used together")
+            .with_hint("an inline cache is about the layers of the image, and a squashed one has others"));
+    }
     let lent = args.lent.lent(&app.settings)?;
     let (context, dockerfile) = source(&args.context, args.file.as_deref())?;
+    let attestations = args.attest.read()?;
+    let report = args.outputs.metadata_file.as_ref().and_then(|_| report(&app.settings));
+    let git = match &context {
+        BuildContext::Directory(dir) => {
+            let file = match &dockerfile {
+                DockerfileSource::File(path) => path.as_deref(),
+                _ => None,
+            };
+            GitContext::of(dir, file, attestations.provenance.is_some() || report.is_some(), &app.settings)
+        }
+        _ => GitContext::default(),
+    };
+    let labels = args.labels.iter().map(|l| key_value(l)).map(|(k, v)| (k, v.unwrap_or_default()));
     let request = BuildRequest {
         context,
         dockerfile,
         tags,
         target: args.target.clone(),
         build_args,
-        labels: args.labels.iter().map(|l| key_value(l)).map(|(k, v)| (k, v.unwrap_or_default())).collect(),
+        labels: git.labels.into_iter().chain(labels).collect(),
         platforms,
         outputs,
         no_cache: args.no_cache,
@@ -295,12 +322,18 @@ fn prepare(args: &Args, app: &App) -> Result<(BuildRequest, Mode), CliError> {
         ulimits: args.ulimits.clone(),
         cgroup_parent: args.cgroup_parent.as_deref().map(cgroup_parent),
         limits: args.limits.read()?,
-        attestations: args.attest.read()?,
-        report: args.outputs.metadata_file.as_ref().and_then(|_| report(&app.settings)),
+        attestations,
+        vcs: git.vcs,
+        squash: match (args.squash_all, args.squash) {
+            (true, _) => Some(Squash::All),
+            (false, true) => Some(Squash::New),
+            (false, false) => None,
+        },
+        report,
         ignore_file: args.ignore_file.clone(),
         source_date_epoch: None,
         cache_from: args.caches.from()?,
-        cache_to: args.caches.to()?,
+        cache_to,
     };
     Ok((request, mode))
 }
@@ -340,9 +373,15 @@ fn cgroup_parent(text: &str) -> String {
     format!("/{}", text.trim_start_matches('/'))
 }
 
-/// The build's own time, as the reproducible builds project defines the variable.
-fn source_date_epoch(text: &str) -> Result<i64, CliError> {
-    text.parse().map_err(|_| CliError::new(format!("invalid SOURCE_DATE_EPOCH: {}", crate::terminal::clean_line(text))))
+/// Checks the build's own time, as the reproducible builds project defines the variable.
+fn source_date_epoch(text: &str) -> Result<(), CliError> {
+    // The context's own date is found out by the build.
+    if text == "context" {
+        return Ok(());
+    }
+    text.parse::<i64>()
+        .map(drop)
+        .map_err(|_| CliError::new(format!("invalid SOURCE_DATE_EPOCH: {}", crate::terminal::clean_line(text))))
 }
 
 pub(crate) fn tag(text: &str) -> Result<Reference, CliError> {
@@ -492,8 +531,8 @@ mod tests {
     #[test]
     fn options_not_there_yet_are_named() {
         for (line, want) in [
-            ("build --squash .", &["squash"][..]),
-            ("build --squash --cap-add x --tls-verify=false .", &["cap-add", "squash", "tls-verify"]),
+            ("build --device /dev/x .", &["device"][..]),
+            ("build --security-opt a --cap-add x --tls-verify=false .", &["cap-add", "security-opt"]),
             ("build --rm --force-rm=false --compress=true --provenance=false --sbom=false --isolation=default .", &[]),
         ] {
             assert_eq!(args(line).refused.names(), want, "{line}");

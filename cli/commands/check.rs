@@ -10,6 +10,7 @@ use crate::commands::{DONE, build};
 use crate::error::CliError;
 use crate::lent::LentArgs;
 use crate::progress::Mode;
+use crate::registry_access::RegistryAccess;
 use crate::terminal::clean_line;
 use crate::watched::watched;
 use crate::{changes, diagnostics, whole_file};
@@ -53,7 +54,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     if args.fix {
         return fix(&args, call, request, app).await;
     }
-    build::ask(call, request, Mode::Quiet, app).await
+    build::ask(call, request, Mode::Quiet, app, &RegistryAccess::default()).await
 }
 
 async fn fix(args: &Args, call: Call, request: BuildRequest, app: &App) -> Result<ExitCode, CliError> {

@@ -8,7 +8,7 @@ use rbuild_engine::containers::{RestartPolicy, StartRequest};
 use super::create::made;
 use crate::app::App;
 use crate::attach::{Follow, check_tty, detach_keys, follow, terminal_size};
-use crate::container_options::{ContainerOptions, NotYet, engine_error};
+use crate::container_options::{ContainerOptions, NotYet, Standard, engine_error};
 use crate::error::{CliError, exit};
 use crate::refused::Refused;
 
@@ -52,13 +52,16 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
 async fn run_container(args: &Args, app: &App) -> Result<ExitCode, CliError> {
     let options = &args.options;
     args.refused.check()?;
+    if args.detach && !options.attach.is_empty() {
+        return Err(CliError::new("conflicting options: cannot specify both --attach and --detach"));
+    }
     if !args.detach {
-        check_tty(options.interactive, options.tty)?;
+        check_tty(options.attaches(Standard::Input), options.tty)?;
     }
     let (containers, container, lock) = made(app, options, &args.words, !args.detach).await?;
     let attached = !args.detach;
     let request = StartRequest {
-        stdin: attached && options.interactive,
+        stdin: attached && options.attaches(Standard::Input),
         output: attached,
         // With a terminal the user may leave it running, so somebody else must look after it.
         here: attached && !options.tty && options.supervision.restart == RestartPolicy::Never,
@@ -69,8 +72,15 @@ async fn run_container(args: &Args, app: &App) -> Result<ExitCode, CliError> {
         app.print(&format!("{}\n", container.id))?;
         return Ok(ExitCode::SUCCESS);
     }
+    let (stdout, stderr) = (options.attaches(Standard::Output), options.attaches(Standard::Error));
+    if !stdout && !stderr {
+        app.print(&format!("{}\n", container.id))?;
+    }
     let follow_options = Follow {
         stdin: request.stdin,
+        // A terminal has one output.
+        stdout: stdout || (options.tty && stderr),
+        stderr,
         tty: options.tty,
         proxy: args.sig_proxy,
         ends_with_us: request.here,

@@ -16,7 +16,7 @@ use rbuild_graph::ops::Network;
 use rbuild_graph::{BuildGraph, VertexId};
 use rbuild_oci::{Platform, Reference, limits};
 use rbuild_solver::{Build, CacheKey, Events, LogStream, Outcome, SolveError, StepId, StepKind};
-use rbuild_store::{Event, EventKind, Lease, Root};
+use rbuild_store::{Event, EventKind, Lease, Root, Snapshot};
 
 use crate::attest::materials::{Material, Witness};
 use crate::attest::provenance::{Asked, Evidence, Graph, ProvenanceOptions};
@@ -26,11 +26,12 @@ use crate::emulation;
 use crate::engine::{Engine, JOBS};
 use crate::error::{Error, FailedStep, Kind, SourceText};
 use crate::exchange::Exchange;
-use crate::export::image::Finished;
+use crate::export::image::{Described, Finished};
 use crate::export::results::{self, Built, Exported, Exporter};
+use crate::export::squash::{self, Kept, Squash};
 use crate::frontends::dockerfile::{lower_options, understand};
 use crate::history::recording::Recording;
-use crate::layers::LayerHasher;
+use crate::layers::{Ahead, LayerHasher};
 use crate::lending::Lending;
 use crate::output::Output;
 use crate::remote::{self, as_step};
@@ -89,7 +90,8 @@ impl Engine {
         let (file, parsed) = rbuild_frontend::parse(inputs.source.text.as_bytes(), &inputs.source.name);
         let images = Arc::new(BaseImages::new(self.clone(), lease.clone(), request.pull, brought.images));
         let patterns = inputs.ignore.patterns().map(str::to_owned).collect();
-        let options = lower_options(&request, patterns);
+        let mut options = lower_options(&request, patterns);
+        options.context_date = remote::context_date(&request, brought.modified, &inputs.source.text);
         let understood = understand(&file, &options, &inputs.source, parsed, &images, &events).await?;
         recording.arguments(&inputs.source.text);
         warn(&events, &understood.warnings);
@@ -379,7 +381,10 @@ impl Job<'_> {
             Some(base) => images.layers(&base.reference, &base.platform).await?,
             None => Vec::new(),
         };
-        let hasher = LayerHasher::new(self.engine.store().clone(), base_layers.len());
+        let outputs = results::outputs(self.request);
+        let travelling = results::ahead(&outputs, lowered.source_date_epoch.is_some());
+        let ahead = travelling.map(|(how, level)| Ahead { how, level, lease: self.lease.clone() });
+        let hasher = LayerHasher::new(self.engine.store().clone(), base_layers.len(), ahead);
         let graph = Arc::new(lowered.graph.clone());
         emulation::check(&graph)?;
         permitted(executor, &graph, lowered.result).map_err(|error| failure(error, Some(&self.source)))?;
@@ -422,6 +427,7 @@ impl Job<'_> {
             }
             None => Default::default(),
         };
+        let (image, files, below) = self.squashed(image, files, below, lowered).await?;
         let provenance = self.request.attestations.provenance.clone();
         let testimony = Testimony { evidence, provenance, packages: None };
         let platform = lowered.platform.clone();
@@ -431,6 +437,32 @@ impl Job<'_> {
                 .await?;
         }
         Ok(built)
+    }
+
+    /// The image with the layers made one that are to be one, its files, and how many layers are the base image's then.
+    async fn squashed(
+        &self,
+        image: Described,
+        files: Option<Snapshot>,
+        below: usize,
+        lowered: &Lowered,
+    ) -> Result<(Described, Option<Snapshot>, usize), Error> {
+        let (Some(squash), Some(snapshot)) = (self.request.squash, files.clone()) else {
+            return Ok((image, files, below));
+        };
+        let kept = match squash {
+            Squash::New => {
+                Kept { layers: below, history: lowered.base.as_ref().map_or(0, |base| base.config.history.len()) }
+            }
+            Squash::All => Kept { layers: 0, history: 0 },
+        };
+        as_step(&self.events, "[internal] squash layers", |_| async {
+            let (store, lease) = (self.engine.store().clone(), self.lease.clone());
+            let work = move || squash::squash(&store, &lease, image, snapshot, kept);
+            let (image, files) = tokio::task::spawn_blocking(work).await.map_err(Error::internal)??;
+            Ok((image, Some(files), kept.layers))
+        })
+        .await
     }
 
     /// The result with the list of its packages.

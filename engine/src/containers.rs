@@ -13,6 +13,7 @@ mod etc;
 mod exec;
 mod health;
 mod inspect;
+mod isolation;
 mod lifecycle;
 mod names;
 mod ports;
@@ -42,11 +43,12 @@ pub use copy::CopyOptions;
 pub use etc::HostNames;
 pub use exec::Executed;
 pub(crate) use inspect::timestamp;
+pub use isolation::{BlockIo, Security};
 pub use lifecycle::{Removal, signal_number};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
     CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, Membership, MountRequest, MountWish,
-    NamespaceMode, NetworkMode,
+    NamespaceMode, NetworkMode, RuntimeRequest,
 };
 pub use start::{StartRequest, helper_main};
 pub use update::UpdateRequest;
@@ -241,6 +243,12 @@ impl Containers {
     /// Removes a container's directory; what resists is found by the next sweep.
     fn remove_directory(&self, directory: &Path) {
         let Ok(relative) = directory.strip_prefix(self.store.root()) else { return };
+        // A limit of its own goes with it; without one nothing happens.
+        if let Err(error) = rbuild_runtime::disk::lift(&directory.join("layer"))
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "the limit of a removed container's layer stays");
+        }
         let removed = self.store.remove_directory(relative);
         // Not there: somebody else who saw the container end was quicker.
         if let Err(error) = removed

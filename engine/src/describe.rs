@@ -131,7 +131,8 @@ impl Asked {
         let lease = engine.store().lease("ask")?;
         let (request, brought) = remote::bring(engine, request, &lease, events).await?;
         let inputs = Inputs::load(&request, &lease, events)?;
-        let options = lower_options(&request, inputs.ignore.patterns().map(str::to_owned).collect());
+        let mut options = lower_options(&request, inputs.ignore.patterns().map(str::to_owned).collect());
+        options.context_date = remote::context_date(&request, brought.modified, &inputs.source.text);
         let images = Arc::new(BaseImages::new(engine.clone(), lease, request.pull, brought.images));
         Ok(Asked { source: inputs.source, options, images })
     }

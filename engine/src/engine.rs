@@ -190,7 +190,7 @@ impl From<rbuild_runtime::Error> for Error {
         let kind = match &error {
             R::Exec(failure) if failure.exit_code == 127 => Kind::CommandNotFound,
             R::Exec(_) => Kind::NotExecutable,
-            R::Refused(_) => Kind::Invalid,
+            R::Refused(_) | R::UnknownName { .. } => Kind::Invalid,
             R::Unsupported(_) => Kind::Unsupported,
             _ => Kind::Internal,
         };

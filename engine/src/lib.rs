@@ -44,6 +44,7 @@ pub use describe::{Answer, Checked, Fixes, Question};
 pub use engine::{Engine, EngineOptions};
 pub use error::{Error, FailedStep, Kind, SourceText};
 pub use exchange::{CacheMode, CachePlace, CacheSource, CacheTarget};
+pub use export::squash::Squash;
 pub use lending::LONGEST_SECRET;
 pub use output::{
     Annotated, Annotation, Destination, FilesMode, ImageOutput, MediaTypes, Output, OutputStream, Packing, Push,

@@ -7,14 +7,16 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use rbuild_executor::sources::git::{GitOptions, Repository, redacted};
 use rbuild_executor::{ExecutorError, starts_tar, unpack_into};
 use rbuild_graph::ops::GitSource;
 use rbuild_oci::{Platform, Reference, Sha256, limits};
 use rbuild_solver::{Event, Events, LogStream, Outcome, StepId, StepKind, Unit};
-use rbuild_store::Lease;
 use rbuild_store::layers::compress::Codec;
+use rbuild_store::root::{self, Dir};
+use rbuild_store::{Lease, Root};
 
 use crate::attest::materials::Material;
 use crate::engine::Engine;
@@ -23,6 +25,9 @@ use crate::layout;
 use crate::lending::{self, GitAgent};
 use crate::request::{BuildContext, BuildRequest, DockerfileSource, NamedContext};
 use crate::resolve::LentImages;
+
+/// Directories within each other that are looked through for the date of a context.
+const DEEPEST: usize = 200;
 
 /// What was brought here.
 pub(crate) struct Brought {
@@ -35,6 +40,8 @@ pub(crate) struct Brought {
     /// Everything else.
     pub(crate) materials: Vec<Material>,
     pub(crate) images: LentImages,
+    /// When a web server says that the context was changed, in seconds since 1970.
+    pub(crate) modified: Option<i64>,
 }
 
 /// The request with all that it names from elsewhere brought here.
@@ -58,12 +65,13 @@ pub(crate) async fn bring(
     };
     let bringing = Bringing { engine, git: of_caller.as_ref(), lease, events };
     let git = git.map(|git| git.with_agent(lent));
-    let mut brought = Brought { git, agent, context: None, materials: Vec::new(), images: LentImages::new() };
+    let mut brought =
+        Brought { git, agent, context: None, materials: Vec::new(), images: LentImages::new(), modified: None };
     if let DockerfileSource::Remote(url) = &request.dockerfile {
         let url = url.clone();
         let name = format!("[internal] load remote build definition {}", redacted(&url));
         let read = |step| async move {
-            let (file, material) = bringing.download(&url, step).await?;
+            let (file, material, _) = bringing.download(&url, step).await?;
             Ok((blocking(move || read_text(File::open(file).map_err(Error::internal)?)).await?, material))
         };
         let (text, material) = bringing.step(&name, read).await?;
@@ -78,8 +86,8 @@ pub(crate) async fn bring(
         }
         BuildContext::Remote(address) => {
             let title = format!("[internal] load remote build context {}", redacted(address));
-            let (arrived, material) = bringing.remote(address, &title).await?;
-            brought.context = Some(material);
+            let (arrived, material, modified) = bringing.remote(address, &title).await?;
+            (brought.context, brought.modified) = (Some(material), modified);
             arrived
         }
         _ => return Ok((request, brought)),
@@ -128,7 +136,7 @@ impl Bringing<'_> {
             match &*context {
                 NamedContext::Remote(address) => {
                     let title = format!("[context {name}] load {}", redacted(address));
-                    let (arrived, material) = self.remote(address, &title).await?;
+                    let (arrived, material, _) = self.remote(address, &title).await?;
                     let Arrived::Directory(path) = arrived else {
                         let address = redacted(address);
                         let why = format!("failed to get build context {name}: {address} is no archive");
@@ -154,17 +162,17 @@ impl Bringing<'_> {
         Ok(())
     }
 
-    /// A git repository, or what a web server has.
-    async fn remote(&self, address: &str, title: &str) -> Result<(Arrived, Material), Error> {
+    /// A git repository, or what a web server has, with the time the server gives it.
+    async fn remote(&self, address: &str, title: &str) -> Result<(Arrived, Material, Option<i64>), Error> {
         let source = git(address)?;
         self.step(title, |step| async move {
             if let Some(source) = source {
                 let (path, material) = self.repository(source, step).await?;
-                return Ok((Arrived::Directory(path), material));
+                return Ok((Arrived::Directory(path), material, None));
             }
-            let (file, material) = self.download(address, step).await?;
+            let (file, material, modified) = self.download(address, step).await?;
             let arrived = self.stream(Box::new(File::open(file).map_err(Error::internal)?)).await?;
-            Ok((arrived, material))
+            Ok((arrived, material, modified))
         })
         .await
     }
@@ -206,10 +214,11 @@ impl Bringing<'_> {
         Ok((path, Material::repository(&source, &pinned.commit)))
     }
 
-    /// A file of a web server, as a file here.
-    async fn download(&self, url: &str, step: StepId) -> Result<(PathBuf, Material), Error> {
+    /// A file of a web server, as a file here, and when it was changed there.
+    async fn download(&self, url: &str, step: StepId) -> Result<(PathBuf, Material, Option<i64>), Error> {
         let path = self.lease.ingest_path("download")?;
         let mut web = self.engine.registry()?.open_web(url).await?;
+        let modified = web.last_modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
         let mut file = File::create_new(&path).map_err(Error::internal)?;
         let (mut current, total, mut hash) = (0, web.size(), Sha256::new());
         while let Some(bytes) = web.chunk().await? {
@@ -220,8 +229,35 @@ impl Bringing<'_> {
             let item = redacted(url);
             self.events.send(Event::Progress { id: step, item, current, total, unit: Unit::Bytes, done: false });
         }
-        Ok((path, Material::file(url, &hash.finish())))
+        Ok((path, Material::file(url, &hash.finish()), modified.and_then(|since| i64::try_from(since.as_secs()).ok())))
     }
+}
+
+/// What `SOURCE_DATE_EPOCH=context` stands for, if the build says that: the date of the commit, what the web server says, or
+/// the newest file of the archive. A directory of this machine has no such date.
+pub(crate) fn context_date(request: &BuildRequest, modified: Option<i64>, dockerfile: &str) -> Option<i64> {
+    const EPOCH: &str = "SOURCE_DATE_EPOCH";
+    if !request.build_args.contains_key(EPOCH) && !dockerfile.contains(EPOCH) {
+        return None;
+    }
+    modified.or_else(|| match &request.context {
+        // A checkout's files all have the time of the commit.
+        BuildContext::Unpacked(path) => newest(Root::open(path).ok()?.top(), DEEPEST),
+        _ => None,
+    })
+}
+
+/// When the file changed last was changed.
+fn newest(dir: &Dir, levels: usize) -> Option<i64> {
+    let times = dir.entries().ok()?.flatten().filter_map(|entry| {
+        let found = dir.stat(&entry.name).ok()?;
+        match found.kind {
+            root::Kind::File => Some(found.modified.seconds),
+            root::Kind::Dir if levels > 0 => newest(&dir.open_dir(&entry.name).ok()?, levels - 1),
+            _ => None,
+        }
+    });
+    times.max()
 }
 
 /// Does a part of a build as a step that is shown.

@@ -14,6 +14,7 @@ use crate::attest::Attestations;
 use crate::attest::provenance::ProvenanceMode;
 use crate::error::{Diagnostic, SourceText};
 use crate::exchange::{CacheSource, CacheTarget};
+use crate::export::squash::Squash;
 use crate::output::Output;
 
 /// Build an image from a Dockerfile.
@@ -65,6 +66,10 @@ pub struct BuildRequest {
     pub ignore_file: Option<PathBuf>,
     /// Statements that go with the result.
     pub attestations: Attestations,
+    /// Layers of the result that become one.
+    pub squash: Option<Squash>,
+    /// What a version control system says of the context (`revision`, `source`, `localdir:context`), for provenance.
+    pub vcs: BTreeMap<String, String>,
     /// Provenance for the caller alone, in [`BuildResult::provenance`].
     pub report: Option<ProvenanceMode>,
 }
@@ -100,6 +105,8 @@ impl BuildRequest {
             limits: ResourceLimits::default(),
             ignore_file: None,
             attestations: Attestations::default(),
+            squash: None,
+            vcs: BTreeMap::new(),
             report: None,
         }
     }

@@ -5,6 +5,8 @@ use std::fmt;
 use rbuild_store::FULL_DISK_HINT;
 use rustix::io::Errno;
 
+use crate::files::missing::distance;
+
 /// A path from outside, shown so that it cannot harm a terminal.
 pub(crate) fn show(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(if path.is_empty() { b"." } else { path });
@@ -105,12 +107,31 @@ impl ExecutorError {
             ExecutorError::Write { errno: Errno::NOTDIR, .. } => {
                 vec!["a part of the path is a file, not a directory".to_owned()]
             }
+            ExecutorError::Runtime(rbuild_runtime::Error::UnknownName { what, name, file, known }) => {
+                vec![instead(what, name, file, known)]
+            }
             ExecutorError::Store(error) => error.hint().map(str::to_owned).into_iter().collect(),
             ExecutorError::Git { message, .. } if message == "git is not installed" => {
                 vec!["install git (the Debian package is \"git\") and build again".to_owned()]
             }
             _ => Vec::new(),
         }
+    }
+}
+
+/// What to write in place of a user or group that the image does not have.
+fn instead(what: &str, name: &str, file: &str, known: &[String]) -> String {
+    let near = known
+        .iter()
+        .map(|candidate| (distance(candidate.as_bytes(), name.as_bytes()), candidate))
+        .filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1))
+        .min();
+    match near {
+        Some((_, near)) => format!("did you mean {near}?"),
+        None if known.is_empty() => {
+            format!("there is no /etc/{file} with names here; use the number of the {what}")
+        }
+        None => format!("make the {what} in a step before, or use its number"),
     }
 }
 

@@ -47,6 +47,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// With [`Outcome::Failed`] the diagnostics hold an error; else they are warnings. A file that had mistakes when it
 /// was parsed fails at once and without saying them again, or asking for facts; what else is surely wrong is said.
 pub fn lower(file: &Dockerfile, options: &LowerOptions, facts: &Facts) -> (Outcome, Vec<Diagnostic>) {
+    let dated = arguments::dated(options);
+    let options = dated.as_ref().unwrap_or(options);
     if let Some(problem) = foreign_frontend(file, options) {
         return (Outcome::Failed, vec![problem]);
     }

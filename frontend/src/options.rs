@@ -35,6 +35,9 @@ pub struct LowerOptions {
     /// Seconds since 1970 for what the build itself dates. The build argument `SOURCE_DATE_EPOCH` counts when this is
     /// `None`.
     pub source_date_epoch: Option<i64>,
+    /// When the main context was last changed (seconds since 1970), where that is known of it: what
+    /// `SOURCE_DATE_EPOCH=context` stands for.
+    pub context_date: Option<i64>,
     /// The patterns of `.dockerignore`, see [`IgnoreFile::patterns`](crate::ignore::IgnoreFile::patterns).
     pub ignore: Vec<String>,
     pub purpose: Purpose,
@@ -60,6 +63,7 @@ impl LowerOptions {
             ulimits: Vec::new(),
             cgroup_parent: None,
             source_date_epoch: None,
+            context_date: None,
             ignore: Vec::new(),
             purpose: Purpose::Build,
             contexts: BTreeMap::new(),

@@ -21,6 +21,7 @@ struct Args {
     platforms: Vec<String>,
     no_cache_filter: Vec<String>,
     epoch: Option<i64>,
+    context_date: Option<i64>,
     ignore: Vec<String>,
     /// `check`, or a build.
     purpose: Option<String>,
@@ -36,6 +37,7 @@ fn options(args: Args) -> LowerOptions {
     options.platforms = args.platforms.iter().map(|text| Platform::parse(text).unwrap()).collect();
     options.no_cache_filter = args.no_cache_filter;
     options.source_date_epoch = args.epoch;
+    options.context_date = args.context_date;
     options.ignore = args.ignore;
     if let Some(purpose) = args.purpose {
         assert_eq!(purpose, "check");

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use rbuild_oci::Reference;
+use reqwest::header::HeaderMap;
 use url::{Host, Url};
 
 use crate::Error;
@@ -28,6 +29,7 @@ enum Insecure {
     Host(String),
     /// Addresses in `base/bits`.
     Network(IpAddr, u8),
+    Everyone,
 }
 
 impl Mirrors {
@@ -49,6 +51,12 @@ impl Mirrors {
         Ok(self)
     }
 
+    /// The same, where plain HTTP and unproved certificates will do for every registry.
+    pub fn believing_everyone(mut self) -> Mirrors {
+        self.insecure.push(Insecure::Everyone);
+        self
+    }
+
     /// The mirrors of docker.io, in order.
     pub fn mirrors(&self) -> &[Url] {
         &self.mirrors
@@ -65,6 +73,7 @@ impl Mirrors {
         let address: Option<IpAddr> = bare.parse().ok();
         self.insecure.iter().any(|i| match i {
             Insecure::Host(h) => h == host || h == bare,
+            Insecure::Everyone => true,
             Insecure::Network(base, bits) => address.is_some_and(|a| within(a, *base, *bits)),
         })
     }
@@ -112,11 +121,16 @@ pub(crate) struct Endpoint {
     pub bare: bool,
     /// The registry that this place answers for, when it is to be told.
     pub asked_for: Option<String>,
+    /// It knows what a tag names; else it is only asked for what has a digest.
+    pub resolves: bool,
+    /// Sent to this place with every request.
+    pub headers: HeaderMap,
 }
 
 impl Endpoint {
     fn new(schemes: Vec<Url>, credentials: String, insecure: bool) -> Endpoint {
-        Endpoint { schemes, credentials, insecure, bare: false, asked_for: None }
+        let headers = HeaderMap::new();
+        Endpoint { schemes, credentials, insecure, bare: false, asked_for: None, resolves: true, headers }
     }
 }
 
@@ -193,6 +207,8 @@ mod tests {
     #[test]
     fn plain_http_only_where_it_is_allowed() {
         let m = Mirrors::new(&[], &["10.0.0.0/8".into(), "reg.lan:5000".into()]).unwrap();
+        let everyone = m.clone().believing_everyone();
+        assert_eq!(tries(&everyone, "quay.io/a/b"), ["https://quay.io/", "http://quay.io/"]);
         assert_eq!(tries(&m, "busybox"), ["https://registry-1.docker.io/"]);
         assert_eq!(tries(&m, "quay.io/a/b"), ["https://quay.io/"]);
         assert_eq!(tries(&m, "localhost:5000/a"), ["http://localhost:5000/", "https://localhost:5000/"]);

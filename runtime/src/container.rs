@@ -27,8 +27,8 @@ use crate::logs::{LogLimits, Stream};
 use crate::monitor::wire::{Frame, Hello};
 use crate::network::{BridgeOptions, Endpoint, PortBinding, PortRequest, Wish};
 use crate::sandbox::{
-    CgroupSpec, EnterSpec, EtcFiles, ExtraMount, MountSource, Network, ProcessSpec, SandboxOptions, Seccomp, Stdio,
-    Upper,
+    CgroupSpec, EnterSpec, EtcFiles, ExternalRuntime, ExternalSandbox, ExtraMount, MountSource, NativeSandbox, Network,
+    ProcessSpec, Sandbox, SandboxOptions, Seccomp, Stdio, Upper,
 };
 
 /// Everything a monitor needs to run a container: a [`ProcessSpec`] in a form that crosses to another process.
@@ -66,6 +66,9 @@ pub struct ContainerSpec {
     /// See [`ProcessSpec::init`].
     #[serde(default)]
     pub init: bool,
+    /// Who makes the sandbox, where it is not this program.
+    #[serde(default)]
+    pub runtime: Option<ExternalRuntime>,
     /// How much of its output is kept; `None` keeps none.
     pub log: Option<LogLimits>,
     /// How its health is found out, if it is.
@@ -228,6 +231,10 @@ impl From<SeccompChoice> for Seccomp {
 }
 
 impl ContainerSpec {
+    pub(crate) fn sandbox(&self) -> Result<Box<dyn Sandbox>> {
+        sandbox(self.sandbox_options(), self.runtime.as_ref())
+    }
+
     pub(crate) fn sandbox_options(&self) -> SandboxOptions {
         SandboxOptions { helper: self.helper.clone(), state_dir: self.state_dir.clone() }
     }
@@ -284,6 +291,15 @@ impl ContainerSpec {
     }
 }
 
+/// What makes sandboxes: this program, or the runtime that is named.
+pub(crate) fn sandbox(options: SandboxOptions, runtime: Option<&ExternalRuntime>) -> Result<Box<dyn Sandbox>> {
+    let native = NativeSandbox::new(options)?;
+    Ok(match runtime {
+        Some(runtime) => Box::new(ExternalSandbox::new(native, runtime.clone())),
+        None => Box::new(native),
+    })
+}
+
 impl InsideMount {
     /// What a sandbox is given to mount; `None` for memory.
     ///
@@ -310,6 +326,9 @@ pub struct ExecSpec {
     pub stdin: bool,
     pub cgroup_parent: Option<PathBuf>,
     pub seccomp: SeccompChoice,
+    /// Who made the container's sandbox, where it was not this program.
+    #[serde(default)]
+    pub runtime: Option<ExternalRuntime>,
     /// Names it in what is told of it.
     #[serde(default)]
     pub exec_id: String,

@@ -15,6 +15,17 @@ pub enum Error {
     /// The request contradicts itself, the image or a promise of the sandbox.
     #[error("{0}")]
     Refused(String),
+    /// A name that a user database of the image does not have.
+    #[error("unable to find {what} {name}: no matching entries in {file} file")]
+    UnknownName {
+        /// `user` or `group`.
+        what: &'static str,
+        name: String,
+        /// `passwd` or `group`.
+        file: &'static str,
+        /// Names it has, the first hundreds of them.
+        known: Vec<String>,
+    },
     /// The request asks for something this runtime does not do.
     #[error("{0} is not supported")]
     Unsupported(String),

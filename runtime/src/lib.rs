@@ -21,6 +21,7 @@ pub mod users;
 
 pub use error::{Error, ExecFailure, Result};
 pub use sandbox::{
-    CgroupSpec, EnterSpec, EtcFiles, Exit, ExtraMount, MemoryFile, MountSource, NativeSandbox, Network, ProcessSpec,
-    Running, Sandbox, SandboxOptions, Seccomp, Stdio, Upper, default_spec, helper_main, mount_detached,
+    CgroupSpec, EnterSpec, EtcFiles, Exit, ExternalRuntime, ExtraMount, MemoryFile, MountSource, NativeSandbox,
+    Network, ProcessSpec, Running, Sandbox, SandboxOptions, Seccomp, Stdio, Upper, default_spec, helper_main,
+    mount_detached,
 };

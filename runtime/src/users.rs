@@ -13,6 +13,8 @@ use crate::error::Error;
 
 /// Bytes of a user database that are read; what is larger is refused.
 const LIMIT: u64 = 8 << 20;
+/// Names of a database that are told when another is not there.
+const KNOWN: usize = 500;
 /// Groups a process can be in, as the kernel counts them.
 const GROUPS: usize = 65_536;
 
@@ -47,7 +49,7 @@ pub fn resolve(root: &Root, text: &str) -> Result<Identity, Error> {
         (Some(entry), _) => entry,
         (None, Wanted::Id(uid)) => Entry { name: String::new(), uid: *uid, gid: 0, home: "/".into() },
         (None, Wanted::Name(name)) => {
-            return Err(Error::Refused(format!("unable to find user {name}: no matching entries in passwd file")));
+            return Err(unknown(root, "user", name, "passwd"));
         }
     };
     let home = if entry.home.is_empty() { "/".to_owned() } else { entry.home };
@@ -72,7 +74,20 @@ pub fn group_id(root: &Root, text: &str) -> Result<u32, Error> {
         let gid = gid.parse().ok()?;
         wanted.is(name, gid).then_some(gid)
     })?;
-    found.ok_or_else(|| Error::Refused(format!("unable to find group {text}: no matching entries in group file")))
+    found.ok_or_else(|| unknown(root, "group", text, "group"))
+}
+
+/// What the database has instead is told along, for whoever wants to guess what was meant.
+fn unknown(root: &Root, what: &'static str, name: &str, file: &'static str) -> Error {
+    let mut known = Vec::new();
+    let read = find::<()>(root, &format!("etc/{file}"), |fields| {
+        let name = fields.first().filter(|name| !name.is_empty() && known.len() < KNOWN);
+        known.extend(name.map(|name| (*name).to_owned()));
+        None
+    });
+    // It was read a moment ago; if it cannot be any more there is only less to tell.
+    drop(read);
+    Error::UnknownName { what, name: name.to_owned(), file, known }
 }
 
 struct Entry {

@@ -52,6 +52,31 @@ fn an_archive_is_a_context_without_ignore_file() {
     scene.rb_with_input(&["build", "-f", "Other", "-"], b"FROM busybox\n").refused(1, &["is a Dockerfile itself"]);
 }
 
+#[test]
+fn a_context_can_date_the_build() {
+    let scene = Scene::with_busybox();
+    let mut tar = tar::Builder::new(Vec::new());
+    let text =
+        "ARG SOURCE_DATE_EPOCH=context\nFROM busybox\nARG SOURCE_DATE_EPOCH\nRUN echo \"[$SOURCE_DATE_EPOCH]\" >/d\n";
+    for (name, text, time) in [("Dockerfile", text, 1_000_000_000), ("sub/newest", "", 1_000_000_007)] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        header.set_mtime(time);
+        tar.append_data(&mut header, name, text.as_bytes()).unwrap();
+    }
+    scene.rb_with_input(&["build", "-t", "dated", "-"], &tar.into_inner().unwrap()).ok();
+    assert_eq!(scene.in_image("dated", "cat /d"), "[1000000007]\n");
+    assert_eq!(scene.inspect("dated")["Created"], "2001-09-09T01:46:47Z");
+    // A directory of this machine has no date.
+    scene.write("Dockerfile", text);
+    let said = scene.command(&["build", "-t", "undated", "."]).env("SOURCE_DATE_EPOCH", "context").output().unwrap();
+    assert!(said.status.success(), "{said:?}");
+    assert_eq!(scene.in_image("undated", "cat /d"), "[]\n");
+    let given = ["build", "--build-arg", "SOURCE_DATE_EPOCH=yesterday", "."];
+    scene.rb(&given).refused(1, &["invalid SOURCE_DATE_EPOCH: yesterday", "seconds since 1970, or context"]);
+}
+
 /// What an archive's links point at is beneath the context, and so is what is written through them.
 #[test]
 fn an_archive_stays_beneath_its_directory() {

@@ -27,9 +27,18 @@ const FAILURES: &[(&str, &[&str])] = &[
         "COPY a.txt /etc/passwd/x",
         &["cannot write /etc/passwd/x: Not a directory", "hint: a part of the path is a file, not a directory"],
     ),
-    ("COPY --chown=nobdy a.txt /", &["unable to find user nobdy: no matching entries in passwd file"]),
-    ("COPY --chown=root:nogrup a.txt /", &["unable to find group nogrup: no matching entries in group file"]),
-    ("USER nosuch\nRUN true", &["unable to find user nosuch: no matching entries in passwd file"]),
+    (
+        "COPY --chown=nobdy a.txt /",
+        &["unable to find user nobdy: no matching entries in passwd file", "did you mean nobody?"],
+    ),
+    (
+        "COPY --chown=root:nogrup a.txt /",
+        &["unable to find group nogrup: no matching entries in group file", "did you mean nogroup?"],
+    ),
+    (
+        "USER somebody-else\nRUN true",
+        &["unable to find user somebody-else: no matching entries in passwd file", "make the user in a step before"],
+    ),
     ("RUN --security=insecure true", &["security.insecure is not allowed", "--allow security.insecure"]),
     ("RUN --network=host true", &["network.host is not allowed", "--allow network.host"]),
     (

@@ -211,8 +211,8 @@ fn wrong_requests_are_named_before_anything_is_built() {
         (&["--resource", "gpu=1"], "unknown resource \"gpu\""),
         (&["--memory", "1m"], "Minimum memory limit allowed is 6MB"),
         (&["--builder", "other"], "no builder \"other\" found"),
-        (&["--allow", "everything"], "--allow everything is not supported yet"),
-        (&["--tls-verify=false"], "tls-verify"),
+        (&["--allow", "everything"], "unknown entitlement everything"),
+        (&["--tls-verify=perhaps"], "tls-verify"),
         (&["--secret", "id=x,src=/no/such"], "/no/such"),
         (&["-f", "no.Dockerfile"], "no.Dockerfile: no such file or directory"),
         (&["-f", "/dev/null/x"], "/dev/null/x"),
@@ -234,4 +234,42 @@ fn limits_hold_for_each_step() {
     scene.write("ctx/Dockerfile", "FROM busybox\nRUN --network=none tail /dev/zero\n");
     let said = scene.rb(&["build", "--memory", "32m", "ctx"]).refused(1, &["tail /dev/zero"]);
     assert!(said.err.contains("memory") || said.err.contains("137"), "{said:?}");
+}
+
+#[test]
+fn layers_are_made_one() {
+    let scene = Scene::with_busybox();
+    scene.write(
+        "Dockerfile",
+        "FROM busybox\nRUN mkdir /d && printf gone%sfrom%severy-layer - - >/d/gone && echo 1 >/d/kept && ln /d/kept /d/twin\n\
+         ENV A=b\nRUN rm /d/gone && rm /bin/cat && chmod 700 /d\n",
+    );
+    let build = |options: &[&str]| scene.rb(&[&["build", "--network", "none"], options, &["."]].concat());
+    build(&["-t", "plain"]).ok();
+    build(&["-t", "new", "--squash"]).ok();
+    build(&["-t", "all", "--squash-all"]).ok();
+    let layers = |name: &str| scene.inspect(name)["RootFS"]["Layers"].as_array().expect("layers").clone();
+    let base = layers("busybox");
+    assert_eq!((layers("plain").len(), layers("new").len(), layers("all").len()), (base.len() + 2, base.len() + 1, 1));
+    assert_eq!(layers("new")[..base.len()], base, "the base stays what it is");
+    let look = "cd / && find d root tmp | sort | xargs ls -ldn | awk '{print $1, ($1 ~ /^-/ ? $2 : 0), $3, $4, $NF}'; \
+                ls bin | wc -l; head -n 1 /d/twin; echo $A";
+    let plain = scene.in_image("plain", look);
+    assert!(plain.contains("drwx------") && plain.contains("-rw-r--r-- 2 0 0 d/twin"), "{plain}");
+    assert_eq!(scene.in_image("new", look), plain);
+    assert_eq!(scene.in_image("all", look), plain);
+    let archive = scene.work().join("new.tar");
+    scene.rb(&["save", "-o", archive.to_str().expect("UTF-8"), "new"]).ok();
+    let bytes = std::fs::read(archive).expect("saved");
+    assert!(!bytes.windows(21).any(|part| part == b"gone-from-every-layer"), "what was removed is in no layer");
+    let history = scene.rb(&["history", "--format", "{{.Comment}}|{{.CreatedBy}}", "--no-trunc", "new"]).ok().out;
+    assert!(history.starts_with("2 layers squashed|\n"), "{history}");
+    // The same again is the same image, and a squash of what has one layer is that.
+    build(&["-t", "again", "--squash"]).ok();
+    assert_eq!(layers("again"), layers("new"));
+    scene.write("Dockerfile", "FROM busybox\nRUN echo >/one\n");
+    build(&["-t", "one"]).ok();
+    build(&["-t", "one-squashed", "--squash"]).ok();
+    assert_eq!(layers("one-squashed"), layers("one"));
+    build(&["--squash", "--cache-to", "type=inline"]).refused(1, &["--squash and --cache-to type=inline"]);
 }

@@ -125,6 +125,32 @@ fn a_stored_login_opens_a_registry() {
 }
 
 #[test]
+fn a_build_is_given_credentials_of_its_own() {
+    let access = Access::Basic { username: "user".into(), password: "secret".into() };
+    let registry = Registry::with(Behaviour { access, ..Behaviour::default() });
+    let scene = Scene::with_busybox();
+    let name = registry.name("private");
+    scene.rb(&["tag", "busybox", &name]).ok();
+    scene.rb_with_input(&["login", "-u", "user", "--password-stdin", &registry.get().host()], b"secret").ok();
+    scene.rb(&["push", &name]).ok();
+    let login = scene.root().parent().expect("a parent").join(".docker/config.json");
+    let kept = scene.work().join("auth.json");
+    std::fs::rename(&login, &kept).expect("the login is kept there");
+
+    scene.write("Dockerfile", format!("FROM {name}\nRUN true\n"));
+    let build = ["build", "--network", "none", "--pull", "-q"];
+    let with = |options: &[&str]| scene.rb(&[&build[..], options, &["."]].concat());
+    with(&[]).refused(1, &["no basic auth credentials"]);
+    with(&["--creds", "user:wrong"]).refused(1, &[&name]);
+    with(&["--creds", "user:secret", "--tls-verify=false", "--retry", "1", "--retry-delay", "1ms"]).ok();
+    with(&["--authfile", kept.to_str().expect("UTF-8")]).ok();
+    with(&["--authfile", "/no/such/file"]).refused(1, &["credential file /no/such/file"]);
+    with(&["--cert-dir", "/no/such"]).refused(1, &["/no/such"]);
+    with(&["--tls-verify=perhaps"]).refused(1, &["tls-verify", "perhaps"]);
+    with(&["--retry-delay", "soon"]).refused(1, &["invalid duration \"soon\""]);
+}
+
+#[test]
 fn a_configured_mirror_answers_for_docker_io() {
     let scene = Scene::with_busybox();
     let registry = Registry::start();

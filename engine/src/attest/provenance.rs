@@ -86,6 +86,7 @@ pub(crate) struct Asked {
     arguments: BTreeMap<String, String>,
     /// The Dockerfile's path within its context.
     path: String,
+    vcs: BTreeMap<String, String>,
 }
 
 impl Asked {
@@ -129,7 +130,8 @@ impl Asked {
             DockerfileSource::Remote(url) => Some(redacted(url)),
             DockerfileSource::File(None) | DockerfileSource::Text(_) => None,
         };
-        Asked { arguments, path: path.unwrap_or_else(|| "Dockerfile".to_owned()) }
+        let path = path.unwrap_or_else(|| "Dockerfile".to_owned());
+        Asked { arguments, path, vcs: request.vcs.clone() }
     }
 }
 
@@ -332,6 +334,9 @@ impl Evidence {
     /// What BuildKit says beyond the specification.
     fn extra(&self, mode: ProvenanceMode, layers: &[Descriptor]) -> Value {
         let mut extra = json!({});
+        if !self.asked.vcs.is_empty() {
+            extra["vcs"] = json!(self.asked.vcs);
+        }
         if mode == ProvenanceMode::Min {
             return extra;
         }

@@ -2,6 +2,7 @@ use super::*;
 
 fn evidence() -> Evidence {
     let asked = Asked {
+        vcs: [("revision".to_owned(), "0123".to_owned())].into(),
         arguments: [("build-arg:A", "https://u:hunter2@h/x"), ("target", "t")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
@@ -57,6 +58,7 @@ fn the_most_is_in_the_shape_of_its_version() {
     assert_eq!(definition["internalParameters"]["buildConfig"]["llbDefinition"][0]["id"], "step0");
     assert_eq!(v1["runDetails"]["metadata"]["startedOn"], "1970-01-01T00:00:00Z");
     assert_eq!(v1["runDetails"]["metadata"]["buildkit_completeness"]["request"], true);
+    assert_eq!(v1["runDetails"]["metadata"]["buildkit_metadata"]["vcs"]["revision"], "0123");
     let layer = &v1["runDetails"]["metadata"]["buildkit_metadata"]["layers"]["step0:0"][0][0];
     assert_eq!(layer["size"], 1);
     let data = &v1["runDetails"]["metadata"]["buildkit_metadata"]["source"]["infos"][0]["data"];

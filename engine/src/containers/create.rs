@@ -13,7 +13,7 @@ use rbuild_store::{Durability, ImageRecord, Lease, Root, Snapshot, StoreError, d
 
 use super::record::{self, Container, MountKind, MountPoint};
 use super::request::{CreateRequest, HostSettings, MountRequest, MountWish, NetworkMode};
-use super::{Containers, health, names, process, random_id};
+use super::{Containers, health, isolation, names, process, random_id};
 use crate::error::{Error, Kind};
 use crate::volumes;
 
@@ -101,7 +101,7 @@ impl Containers {
         directory: &Path,
     ) -> Result<Container, Error> {
         let parent_id = parent.map(Snapshot::id);
-        self.store.snapshots().make_layer(&directory.join("layer"), parent_id)?;
+        self.make_layer(&container, parent_id, &directory.join("layer"))?;
         let mut image_root = None;
         for mount in &container.mounts {
             let MountKind::Volume { name, .. } = &mount.kind else { continue };
@@ -145,6 +145,37 @@ impl Containers {
             }
         }
         Ok(container)
+    }
+
+    /// The writable layer, within its limit if it has one.
+    fn make_layer(
+        &self,
+        container: &Container,
+        parent: Option<&rbuild_store::SnapshotId>,
+        layer: &Path,
+    ) -> Result<(), Error> {
+        let Some(bytes) = container.host.storage_size else {
+            self.store.snapshots().make_layer(layer, parent)?;
+            return Ok(());
+        };
+        let limit = |path: &Path| {
+            rbuild_runtime::disk::limit(path, bytes).map_err(|error| match error.kind() {
+                io::ErrorKind::Unsupported => Error::invalid(
+                    "--storage-opt is supported only for state directories on xfs or ext4 with the 'prjquota' mount \
+                     option, or with the storage driver btrfs",
+                ),
+                _ => Error::internal(format!("cannot limit the writable layer: {error}")),
+            })
+        };
+        // A project is for what is made in it; a subvolume has to be there.
+        if self.store.driver() == rbuild_store::Driver::Btrfs {
+            self.store.snapshots().make_layer(layer, parent)?;
+            return limit(&layer.join("fs"));
+        }
+        fs::DirBuilder::new().mode(0o700).create(layer).map_err(Error::internal)?;
+        limit(layer)?;
+        self.store.snapshots().make_layer(layer, parent)?;
+        Ok(())
     }
 
     fn describe(
@@ -299,6 +330,9 @@ fn check(request: &CreateRequest) -> Result<(), Error> {
     if let Some(name) = &request.name {
         names::check(name)?;
     }
+    if let Some(runtime) = request.host.runtime.as_ref().filter(|_| request.host.init) {
+        return Err(Error::invalid(format!("--init is not supported with the runtime {}", runtime.name)));
+    }
     if let Some(path) = request.working_dir.as_deref().filter(|path| !path.is_empty() && !path.starts_with('/')) {
         let message = format!("the working directory '{path}' is invalid, it needs to be an absolute path");
         return Err(Error::invalid(message));
@@ -336,6 +370,7 @@ pub(super) fn check_limits(host: &HostSettings) -> Result<(), Error> {
     } else if host.memory_swap.is_some_and(|swap| swap > 0) {
         return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
     }
+    isolation::check(host)?;
     if host.nano_cpus.is_some() && (host.cpu_quota.is_some() || host.cpu_period.is_some()) {
         return Err(Error::invalid("conflicting options: CPU quota and CPUs cannot both be set"));
     }

@@ -47,7 +47,8 @@ impl Containers {
             terminal: request.tty.then_some(request.size),
             stdin: request.stdin,
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: if request.privileged { SeccompChoice::Unconfined } else { host.seccomp() },
+            seccomp: if request.privileged { SeccompChoice::Unconfined } else { host.seccomp()? },
+            runtime: host.runtime.as_ref().map(|runtime| runtime.external(&self.directory(&container.id))),
         };
         let exec_id = spec.exec_id.clone();
         let command = request.command.join(" ");

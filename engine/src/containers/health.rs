@@ -1,6 +1,6 @@
 //! The health check of a container: the request's over the image's, and what its monitor is told.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rbuild_oci::Healthcheck;
@@ -53,7 +53,7 @@ pub(super) fn merge(own: &Healthcheck, image: Option<&Healthcheck>) -> Healthche
 }
 
 /// The probe of a container; `None` when its health is not checked.
-pub(super) fn probe(container: &Container, root: &Root) -> Result<Option<HealthProbe>, Error> {
+pub(super) fn probe(container: &Container, root: &Root, directory: &Path) -> Result<Option<HealthProbe>, Error> {
     let Some(check) = &container.config.healthcheck else { return Ok(None) };
     let command = match check.test.split_first() {
         Some((kind, words)) if kind == "CMD" && !words.is_empty() => words.to_vec(),
@@ -81,7 +81,8 @@ pub(super) fn probe(container: &Container, root: &Root) -> Result<Option<HealthP
             terminal: None,
             stdin: false,
             cgroup_parent: container.host.cgroup_parent.as_ref().map(PathBuf::from),
-            seccomp: container.host.seccomp(),
+            seccomp: container.host.seccomp()?,
+            runtime: container.host.runtime.as_ref().map(|runtime| runtime.external(directory)),
         },
         interval: time(check.interval, INTERVAL),
         timeout: time(check.timeout, TIMEOUT),

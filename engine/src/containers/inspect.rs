@@ -47,7 +47,7 @@ impl Containers {
             "Platform": "linux",
             "MountLabel": "",
             "ProcessLabel": "",
-            "AppArmorProfile": "",
+            "AppArmorProfile": container.host.security.apparmor.as_deref().unwrap_or_default(),
             "ExecIDs": Value::Null,
             "HostConfig": host_config(container),
             "GraphDriver": { "Name": self.store.driver().to_string(), "Data": Value::Null },
@@ -194,7 +194,7 @@ fn host_config(container: &Container) -> Value {
         .iter()
         .map(|d| json!({ "PathOnHost": d.host, "PathInContainer": d.inside, "CgroupPermissions": d.permissions }))
         .collect();
-    json!({
+    let mut value = json!({
         "Binds": if binds.is_empty() { Value::Null } else { json!(binds) },
         "NetworkMode": network_mode(&host.network),
         "RestartPolicy": restart_policy(host.restart),
@@ -235,7 +235,13 @@ fn host_config(container: &Container) -> Value {
         "Devices": devices,
         "DeviceRequests": device_requests(&host.named_devices),
         "Sysctls": host.sysctls,
-    })
+    });
+    if let Value::Object(map) = &mut value {
+        map.extend(isolation(host));
+    }
+    value["Runtime"] = json!(host.runtime.as_ref().map_or("rbuild", |runtime| runtime.name.as_str()));
+    value["StorageOpt"] = host.storage_size.map_or(Value::Null, |bytes| json!({ "size": bytes.to_string() }));
+    value
 }
 
 fn device_requests(names: &[String]) -> Value {
@@ -252,12 +258,56 @@ fn list(values: &[String]) -> Value {
 fn security_options(host: &HostSettings) -> Value {
     let mut options = Vec::new();
     if host.no_new_privileges {
-        options.push("no-new-privileges");
+        options.push("no-new-privileges".to_owned());
     }
     if host.seccomp_unconfined {
-        options.push("seccomp=unconfined");
+        options.push("seccomp=unconfined".to_owned());
     }
-    if options.is_empty() { Value::Null } else { json!(options) }
+    let security = &host.security;
+    options.extend(security.seccomp_profile.iter().map(|text| format!("seccomp={text}")));
+    options.extend(security.apparmor.iter().map(|name| format!("apparmor={name}")));
+    options.extend(security.labels.iter().map(|label| format!("label={label}")));
+    options.extend(security.masked.iter().map(|path| format!("mask={path}")));
+    options.extend(security.unmasked.iter().map(|path| format!("unmask={path}")));
+    list(&options)
+}
+
+/// Limits of disks, as docker lists them.
+fn rates(of: &[(std::path::PathBuf, u64)]) -> Value {
+    let one = |(path, rate): &(std::path::PathBuf, u64)| json!({ "Path": path, "Rate": rate });
+    if of.is_empty() { Value::Null } else { of.iter().map(one).collect() }
+}
+
+/// What the container's start makes of its isolation beyond the usual.
+fn isolation(host: &HostSettings) -> Map<String, Value> {
+    let io = &host.block_io;
+    let weights: Vec<Value> =
+        io.weight_of.iter().map(|(path, weight)| json!({ "Path": path, "Weight": weight })).collect();
+    let (masked, read_only) = super::isolation::system_paths_of(host);
+    let value = json!({
+        "Annotations": if host.annotations.is_empty() { Value::Null } else { json!(host.annotations) },
+        "BlkioDeviceReadBps": rates(&io.read_bps),
+        "BlkioDeviceReadIOps": rates(&io.read_iops),
+        "BlkioDeviceWriteBps": rates(&io.write_bps),
+        "BlkioDeviceWriteIOps": rates(&io.write_iops),
+        "BlkioWeight": io.weight.unwrap_or(0),
+        "BlkioWeightDevice": weights,
+        "CgroupnsMode": if host.cgroup_host { "host" } else { "private" },
+        "CpuRealtimePeriod": host.cpu_rt_period.unwrap_or(0),
+        "CpuRealtimeRuntime": host.cpu_rt_runtime.unwrap_or(0),
+        "DeviceCgroupRules": list(&host.device_cgroup_rules),
+        "Isolation": "",
+        "MaskedPaths": masked,
+        "MemorySwappiness": host.memory_swappiness,
+        "OomKillDisable": host.oom_kill_disable,
+        "ReadonlyPaths": read_only,
+        "UsernsMode": "",
+        "VolumeDriver": host.volume_driver.as_deref().unwrap_or_default(),
+    });
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
 }
 
 pub(super) fn network_mode(mode: &NetworkMode) -> String {

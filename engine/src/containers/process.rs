@@ -14,6 +14,7 @@ use rbuild_runtime::sandbox::{DEFAULT_CAPABILITIES, capability_sets, set_shm_siz
 use rbuild_runtime::users::{self, Identity};
 use rbuild_store::Root;
 
+use super::isolation;
 use super::record::Container;
 use super::request::{HostSettings, NamespaceMode};
 use crate::error::Error;
@@ -83,6 +84,7 @@ pub(super) fn spec(container: &Container, root: &Root) -> Result<Spec, Error> {
     if host.privileged {
         writable_kernel_mounts(&mut spec);
     }
+    isolation::apply(container, &mut spec)?;
     Ok(spec)
 }
 
@@ -109,6 +111,9 @@ pub(super) fn exec_process(
     process.set_capabilities(Some(capability_sets(&capabilities(host)?)));
     process.set_no_new_privileges(Some(container.host.no_new_privileges));
     process.set_terminal(Some(request.tty));
+    let apparmor = if request.privileged { Some("unconfined".to_owned()) } else { container.host.apparmor() };
+    process.set_apparmor_profile(apparmor.filter(|_| container.host.security.apparmor.is_some()));
+    process.set_selinux_label(isolation::process_label(container)?);
     Ok(process)
 }
 

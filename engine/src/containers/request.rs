@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rbuild_graph::ops::Ulimit;
 use rbuild_oci::Healthcheck;
-use rbuild_runtime::container::{RestartPolicy, SeccompChoice};
+use rbuild_runtime::ExternalRuntime;
+use rbuild_runtime::container::RestartPolicy;
 use rbuild_runtime::logs::LogLimits;
 use rbuild_runtime::network::{Mac, PortRequest};
 use serde::{Deserialize, Serialize};
+
+use super::isolation::{BlockIo, Security};
 
 /// A container to be made.
 #[derive(Debug, Clone, Default)]
@@ -123,6 +126,61 @@ pub struct HostSettings {
     pub init: bool,
     #[serde(default)]
     pub log: LogDriver,
+    /// Most bytes its writable layer may hold.
+    #[serde(default)]
+    pub storage_size: Option<u64>,
+    /// Who makes its sandbox, where it is not this program.
+    #[serde(default)]
+    pub runtime: Option<RuntimeRequest>,
+    #[serde(default)]
+    pub security: Security,
+    #[serde(default)]
+    pub block_io: BlockIo,
+    /// Lines like `c 42:* rmw`.
+    #[serde(default)]
+    pub device_cgroup_rules: Vec<String>,
+    /// Microseconds.
+    #[serde(default)]
+    pub cpu_rt_period: Option<u64>,
+    #[serde(default)]
+    pub cpu_rt_runtime: Option<i64>,
+    /// From 0 to 100.
+    #[serde(default)]
+    pub memory_swappiness: Option<i64>,
+    /// Who wants more memory than there is waits in place of being killed.
+    #[serde(default)]
+    pub oom_kill_disable: bool,
+    /// It sees the cgroups of the host.
+    #[serde(default)]
+    pub cgroup_host: bool,
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// Of volumes that it names: there is `local` only.
+    #[serde(default)]
+    pub volume_driver: Option<String>,
+}
+
+/// A program that is called as the OCI runtime specification says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeRequest {
+    /// As the user named it.
+    pub name: String,
+    /// Absolute.
+    pub program: PathBuf,
+    /// Options before the command.
+    pub arguments: Vec<String>,
+}
+
+impl RuntimeRequest {
+    /// For the container in `directory`.
+    pub(super) fn external(&self, directory: &Path) -> ExternalRuntime {
+        ExternalRuntime {
+            name: self.name.clone(),
+            program: self.program.clone(),
+            arguments: self.arguments.clone(),
+            directory: directory.join("runtime"),
+        }
+    }
 }
 
 /// What becomes of a container's output.
@@ -153,13 +211,6 @@ impl LogDriver {
             LogDriver::JsonFile(limits) => Some(*limits),
             LogDriver::None => None,
         }
-    }
-}
-
-impl HostSettings {
-    /// Which system calls its processes may make.
-    pub(super) fn seccomp(&self) -> SeccompChoice {
-        if self.privileged || self.seccomp_unconfined { SeccompChoice::Unconfined } else { SeccompChoice::Default }
     }
 }
 

@@ -6,5 +6,6 @@ mod files;
 pub(crate) mod image;
 mod pack;
 pub(crate) mod results;
+pub(crate) mod squash;
 mod tar;
 mod timestamps;

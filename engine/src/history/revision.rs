@@ -32,6 +32,12 @@ pub struct Revision {
 }
 
 impl Revision {
+    /// The top of the work tree that a directory is in.
+    pub fn work_tree(dir: &Path) -> Option<PathBuf> {
+        let top = dir.ancestors().take(ABOVE).find(|dir| git_dir(&dir.join(".git")).is_some())?;
+        Some(top.to_owned())
+    }
+
     /// That of a directory, if it is in a repository.
     pub fn of(dir: &Path) -> Option<Revision> {
         let (top, git) = dir.ancestors().take(ABOVE).find_map(|dir| Some((dir, git_dir(&dir.join(".git"))?)))?;

@@ -74,7 +74,7 @@ fn nearest(root: BorrowedFd<'_>, dir: &[u8], name: &[u8], rest: &[Vec<u8>], quer
 }
 
 /// Edit distance, letter case free of charge.
-fn distance(a: &[u8], b: &[u8]) -> usize {
+pub(crate) fn distance(a: &[u8], b: &[u8]) -> usize {
     let (a, b) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.iter().enumerate() {

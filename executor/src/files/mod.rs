@@ -5,7 +5,7 @@ pub mod copy;
 pub mod hash;
 pub mod index;
 pub mod meta;
-mod missing;
+pub(crate) mod missing;
 pub mod mode;
 pub mod select;
 pub mod walk;

@@ -19,7 +19,7 @@ pub(super) fn unused_args(file: &Dockerfile, options: &LowerOptions) -> Option<D
         file.global_args.iter().chain(in_stages).flat_map(|arg| &arg.0).map(|one| one.name.as_str()).collect();
     let predefined = |name: &str| {
         name.starts_with("BUILDKIT_")
-            || name == "SOURCE_DATE_EPOCH"
+            || name == EPOCH
             || is_proxy(name)
             || ["TARGET", "BUILD"]
                 .iter()
@@ -58,6 +58,17 @@ pub(super) fn invalid_defaults(file: &Dockerfile, options: &LowerOptions) -> Vec
     })
 }
 
+/// The options with the build argument `SOURCE_DATE_EPOCH=context` replaced by what it stands for: the date of the main
+/// context, or nothing where that has none, as a directory of this machine has not. `None` when it says something else.
+pub(super) fn dated(options: &LowerOptions) -> Option<LowerOptions> {
+    if options.build_args.get(EPOCH).map(String::as_str) != Some(CONTEXT) {
+        return None;
+    }
+    let mut dated = options.clone();
+    dated.build_args.insert(EPOCH.to_owned(), options.context_date.map(|date| date.to_string()).unwrap_or_default());
+    Some(dated)
+}
+
 /// The arguments before the first FROM, for the first platform; one whose default is a mistake has no value.
 pub(crate) fn globals(file: &Dockerfile, options: &LowerOptions) -> Env {
     for_first_platform(file, options, &mut Budget::new(), &mut Vec::new())
@@ -74,6 +85,9 @@ fn for_first_platform(
     OnePlatform { file, options, facts, platform, explicit: false, multiplatform: false }.globals(budget, mistakes)
 }
 
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
+/// The value that asks for the date of the main context.
+const CONTEXT: &str = "context";
 const PLATFORM_ARGS: [&str; 6] = ["PLATFORM", "OS", "OSVERSION", "ARCH", "VARIANT", "STAGE"];
 const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
 
@@ -123,6 +137,9 @@ impl OnePlatform<'_> {
                 globals.set(&declaration.name, &value);
             }
         }
+        if globals.value(EPOCH) == Some(CONTEXT) {
+            globals.set(EPOCH, &self.options.context_date.map(|date| date.to_string()).unwrap_or_default());
+        }
         globals
     }
 
@@ -131,18 +148,21 @@ impl OnePlatform<'_> {
         if self.options.source_date_epoch.is_some() {
             return Ok(self.options.source_date_epoch);
         }
-        let name = "SOURCE_DATE_EPOCH";
-        let given = self.options.build_args.get(name).map(String::as_str);
-        match given.or_else(|| globals.value(name)).unwrap_or_default() {
+        let given = self.options.build_args.get(EPOCH).map(String::as_str);
+        match given.or_else(|| globals.value(EPOCH)).unwrap_or_default() {
             "" => Ok(None),
-            "context" => {
-                Err(Diagnostic::error("SOURCE_DATE_EPOCH=context is not supported").hint("give seconds since 1970"))
-            }
             text => match text.parse::<i64>() {
                 Ok(epoch) if written(epoch).is_some() => Ok(Some(epoch)),
-                _ => {
-                    Err(Diagnostic::error(format!("invalid SOURCE_DATE_EPOCH: {text}")).expected("seconds since 1970"))
+                _ if self.options.contexts.contains_key(text)
+                    || self.file.stages.iter().any(|stage| stage.name() == Some(text)) =>
+                {
+                    let message =
+                        format!("SOURCE_DATE_EPOCH={text}: the date of a stage or a named context is not supported");
+                    Err(Diagnostic::error(message)
+                        .hint("give seconds since 1970, or context for the date of the main context"))
                 }
+                _ => Err(Diagnostic::error(format!("invalid SOURCE_DATE_EPOCH: {text}"))
+                    .expected("seconds since 1970, or context")),
             },
         }
     }

@@ -33,13 +33,13 @@ use time::OffsetDateTime;
 
 use crate::container::{
     Attached, Attachment, Change, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, RestartPolicy, StartFailure,
-    State, connect, socket_address,
+    State, connect, sandbox, socket_address,
 };
 use crate::error::{Error, Result};
 use crate::logs::{LogWriter, rfc3339};
 use crate::network::Namespace;
 use crate::passing;
-use crate::sandbox::{NativeSandbox, Sandbox, SandboxOptions, Stdio};
+use crate::sandbox::{SandboxOptions, Stdio};
 use book::Book;
 use restart::Restarts;
 use session::{Asked, Outputs, Session};
@@ -300,7 +300,7 @@ fn life(spec: &ContainerSpec, session: &Arc<Session>, outputs: Outputs, care: &C
 }
 
 fn live_again(spec: &ContainerSpec, terms: &Terms, session: &Session) -> Result<Outputs> {
-    let running = NativeSandbox::new(spec.sandbox_options())?.start(terms.next_life(spec)?)?;
+    let running = spec.sandbox()?.start(terms.next_life(spec)?)?;
     session.renew(running)
 }
 
@@ -317,7 +317,7 @@ fn begin(spec: &ContainerSpec, namespace: Option<OwnedFd>) -> Result<Begun> {
     let log = log.map_err(|e| Error::system("open the container's log", e))?;
     let namespace = namespace.map(Namespace::from_fd);
     let wiring = Wiring::start(spec, namespace.as_ref())?;
-    let sandbox = NativeSandbox::new(spec.sandbox_options())?;
+    let sandbox = spec.sandbox()?;
     let running = sandbox.start(spec.process_spec(namespace.map(Namespace::into_fd))?)?;
     let (session, outputs) = Session::new(running, log, spec.stdin, spec.stop_signal)?;
     Ok(Begun { session, outputs, listener, wiring })
@@ -390,7 +390,7 @@ fn enter(options: SandboxOptions, exec: &ExecSpec, pid: i32, stdio: Stdio) -> Re
     let gone = || Error::Refused(format!("process {pid} of the container is gone"));
     let target = rustix::process::Pid::from_raw(pid).ok_or_else(gone)?;
     let target = pidfd_open(target, PidfdFlags::empty()).map_err(|_| gone())?;
-    NativeSandbox::new(options)?.enter(exec.enter_spec(target, stdio))
+    sandbox(options, exec.runtime.as_ref())?.enter(exec.enter_spec(target, stdio))
 }
 
 /// Runs one more process in a container, with its streams on the attachment; it ends when this process does. `at_end` is

@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as ChildStdio};
 use std::time::Duration;
 
-use oci_spec::runtime::{BoxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Process, RootBuilder, Spec};
+use oci_spec::runtime::{
+    BoxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Process, RootBuilder, Spec,
+};
 use rustix::fs::ResolveFlags;
-use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal, set_child_subreaper};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -24,8 +26,9 @@ use super::cgroups::Cgroup;
 use super::external::ExternalRuntime;
 use super::mounts::{self, BindDepth, Options};
 use super::overlay;
+use super::root;
 use super::running::Exit;
-use super::stubs;
+use super::stubs::{self, Made, Prepared};
 use super::supervise::{BindSource, Fds, Net, Outer, OuterEnter, Removed, Reply, Side, Start, Stream, wait_readable};
 use super::{sys, wire};
 use crate::error::{Doing, ExecFailure, Failure};
@@ -37,7 +40,8 @@ const LOG_END: u64 = 64 << 10;
 pub(super) fn start(starter: &UnixStream, outer: Outer, mut fds: Fds) -> Result<(), Failure> {
     set_child_subreaper(Some(getpid())).doing(|| "take in orphans".to_owned())?;
     let Outer { runtime, id, start } = &outer;
-    let cgroup = Cgroup::open(&start.hierarchies, &start.cgroup);
+    // The runtime makes it.
+    let at_end = || Cgroup::open(&start.hierarchies, &start.cgroup);
     let bundle = Bundle::lay_out(runtime, start, &mut fds)?;
     let network = match &start.net {
         Net::Joined(place) => Some(fds.take(*place)?),
@@ -53,7 +57,7 @@ pub(super) fn start(starter: &UnixStream, outer: Outer, mut fds: Fds) -> Result<
     if runtime.directory.join("state").join(id).exists() {
         let _ = runtime.command().args(["delete", "--force", id]).status();
     }
-    let removed = Removed(&cgroup);
+    let removed = Removed(&at_end);
     let deleted = Deleted { runtime, id };
     let call = Call { runtime, verb: "create", log: bundle.path.join("log.json") };
     let mut command = call.command();
@@ -67,8 +71,9 @@ pub(super) fn start(starter: &UnixStream, outer: Outer, mut fds: Fds) -> Result<
         let _ = runtime.command().args(["kill", id, "KILL"]).status();
         let _ = pidfd_send_signal(&container.pidfd, Signal::KILL);
     }
-    let exit = container.reap(&cgroup)?;
-    drop(deleted);
+    let exit = container.reap(&at_end())?;
+    // Before anybody is told: the layers are free again.
+    drop((deleted, bundle));
     let _ = wire::send(starter, &Reply::Exited(exit), &[]);
     drop(removed);
     Ok(())
@@ -103,33 +108,33 @@ struct Bundle {
     path: PathBuf,
     /// What the binds of the request became.
     binds: Vec<Mount>,
+    /// Mount points in a root that is no overlay.
+    _made: Made,
 }
 
 impl Bundle {
     fn lay_out(runtime: &ExternalRuntime, start: &Start, fds: &mut Fds) -> Result<Bundle, Failure> {
         let path = runtime.directory.join("bundle");
-        for directory in [&runtime.directory.join("state"), &path] {
-            fs::create_dir_all(directory).doing(|| format!("create {}", directory.display()))?;
+        // The root's place, since who enters later looks for it from outside: some runtimes start there.
+        for directory in [runtime.directory.join("state"), path.join("rootfs")] {
+            fs::create_dir_all(&directory).doing(|| format!("create {}", directory.display()))?;
         }
-        let mut trees = Vec::new();
-        for bind in &start.binds {
-            trees.push(match bind.source {
-                BindSource::Memory { .. } => {
-                    return Err(Failure::Unsupported(format!("a file in memory with the runtime {}", runtime.name)));
-                }
-                BindSource::Tmpfs { .. } | BindSource::Layers { .. } => None,
-                BindSource::Path(_) | BindSource::Fd(_) => stubs::bind_tree(bind, fds)?,
-            });
+        if start.binds.iter().any(|bind| matches!(bind.source, BindSource::Memory { .. })) {
+            return Err(Failure::Unsupported(format!("a file in memory with the runtime {}", runtime.name)));
         }
-        let root = overlay::detached(&start.rootfs, start.volatile)?;
+        let Prepared { trees, made } = stubs::prepare(start, fds)?;
+        let root = root::layers(start, trees.stubs)?;
         sys::unshare_mounts().doing(|| "make a mount namespace".to_owned())?;
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
             .doing(|| "keep mounts to ourselves".to_owned())?;
-        let tmpfs = mounts::make("tmpfs", &Options { parameters: vec![("mode".into(), Some("0700".into()))], ..Options::default() })?;
+        let tmpfs = mounts::make(
+            "tmpfs",
+            &Options { parameters: vec![("mode".into(), Some("0700".into()))], ..Options::default() },
+        )?;
         attach(&tmpfs, &path)?;
-        let mut bundle = Bundle { path, binds: Vec::new() };
+        let mut bundle = Bundle { path, binds: Vec::new(), _made: made };
         attach(&root, &bundle.directory("rootfs")?)?;
-        for (at, (bind, tree)) in start.binds.iter().zip(trees).enumerate() {
+        for (at, (bind, tree)) in start.binds.iter().zip(trees.extra).enumerate() {
             let tree = match (&bind.source, tree) {
                 (BindSource::Layers { mounts: layers, path }, _) => {
                     let view = overlay::detached(layers, false)?;
@@ -180,6 +185,13 @@ impl Bundle {
     }
 }
 
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        // With all that is mounted in it; what resists goes with this process.
+        let _ = unmount(&self.path, UnmountFlags::DETACH);
+    }
+}
+
 fn write(path: &Path, value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_vec(value).map_err(|error| Failure::refused(error.to_string()))?;
     fs::write(path, text).doing(|| format!("write {}", path.display()))
@@ -222,7 +234,7 @@ fn bind_options(ours: &[String]) -> Vec<String> {
 fn describe(start: &Start, bundle: &Bundle, network: Option<&OwnedFd>) -> Result<Spec, Failure> {
     let refused = |error: oci_spec::OciSpecError| Failure::refused(error.to_string());
     let mut spec = start.spec.clone();
-    let read_only = spec.root().as_ref().and_then(|root| *root.readonly()).unwrap_or(false);
+    let read_only = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let root = RootBuilder::default().path(bundle.path.join("rootfs")).readonly(read_only).build();
     spec.set_root(Some(root.map_err(refused)?));
     let mut all = spec.mounts().clone().unwrap_or_default();
@@ -373,7 +385,9 @@ impl Call<'_> {
         let exit_code = match () {
             () if why.contains("executable file") && why.contains("not found") => 127,
             () if why.contains("exec") && why.contains("no such file or directory") && !why.contains("mount") => 127,
-            () if why.contains("exec") && (why.contains("permission denied") || why.contains("exec format error")) => 126,
+            () if why.contains("exec") && (why.contains("permission denied") || why.contains("exec format error")) => {
+                126
+            }
             () if why.contains("is a directory") => 126,
             () => return Failure::refused(message),
         };

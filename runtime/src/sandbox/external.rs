@@ -11,13 +11,12 @@ use std::process::{Command, Stdio as ChildStdio};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::cgroups::Cgroup;
+use super::Sandbox;
 use super::native::{NativeSandbox, cgroup_path};
 use super::running::Running;
 use super::seccomp;
 use super::spec::{EnterSpec, ProcessSpec, Seccomp};
 use super::supervise::{Outer, OuterEnter, Request};
-use super::Sandbox;
 use crate::error::{Error, Result};
 
 /// A program that makes sandboxes: runc and what is called like it.
@@ -38,7 +37,10 @@ impl ExternalRuntime {
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).arg("--root").arg(self.directory.join("state"));
-        command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .current_dir("/");
         command.stdin(ChildStdio::null()).stdout(ChildStdio::null()).stderr(ChildStdio::null());
         command
     }
@@ -73,9 +75,11 @@ impl Sandbox for ExternalSandbox {
         if spec.init {
             return Err(self.refuse("an init of ours (--init)"));
         }
-        let bounding = spec.spec.process().as_ref().and_then(|process| {
-            process.capabilities().as_ref().and_then(|sets| sets.bounding().clone())
-        });
+        let bounding = spec
+            .spec
+            .process()
+            .as_ref()
+            .and_then(|process| process.capabilities().as_ref().and_then(|sets| sets.bounding().clone()));
         let filter = match &spec.seccomp {
             Seccomp::Unconfined => None,
             Seccomp::Default => Some(seccomp::default_profile(&bounding.unwrap_or_default())),
@@ -105,9 +109,4 @@ impl Sandbox for ExternalSandbox {
         };
         self.native.run(&Request::OuterEnter(Box::new(enter)), &fds.0, streams, None)
     }
-}
-
-/// The cgroup a runtime puts its container into, looked at from outside.
-pub(super) fn cgroup_of(outer: &Outer) -> Cgroup {
-    Cgroup::open(&outer.start.hierarchies, &outer.start.cgroup)
 }

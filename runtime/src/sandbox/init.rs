@@ -22,7 +22,7 @@ use super::process::{self, Stage};
 use super::root::{Anchor, Root};
 use super::stubs::Trees;
 use super::supervise::{Enter, Fds, Start, Stream};
-use super::{mounts, wire};
+use super::{lsm, mounts, wire};
 use crate::error::{Doing, Failure};
 
 /// What the init tells the supervisor.
@@ -114,8 +114,12 @@ pub(super) fn enter(enter: &Enter, mut fds: Fds, target: &OwnedFd, channel: Unix
             }
             _ => plain_stdio(&enter.stdio, &mut fds, super::root::null_of)?,
         };
+        let private_proc = match lsm::wants_label(&enter.process) {
+            true => Some(mounts::make("proc", &mounts::Options::default())?),
+            false => None,
+        };
         wait_for_cgroup(&channel)?;
-        Ok(Stage { process: &enter.process, stdio, filter: &enter.filter, private_proc: None, init: false })
+        Ok(Stage { process: &enter.process, stdio, filter: &enter.filter, private_proc, init: false })
     };
     match run() {
         Ok(stage) => process::become_it(stage, &channel),

@@ -23,7 +23,9 @@ pub(super) fn controllers(resources: Option<&LinuxResources>) -> Vec<&'static st
         wanted.push("pids");
     }
     if let Some(cpu) = resources.cpu() {
-        if cpu.shares().is_some() || cpu.quota().is_some() || cpu.period().is_some() || cpu.burst().is_some() {
+        let real_time = cpu.realtime_runtime().is_some() || cpu.realtime_period().is_some();
+        let fair = cpu.shares().is_some() || cpu.quota().is_some() || cpu.period().is_some() || cpu.burst().is_some();
+        if fair || real_time {
             wanted.push("cpu");
         }
         if cpu.cpus().is_some() || cpu.mems().is_some() {
@@ -152,9 +154,7 @@ impl Files<'_> {
     }
 
     fn cpu(&self, cpu: &LinuxCpu) -> Result<(), Failure> {
-        if cpu.realtime_runtime().is_some() || cpu.realtime_period().is_some() {
-            return Err(Failure::Unsupported("a realtime cpu limit".to_owned()));
-        }
+        self.real_time(cpu)?;
         if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
             let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
             let value = if self.v2 { weight } else { shares };
@@ -188,15 +188,71 @@ impl Files<'_> {
         Ok(())
     }
 
+    /// Processor time for real-time processes: a budget that each group has to be given by the one above it.
+    fn real_time(&self, cpu: &LinuxCpu) -> Result<(), Failure> {
+        let (runtime, period) = (cpu.realtime_runtime(), cpu.realtime_period());
+        if runtime.is_none() && period.is_none() {
+            return Ok(());
+        }
+        let own = self.cgroup.directory("cpu").filter(|own| !self.v2 && own.join("cpu.rt_runtime_us").exists());
+        let Some(own) = own else {
+            return Err(Failure::Unsupported("a limit for real-time processes on this machine".to_owned()));
+        };
+        let read = |at: &Path| fs::read_to_string(at.join("cpu.rt_runtime_us")).ok()?.trim().parse::<i64>().ok();
+        let above: Vec<&Path> = own.ancestors().skip(1).take_while(|at| read(at).is_some()).collect();
+        if let Some((root, between)) = above.split_last()
+            && let Some(all) = read(root)
+        {
+            for level in between.iter().rev().filter(|level| read(level) == Some(0)) {
+                write(&level.join("cpu.rt_runtime_us"), &all.to_string())?;
+            }
+        }
+        if let Some(period) = period {
+            self.write("cpu", "cpu.rt_period_us", "", &period.to_string())?;
+        }
+        if let Some(runtime) = runtime {
+            self.write("cpu", "cpu.rt_runtime_us", "", &runtime.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// A share of a disk; the file's name depends on who schedules the disk.
+    fn io_weight(&self, device: Option<(i64, i64)>, weight: u16) -> Result<(), Failure> {
+        let directory = self.cgroup.directory("blkio");
+        let exists = |name: &str| directory.is_some_and(|directory| directory.join(name).exists());
+        let (bfq, other) = match (self.v2, device) {
+            (true, _) => ("io.bfq.weight", "io.weight"),
+            (false, None) => ("blkio.bfq.weight", "blkio.weight"),
+            (false, Some(_)) => ("blkio.bfq.weight_device", "blkio.weight_device"),
+        };
+        let file = match (exists(bfq), exists(other)) {
+            (_, true) => other,
+            (true, false) => bfq,
+            (false, false) => {
+                return Err(Failure::Unsupported("a block io weight on this machine".to_owned()));
+            }
+        };
+        // Docker counts from 10 to 1000, io.weight from 1 to 10000.
+        let value =
+            if file == "io.weight" { 1 + u32::from(weight.max(10) - 10) * 9999 / 990 } else { u32::from(weight) };
+        let line = match device {
+            Some((major, minor)) => format!("{major}:{minor} {value}"),
+            None => value.to_string(),
+        };
+        self.write("blkio", file, file, &line)
+    }
+
     fn io(&self, io: &LinuxBlockIo) -> Result<(), Failure> {
-        if io.leaf_weight().is_some() || io.weight_device().iter().flatten().next().is_some() {
-            return Err(Failure::Unsupported("a block io weight of one device".to_owned()));
+        if io.leaf_weight().is_some() {
+            return Err(Failure::Unsupported("a block io weight of leaves".to_owned()));
         }
         if let Some(weight) = io.weight().filter(|&weight| weight != 0) {
-            // v1 counts from 10 to 1000, v2 from 1 to 10000.
-            let v2 = 1 + u32::from(weight.max(10) - 10) * 9999 / 990;
-            let value = if self.v2 { v2 } else { u32::from(weight) };
-            self.write("blkio", "blkio.weight", "io.weight", &value.to_string())?;
+            self.io_weight(None, weight)?;
+        }
+        for device in io.weight_device().iter().flatten() {
+            if let Some(weight) = device.weight() {
+                self.io_weight(Some((device.major(), device.minor())), weight)?;
+            }
         }
         let throttles = [
             (io.throttle_read_bps_device(), "blkio.throttle.read_bps_device", "rbps"),

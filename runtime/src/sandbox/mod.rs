@@ -7,13 +7,16 @@
 //! Why three: only a parent can read an exit status with its resource usage, and only a process
 //! outside can clean up after a starter that was killed.
 
+mod bundle;
 mod caps;
 mod cgroups;
 mod dev;
 mod devices;
+mod external;
 mod hierarchies;
 mod init;
 mod limits;
+pub mod lsm;
 mod mounts;
 mod namespaces;
 mod native;
@@ -34,13 +37,15 @@ mod usage;
 mod wire;
 
 pub use cgroups::Cgroup;
+pub use external::{ExternalRuntime, ExternalSandbox};
 pub use hierarchies::Hierarchies;
 pub use native::{NativeSandbox, SandboxOptions};
 pub use overlay::mount_detached;
 pub use running::{Exit, Running};
 pub use spec::{
-    ALL_CAPABILITIES, CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MemoryFile, MountSource,
-    Network, ProcessSpec, Seccomp, Stdio, Upper, capability_sets, default_spec, set_shm_size,
+    ALL_CAPABILITIES, CgroupSpec, DEFAULT_CAPABILITIES, EnterSpec, EtcFiles, ExtraMount, MASKED_PATHS, MemoryFile,
+    MountSource, Network, ProcessSpec, READ_ONLY_PATHS, Seccomp, Stdio, Upper, capability_sets, default_spec,
+    set_shm_size,
 };
 pub use supervise::helper_main;
 pub use usage::{Listed, Usage};

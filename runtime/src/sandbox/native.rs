@@ -117,53 +117,15 @@ impl NativeSandbox {
         }
     }
 
-    fn run(&self, request: &Request, fds: &[OwnedFd], streams: Streams, cgroup: Option<&Path>) -> Result<Running> {
-        let (mut child, socket) = self.supervisors.take()?;
-        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        let answer = wire::send(&socket, request, &fds).and_then(|()| wire::receive::<Reply>(&socket));
-        let failed = match answer {
-            Ok(Some((Reply::Started { pid }, mut fds))) if !fds.is_empty() => {
-                let terminal = if fds.len() > 1 { fds.pop() } else { None };
-                if let Some(pidfd) = fds.pop() {
-                    let started = Started { pid, pidfd, terminal };
-                    let cgroup = cgroup.map(|path| Cgroup::open(&self.hierarchies, path));
-                    return Ok(Running::new(started, streams, socket, child, cgroup));
-                }
-                Error::Lost("it sent no process".to_owned())
-            }
-            Ok(Some((Reply::Failed(failure), _))) => failure.into(),
-            Ok(_) | Err(_) => Error::Lost("it closed its socket".to_owned()),
-        };
-        drop(socket);
-        let status = child.wait();
-        if let Some(cgroup) = cgroup.map(|path| Cgroup::open(&self.hierarchies, path))
-            && !status.as_ref().is_ok_and(|status| status.success())
-        {
-            cgroup.kill();
-            cgroup.remove();
-        }
-        Err(match (failed, status) {
-            (Error::Lost(what), Ok(status)) => Error::Lost(format!("{what}; {status}")),
-            (failed, _) => failed,
-        })
-    }
-}
-
-impl Sandbox for NativeSandbox {
-    fn start(&self, spec: ProcessSpec) -> Result<Running> {
-        super::spec_check::check(&spec)?;
-        let most_pids = limits::pids_by_namespace(&spec.spec, &self.hierarchies);
-        let mut limited = limits::controllers(spec.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
-        limited
-            .retain(|controller| self.hierarchies.is_v1(controller) && !(*controller == "pids" && most_pids.is_some()));
-        if !limited.is_empty() || self.hierarchies.unified().is_none() {
-            self.warm_cgroups();
-        }
+    /// What the process in the middle is told, the descriptors that go with it, and the caller's ends of the streams.
+    pub(super) fn request(
+        &self,
+        spec: ProcessSpec,
+        filter: Vec<u64>,
+        most_pids: Option<i64>,
+    ) -> Result<(Start, Fds, Streams)> {
         let mut fds = Fds::default();
         let (streams, stdio) = fds.stdio(spec.stdio)?;
-        let process =
-            spec.spec.process().as_ref().ok_or_else(|| Error::Refused("a spec without process".to_owned()))?;
-        let filter = self.filter(&spec.seccomp, process)?;
         let net = match spec.network {
             Network::Host => Net::Host,
             Network::None => Net::New,
@@ -205,12 +167,68 @@ impl Sandbox for NativeSandbox {
             net,
             binds,
             stdio,
-            cgroup: path.clone(),
+            cgroup: path,
             hierarchies: self.hierarchies.clone(),
             most_pids,
             filter,
             init: spec.init,
         };
+        Ok((start, fds, streams))
+    }
+
+    pub(super) fn run(
+        &self,
+        request: &Request,
+        fds: &[OwnedFd],
+        streams: Streams,
+        cgroup: Option<&Path>,
+    ) -> Result<Running> {
+        let (mut child, socket) = self.supervisors.take()?;
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let answer = wire::send(&socket, request, &fds).and_then(|()| wire::receive::<Reply>(&socket));
+        let failed = match answer {
+            Ok(Some((Reply::Started { pid }, mut fds))) if !fds.is_empty() => {
+                let terminal = if fds.len() > 1 { fds.pop() } else { None };
+                if let Some(pidfd) = fds.pop() {
+                    let started = Started { pid, pidfd, terminal };
+                    let cgroup = cgroup.map(|path| Cgroup::open(&self.hierarchies, path));
+                    return Ok(Running::new(started, streams, socket, child, cgroup));
+                }
+                Error::Lost("it sent no process".to_owned())
+            }
+            Ok(Some((Reply::Failed(failure), _))) => failure.into(),
+            Ok(_) | Err(_) => Error::Lost("it closed its socket".to_owned()),
+        };
+        drop(socket);
+        let status = child.wait();
+        if let Some(cgroup) = cgroup.map(|path| Cgroup::open(&self.hierarchies, path))
+            && !status.as_ref().is_ok_and(|status| status.success())
+        {
+            cgroup.kill();
+            cgroup.remove();
+        }
+        Err(match (failed, status) {
+            (Error::Lost(what), Ok(status)) => Error::Lost(format!("{what}; {status}")),
+            (failed, _) => failed,
+        })
+    }
+}
+
+impl Sandbox for NativeSandbox {
+    fn start(&self, spec: ProcessSpec) -> Result<Running> {
+        super::spec_check::check(&spec)?;
+        let most_pids = limits::pids_by_namespace(&spec.spec, &self.hierarchies);
+        let mut limited = limits::controllers(spec.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
+        limited
+            .retain(|controller| self.hierarchies.is_v1(controller) && !(*controller == "pids" && most_pids.is_some()));
+        if !limited.is_empty() || self.hierarchies.unified().is_none() {
+            self.warm_cgroups();
+        }
+        let process =
+            spec.spec.process().as_ref().ok_or_else(|| Error::Refused("a spec without process".to_owned()))?;
+        let filter = self.filter(&spec.seccomp, process)?;
+        let (start, fds, streams) = self.request(spec, filter, most_pids)?;
+        let path = start.cgroup.clone();
         let running = self.run(&Request::Start(Box::new(start)), &fds.0, streams, Some(&path))?;
         self.look_ahead();
         Ok(running)
@@ -247,7 +265,7 @@ impl Sandbox for NativeSandbox {
 const DEFAULT_PARENT: &str = "/rbuild";
 
 /// `<parent>/<id>`, relative to the root of a hierarchy.
-fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
+pub(super) fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
     let plain = |name: &str| {
         !name.is_empty()
             && name.len() <= 255
@@ -267,7 +285,7 @@ fn cgroup_path(spec: &CgroupSpec, id: &str) -> Result<PathBuf> {
 
 /// Descriptors on their way to the supervisor; what refers to one holds its place here.
 #[derive(Default)]
-struct Fds(Vec<OwnedFd>);
+pub(super) struct Fds(pub(super) Vec<OwnedFd>);
 
 impl Fds {
     fn add(&mut self, fd: OwnedFd) -> usize {
@@ -275,7 +293,7 @@ impl Fds {
         self.0.len() - 1
     }
 
-    fn stdio(&mut self, stdio: Stdio) -> Result<(Streams, [Stream; 3])> {
+    pub(super) fn stdio(&mut self, stdio: Stdio) -> Result<(Streams, [Stream; 3])> {
         let mut streams = Streams::default();
         let wire = match stdio {
             Stdio::Null => [Stream::Null, Stream::Null, Stream::Null],

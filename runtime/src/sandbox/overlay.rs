@@ -123,6 +123,9 @@ impl Overlay<'_> {
                 fsconfig_set_flag(&context, "volatile").doing(|| "set volatile".to_owned())?;
             }
         }
+        for (key, value) in &options.parameters {
+            set(key, Path::new(value.as_deref().unwrap_or_default()))?;
+        }
         mounts::finish("overlay", &context, options)
     }
 }

@@ -20,7 +20,7 @@ use super::caps::{self, Sets};
 use super::init::Report;
 use super::namespaces::Namespaces;
 use super::seccomp;
-use super::{reaper, sys, wire};
+use super::{lsm, reaper, sys, wire};
 use crate::error::{Doing, ExecFailure, Failure};
 
 /// Everything a process needs once its namespaces and its root are there.
@@ -46,6 +46,9 @@ fn prepare_and_execute(stage: Stage<'_>, channel: &UnixStream) -> Result<std::co
     let Stage { process, stdio, filter, private_proc, init } = stage;
     if let (Some(score), Some(proc)) = (process.oom_score_adj(), &private_proc) {
         write_beneath(proc, "self/oom_score_adj", &score.to_string())?;
+    }
+    if let Some(proc) = &private_proc {
+        lsm::label_next_program(process, proc)?;
     }
     drop(private_proc);
     // Without the right to have another keyring the old one holds nothing either.
@@ -266,7 +269,7 @@ pub(super) fn limit_pids(proc: &OwnedFd, most: i64) -> Result<(), Failure> {
     write_beneath(proc, "sys/kernel/pid_max", &(most + RESERVED).to_string())
 }
 
-fn write_beneath(proc: &OwnedFd, path: &str, value: &str) -> Result<(), Failure> {
+pub(super) fn write_beneath(proc: &OwnedFd, path: &str, value: &str) -> Result<(), Failure> {
     let action = || format!("write /proc/{path}");
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;

@@ -62,6 +62,25 @@ impl Anchor {
     }
 }
 
+/// The layers of the root, mounted nowhere yet; with `stubs` those over the image's.
+pub(super) fn layers(start: &Start, stubs: bool) -> Result<OwnedFd, Failure> {
+    match &start.rootfs {
+        Mounts::Overlay { lowers, upper, work } => {
+            let mut all: Vec<&Path> = stubs.then_some(start.stub_dir.as_path()).into_iter().collect();
+            all.extend(lowers.iter().map(PathBuf::as_path));
+            let upper = upper.as_deref().zip(work.as_deref());
+            if all.len() < if upper.is_some() { 1 } else { 2 } {
+                all.push(&start.empty);
+            }
+            if upper.is_none() && all.len() < 2 {
+                return Err(Failure::refused("a root without layers"));
+            }
+            Overlay { lowers: all, upper, volatile: start.volatile }.mount(&labelled(&start.spec, Options::default()))
+        }
+        bind @ Mounts::Bind { .. } => overlay::detached(bind, false),
+    }
+}
+
 /// The root under construction.
 pub(super) struct Root {
     fd: OwnedFd,
@@ -76,21 +95,7 @@ impl Root {
 
     /// Mounts the layers, the stubs over the image's.
     pub(super) fn assemble(start: &Start, anchor: &Anchor, stubs: bool) -> Result<Self, Failure> {
-        let fd = match &start.rootfs {
-            Mounts::Overlay { lowers, upper, work } => {
-                let mut all: Vec<&Path> = stubs.then_some(start.stub_dir.as_path()).into_iter().collect();
-                all.extend(lowers.iter().map(PathBuf::as_path));
-                let upper = upper.as_deref().zip(work.as_deref());
-                if all.len() < if upper.is_some() { 1 } else { 2 } {
-                    all.push(&start.empty);
-                }
-                if upper.is_none() && all.len() < 2 {
-                    return Err(Failure::refused("a root without layers"));
-                }
-                Overlay { lowers: all, upper, volatile: start.volatile }.mount(&Options::default())?
-            }
-            bind @ Mounts::Bind { .. } => overlay::detached(bind, false)?,
-        };
+        let fd = layers(start, stubs)?;
         mounts::attach(&fd, anchor.open("root")?.as_fd()).doing(|| "attach the root".to_owned())?;
         Ok(Root { fd, devpts: None, dev: None })
     }
@@ -142,6 +147,9 @@ impl Root {
         let destination = mount.destination();
         if let Some(tree) = tree {
             return self.attach_bind(&tree, destination, &options);
+        }
+        if matches!(mount.typ().as_deref(), Some("tmpfs" | "mqueue")) {
+            options = labelled(spec, options);
         }
         let kind = mount.typ().as_deref().unwrap_or("none");
         match kind {
@@ -223,6 +231,12 @@ impl Root {
 
     fn attach(&self, tree: &OwnedFd, destination: &Path, kind: Kind) -> Result<(), Failure> {
         let target = targets::target(self.fd.as_fd(), destination, kind)?;
+        if mounts::is_filesystem(&target, libc::PROC_SUPER_MAGIC) && !may_cover(destination) {
+            return Err(Failure::refused(format!(
+                "nothing can be mounted to {:?} because it is inside /proc",
+                destination.display()
+            )));
+        }
         let is_directory = mounts::kind(&target).is_ok_and(FileType::is_dir);
         if is_directory != (kind == Kind::Directory) {
             let (source, target) = if is_directory { ("file", "directory") } else { ("directory", "file") };
@@ -385,6 +399,30 @@ fn subtree(whole: &OwnedFd, path: &Path, anchor: &Anchor) -> Result<OwnedFd, Fai
     rustix::mount::unmount("layers", rustix::mount::UnmountFlags::DETACH)
         .doing(|| "detach a mount source".to_owned())?;
     Ok(tree)
+}
+
+/// Files of procfs that may be covered: what only tells, and is made up for containers by some. Everything else there is
+/// what masks and labels rely on.
+fn may_cover(destination: &Path) -> bool {
+    const TELLING: [&str; 9] = [
+        "/proc/cpuinfo",
+        "/proc/diskstats",
+        "/proc/loadavg",
+        "/proc/meminfo",
+        "/proc/net/dev",
+        "/proc/slabinfo",
+        "/proc/stat",
+        "/proc/swaps",
+        "/proc/uptime",
+    ];
+    TELLING.iter().any(|path| destination == Path::new(path))
+}
+
+/// The options of a file system whose files all bear the container's SELinux label, if it has one.
+fn labelled(spec: &Spec, mut options: Options) -> Options {
+    let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+    options.parameters.extend(label.filter(|label| !label.is_empty()).map(|label| ("context".to_owned(), Some(label))));
+    options
 }
 
 fn name_mount(failure: Failure, destination: &Path) -> Failure {

@@ -13,6 +13,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use serde::{Deserialize, Serialize};
 
 use super::cgroups::Cgroup;
+use super::external::ExternalRuntime;
 use super::supervise::Reply;
 use super::wire;
 use crate::error::{Error, Result};
@@ -32,6 +33,8 @@ pub struct Running {
     socket: UnixStream,
     supervisor: Child,
     cgroup: Option<Cgroup>,
+    /// Who made it, where that was not us, and the id it knows it by.
+    runtime: Option<(ExternalRuntime, String)>,
     exit: Mutex<Option<Exit>>,
 }
 
@@ -91,8 +94,15 @@ impl Running {
             socket,
             supervisor,
             cgroup,
+            runtime: None,
             exit: Mutex::new(None),
         }
+    }
+
+    /// The same, of a container whose signals go by another runtime.
+    pub(super) fn of_runtime(mut self, runtime: ExternalRuntime, id: String) -> Self {
+        self.runtime = Some((runtime, id));
+        self
     }
 
     /// The first process, as the caller's pid namespace numbers it.
@@ -124,6 +134,11 @@ impl Running {
 
     /// Sends a signal to the first process. Quiet when it has ended already.
     pub fn kill(&self, signal: Signal) -> Result<()> {
+        if let Some((runtime, id)) = &self.runtime
+            && runtime.kill(id, signal)
+        {
+            return Ok(());
+        }
         match pidfd_send_signal(&self.pidfd, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(Error::system(format!("signal process {}", self.pid), error)),

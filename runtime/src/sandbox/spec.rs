@@ -215,7 +215,7 @@ pub const ALL_CAPABILITIES: [&str; 41] = [
 ];
 
 /// Paths of procfs and sysfs that nobody inside sees, where they exist.
-pub(super) const MASKED_PATHS: [&str; 12] = [
+pub const MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -231,8 +231,7 @@ pub(super) const MASKED_PATHS: [&str; 12] = [
 ];
 
 /// Paths of procfs that nobody inside may write, where they exist.
-pub(super) const READ_ONLY_PATHS: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Docker's default container around `args`: capabilities, namespaces, mounts, devices, masks; 64 MiB of `/dev/shm`.
 ///

@@ -2,6 +2,7 @@
 
 use oci_spec::runtime::{Linux, Process};
 
+use super::lsm;
 use super::spec::ProcessSpec;
 use crate::error::{Error, Result};
 
@@ -20,12 +21,8 @@ pub(super) fn check(request: &ProcessSpec) -> Result<()> {
 }
 
 pub(super) fn check_process(process: &Process) -> Result<()> {
+    lsm::check(process)?;
     refuse(&[
-        (
-            "an AppArmor profile",
-            process.apparmor_profile().as_deref().is_some_and(|name| !name.is_empty() && name != "unconfined"),
-        ),
-        ("an SELinux label", process.selinux_label().as_deref().is_some_and(|label| !label.is_empty())),
         ("an io priority", process.io_priority().is_some()),
         ("a scheduler policy", process.scheduler().is_some()),
         ("a cpu affinity for entered processes", process.exec_cpu_affinity().is_some()),
@@ -35,7 +32,10 @@ pub(super) fn check_process(process: &Process) -> Result<()> {
 fn check_linux(linux: &Linux) -> Result<()> {
     refuse(&[
         ("a user namespace", filled(linux.uid_mappings()) || filled(linux.gid_mappings())),
-        ("a mount label", linux.mount_label().as_deref().is_some_and(|label| !label.is_empty())),
+        (
+            "a mount label on a machine without SELinux",
+            linux.mount_label().as_deref().is_some_and(|label| !label.is_empty()) && !lsm::has_selinux(),
+        ),
         ("Intel RDT", linux.intel_rdt().is_some()),
         ("a memory policy", linux.memory_policy().is_some()),
         ("a personality", linux.personality().is_some()),

@@ -102,6 +102,7 @@ pub(super) fn prepare(start: &Start, fds: &mut Fds) -> Result<Prepared, Failure>
     Ok(Prepared { trees, made })
 }
 
+/// The source of a bind, cloned; `None` for one that is found later.
 fn bind_tree(bind: &Bind, fds: &mut Fds) -> Result<Option<OwnedFd>, Failure> {
     let options = Options::parse(&bind.options)?;
     let depth = options.bind.unwrap_or(BindDepth::Single);

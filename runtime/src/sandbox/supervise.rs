@@ -17,7 +17,9 @@ use rustix::process::{DumpableBehavior, Signal, pidfd_send_signal, set_dumpable_
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
+use super::bundle;
 use super::cgroups::Cgroup;
+use super::external::ExternalRuntime;
 use super::hierarchies::Hierarchies;
 use super::init::{self, Order, Report};
 use super::namespaces::Namespaces;
@@ -34,6 +36,9 @@ pub(super) const MARKER: &str = "rbuild-sandbox";
 pub(super) enum Request {
     Start(Box<Start>),
     Enter(Box<Enter>),
+    /// By another runtime.
+    Outer(Box<Outer>),
+    OuterEnter(Box<OuterEnter>),
 }
 
 /// A [`super::ProcessSpec`] with places in the frame's descriptors instead of descriptors.
@@ -68,6 +73,25 @@ pub(super) struct Enter {
     pub(super) cgroup: PathBuf,
     pub(super) hierarchies: Hierarchies,
     pub(super) filter: Vec<u64>,
+}
+
+/// A sandbox that another runtime makes.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Outer {
+    pub(super) runtime: ExternalRuntime,
+    pub(super) id: String,
+    /// Its filter is in the specification; nothing is said of `most_pids` and `init`.
+    pub(super) start: Start,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct OuterEnter {
+    pub(super) runtime: ExternalRuntime,
+    pub(super) id: String,
+    pub(super) process: Process,
+    pub(super) stdio: [Stream; 3],
+    pub(super) cgroup: PathBuf,
+    pub(super) hierarchies: Hierarchies,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -152,6 +176,8 @@ fn serve() -> Result<(), Failure> {
     let served = match request {
         Request::Start(start) => start_sandbox(&starter, *start, fds),
         Request::Enter(enter) => enter_sandbox(&starter, *enter, fds),
+        Request::Outer(outer) => bundle::start(&starter, *outer, fds),
+        Request::OuterEnter(enter) => bundle::enter(&starter, *enter, fds),
     };
     if let Err(failure) = served {
         wire::send(&starter, &Reply::Failed(failure), &[]).doing(|| "answer".to_owned())?;
@@ -211,7 +237,7 @@ fn enter_sandbox(starter: &UnixStream, enter: Enter, mut fds: Fds) -> Result<(),
 }
 
 /// Removes the cgroup, killing what is left in it, however the supervisor's work ends.
-struct Removed<'a>(&'a dyn Fn() -> Cgroup);
+pub(super) struct Removed<'a>(pub(super) &'a dyn Fn() -> Cgroup);
 
 impl Drop for Removed<'_> {
     fn drop(&mut self) {
@@ -356,14 +382,14 @@ fn died(status: i32, cgroup: &Cgroup, scope: Scope) -> Failure {
 }
 
 #[derive(PartialEq, Eq)]
-enum Side {
+pub(super) enum Side {
     Sandbox,
     Starter,
 }
 
 /// Waits for something from the sandbox, or for the starter's end of the socket to close. The starter never writes after
 /// its request, so readable means closed.
-fn wait_readable(sandbox: impl AsFd, starter: &UnixStream) -> Result<Side, Failure> {
+pub(super) fn wait_readable(sandbox: impl AsFd, starter: &UnixStream) -> Result<Side, Failure> {
     let mut fds = [PollFd::new(&sandbox, PollFlags::IN), PollFd::new(starter, PollFlags::IN)];
     loop {
         match poll(&mut fds, None) {

@@ -44,6 +44,12 @@ pub(crate) fn unshare_cgroup() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }.into())
 }
 
+/// A new mount namespace for the calling process, which must have one thread only.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: no memory or descriptor table is unshared.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) }.into())
+}
+
 /// Marks every descriptor from `first` on as close-on-exec.
 pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: changes a flag of descriptors and closes none.

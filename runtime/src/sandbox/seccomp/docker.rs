@@ -18,6 +18,9 @@ struct Profile {
     default_errno_ret: Option<u32>,
     #[serde(default)]
     syscalls: Vec<Rule>,
+    #[serde(default)]
+    flags: Vec<serde_json::Value>,
+    listener_path: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -54,6 +57,12 @@ pub fn parse_docker_profile(text: &str, capabilities: &Capabilities) -> Result<L
         return Err(invalid(&format!("it is longer than {LONGEST} bytes")));
     }
     let profile: Profile = serde_json::from_str(text).map_err(|error| invalid(&error))?;
+    if let Some(flag) = profile.flags.first() {
+        return Err(Error::Unsupported(format!("the seccomp filter flag {flag}")));
+    }
+    if profile.listener_path.is_some_and(|path| !path.is_empty()) {
+        return Err(Error::Unsupported("a seccomp listener".to_owned()));
+    }
     let kernel = rustix::system::uname();
     let kernel = version(&kernel.release().to_string_lossy());
     let mut rules = Vec::new();

@@ -12,7 +12,7 @@ mod syscalls;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use oci_spec::runtime::Capabilities;
+use oci_spec::runtime::{Capabilities, LinuxSeccomp};
 
 pub(super) use compile::{compile, unpack};
 pub use docker::parse_docker_profile;
@@ -20,6 +20,14 @@ pub use profile::default_profile;
 
 use super::caps;
 use crate::error::Result;
+
+/// Whether a profile can be made a filter.
+///
+/// # Errors
+/// `Refused` for one that is too large or contradicts itself, `Unsupported` for what this runtime does not do.
+pub fn check(profile: &LinuxSeccomp) -> Result<()> {
+    compile(profile).map(drop)
+}
 
 /// Compiled filters of the default profile, which depends on the capabilities.
 #[derive(Debug, Default)]
