@@ -33,7 +33,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let mut text = containers;
     text.push_str(&network_prune::deleted(&app.engine()?.networks().prune(|_| true)?));
     if args.volumes {
-        let removed = app.engine()?.volumes().prune(false)?;
+        let removed = app.engine()?.volumes().prune(false, &|_| true)?;
         if !removed.is_empty() {
             let names: String = removed.iter().map(|(name, _)| format!("{name}\n")).collect();
             text.push_str(&format!("Deleted Volumes:\n{names}\n"));

@@ -47,4 +47,5 @@ mod side_by_side;
 mod storage_size;
 mod supervision;
 mod usage;
+mod volumes;
 mod watching;
