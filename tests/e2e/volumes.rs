@@ -41,7 +41,7 @@ fn an_image_is_mounted_and_kept() {
     let create = ["create", "--name", "holder", "--network", "none", "--mount", "type=image,source=files,target=/img"];
     scene.rb(&[&create[..], &["busybox", "cat", "/img/tree/dir/file"]].concat()).ok();
     scene.rb(&["rmi", "-f", "files"]);
-    scene.rb(&["system", "prune", "-f"]);
+    scene.rb(&["image", "prune", "-af"]).ok();
     scene.rb(&["builder", "prune", "-af"]).ok();
     assert_eq!(scene.rb(&["inspect", "-f", "{{(index .Mounts 0).Type}}", "holder"]).ok().out, "image\n");
     assert_eq!(scene.rb(&["start", "-a", "holder"]).ok().out, "of the image");
