@@ -60,7 +60,8 @@ pub enum Parsed {
 /// Parses the arguments (the first is the program's name).
 ///
 /// # Errors
-/// Wrong use, in docker's words. The code is 125 for the commands that start programs, 1 for the others.
+/// Wrong use, in docker's words and with its codes: 125 for a flag that is unknown or has a wrong value, 1 for arguments
+/// and commands.
 pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, CliError> {
     let tree = Cli::command();
     let arguments = with_implied_build(&tree, arguments);
@@ -75,7 +76,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, CliError> {
     match docker_manners(tree, Some(&route.path)).try_get_matches_from(&arguments) {
         Ok(matches) => match Cli::from_arg_matches(&matches) {
             Ok(cli) => Ok(Parsed::Run(Box::new(cli))),
-            Err(error) => Err(CliError::usage(clean_line(&error.to_string()), route.usage_code())),
+            Err(error) => Err(CliError::usage(clean_line(&error.to_string()), exit::ENGINE)),
         },
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand) =>
@@ -190,11 +191,6 @@ impl Route {
     fn name(&self) -> String {
         self.path.iter().fold(String::from("rbuild"), |name, word| name + " " + word)
     }
-
-    fn usage_code(&self) -> u8 {
-        let starts_programs = matches!(self.path.last().map(String::as_str), Some("run" | "create" | "exec" | "start"));
-        if starts_programs { exit::ENGINE } else { exit::FAILURE }
-    }
 }
 
 fn help(root: &clap::Command, route: &Route) -> String {
@@ -269,11 +265,12 @@ fn in_docker_words(root: &clap::Command, route: &Route, error: &clap::Error) -> 
         ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument if command.has_subcommands() => {
             return unknown_command(command, route);
         }
-        ErrorKind::UnknownArgument | ErrorKind::TooManyValues => wrong_count(command, &name),
+        ErrorKind::UnknownArgument | ErrorKind::TooManyValues => return wrong_count(command, &name),
         ErrorKind::MissingRequiredArgument if missing_is_option(&flag) => {
-            format!("required flag(s) \"{}\" not set\n{see}", flag_name(&flag))
+            let message = format!("required flag(s) \"{}\" not set\n{see}", flag_name(&flag));
+            return CliError::usage(message, exit::FAILURE);
         }
-        ErrorKind::MissingRequiredArgument => wrong_count(command, &name),
+        ErrorKind::MissingRequiredArgument => return wrong_count(command, &name),
         ErrorKind::InvalidValue
         | ErrorKind::ValueValidation
         | ErrorKind::NoEquals
@@ -299,7 +296,7 @@ fn in_docker_words(root: &clap::Command, route: &Route, error: &clap::Error) -> 
         }
     };
     let message: Vec<String> = message.lines().map(clean_line).collect();
-    CliError::usage(message.join("\n"), route.usage_code())
+    CliError::usage(message.join("\n"), exit::ENGINE)
 }
 
 fn why(error: &clap::Error, context: &dyn Fn(ContextKind) -> Option<String>) -> String {
@@ -349,7 +346,7 @@ fn unknown_command(command: &clap::Command, route: &Route) -> CliError {
 }
 
 /// Docker's sentence about the number of arguments, from the positionals the command has.
-fn wrong_count(command: &clap::Command, name: &str) -> String {
+fn wrong_count(command: &clap::Command, name: &str) -> CliError {
     let positionals: Vec<&Arg> = command.get_positionals().collect();
     let least = positionals.iter().filter(|a| a.is_required_set()).count();
     let open = positionals
@@ -365,7 +362,8 @@ fn wrong_count(command: &clap::Command, name: &str) -> String {
     };
     let usage = command.clone().bin_name(name).render_usage().to_string();
     let about = command.get_about().map(|a| format!("\n\n{a}")).unwrap_or_default();
-    format!("\"{name}\" {demand}.\nSee '{name} --help'.\n\n{usage}{about}")
+    let message = format!("\"{name}\" {demand}.\nSee '{name} --help'.\n\n{usage}{about}");
+    CliError::usage(message.lines().map(clean_line).collect::<Vec<_>>().join("\n"), exit::FAILURE)
 }
 
 /// The candidate that is at most two edits away, or that `word` begins.
@@ -445,6 +443,7 @@ mod tests {
     #[test]
     fn usage_errors_speak_docker() {
         for (line, want) in [
+            ("run", "\"rbuild run\" requires at least 1 argument."),
             ("build --nope .", "unknown flag: --nope"),
             ("build --nope=x .", "unknown flag: --nope"),
             ("build -Z .", "unknown shorthand flag: 'Z' in -Z"),
@@ -458,7 +457,8 @@ mod tests {
         ] {
             let (message, code) = refused(line);
             assert!(message.starts_with(want), "{line}: {message}");
-            assert_eq!(code, 1, "{line}");
+            let is_flag = ["unknown", "flag needs", "invalid argument"].iter().any(|start| want.starts_with(start));
+            assert_eq!(code, if is_flag { 125 } else { 1 }, "{line}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::io::{BufRead as _, Write as _};
 
 use crate::error::CliError;
 
-/// Asks on standard error, reads a line from standard input; only `y` is yes.
+/// Asks on standard output as docker does, reads a line from standard input; only `y` is yes.
 ///
 /// # Errors
 /// Standard input cannot be read.
@@ -21,9 +21,9 @@ pub fn ask_in_line(warning: &str) -> Result<bool, CliError> {
 }
 
 fn ask_after(warning: &str, gap: char) -> Result<bool, CliError> {
-    let mut err = std::io::stderr().lock();
-    write!(err, "{warning}{gap}Are you sure you want to continue? [y/N] ")?;
-    err.flush()?;
+    let mut out = std::io::stdout().lock();
+    write!(out, "{warning}{gap}Are you sure you want to continue? [y/N] ")?;
+    out.flush()?;
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))

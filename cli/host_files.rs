@@ -3,9 +3,10 @@
 //! Both have a directory for each registry, named `host` or `host:port` (containerd also writes `host_port_`). The first
 //! directory of the registry that says something is believed. What a `hosts.toml` can say and is not done is refused.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use rbuild_engine::registry::{Place, Rules, Trust};
+use rbuild_engine::registry::{Offers, Place, Rules, Trust};
 use serde::Deserialize;
 use toml::{Table, Value};
 use url::Url;
@@ -87,15 +88,16 @@ pub fn read_certificates(dir: &Path) -> Result<Trust, String> {
 #[serde(default, deny_unknown_fields)]
 struct Host {
     capabilities: Option<Vec<String>>,
-    ca: Option<Files>,
+    ca: Option<Texts>,
     client: Option<Clients>,
     skip_verify: bool,
     override_path: bool,
+    header: BTreeMap<String, Texts>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum Files {
+enum Texts {
     One(String),
     Several(Vec<String>),
 }
@@ -133,7 +135,7 @@ fn read_hosts(path: &Path, registry: &str) -> Result<Rules, String> {
     let server = server.unwrap_or_default();
     if server.is_empty() {
         rules.trust = own.trust(dir)?;
-        if own.skip_verify || own.override_path {
+        if own.skip_verify || own.override_path || !own.header.is_empty() {
             rules.server = Some(own.place(&format!("https://{}", own_host(registry)), dir).map_err(failed)?);
         }
     } else {
@@ -141,10 +143,7 @@ fn read_hosts(path: &Path, registry: &str) -> Result<Rules, String> {
     }
     for (address, value) in hosts {
         let Value::Table(value) = value else { return Err(failed(format!("host {address:?} is no table"))) };
-        let host = about(value)?;
-        if host.can("pull") && host.can("resolve") {
-            rules.places.push(host.place(&address, dir).map_err(failed)?);
-        }
+        rules.places.push(about(value)?.place(&address, dir).map_err(failed)?);
     }
     Ok(rules)
 }
@@ -155,8 +154,14 @@ fn own_host(registry: &str) -> &str {
 }
 
 impl Host {
-    fn can(&self, what: &str) -> bool {
-        self.capabilities.as_ref().is_none_or(|all| all.iter().any(|one| one == what))
+    /// What it may be asked for; everything, when nothing is said.
+    fn offers(&self) -> Result<Offers, String> {
+        let Some(all) = &self.capabilities else { return Ok(Offers::default()) };
+        if let Some(other) = all.iter().find(|one| !["pull", "resolve", "push"].contains(&one.as_str())) {
+            return Err(format!("the capability {other:?} is not known"));
+        }
+        let has = |what: &str| all.iter().any(|one| one == what);
+        Ok(Offers { pull: has("pull"), resolve: has("resolve"), push: has("push") })
     }
 
     fn place(&self, address: &str, dir: &Path) -> Result<Place, String> {
@@ -174,15 +179,24 @@ impl Host {
             url.set_path(&path);
         }
         let trust = self.trust(dir)?;
-        Ok(Place { url, trust, skip_verify: self.skip_verify, override_path: self.override_path })
+        let headers = self.header.iter().flat_map(|(name, values)| {
+            let values = match values {
+                Texts::One(one) => std::slice::from_ref(one),
+                Texts::Several(several) => several,
+            };
+            values.iter().map(|value| (name.clone(), value.clone()))
+        });
+        let (skip_verify, override_path) = (self.skip_verify, self.override_path);
+        let offers = self.offers().map_err(|e| bad(&e))?;
+        Ok(Place { url, trust, skip_verify, override_path, offers, headers: headers.collect() })
     }
 
     fn trust(&self, dir: &Path) -> Result<Trust, String> {
         let file = |name: &String| read(&dir.join(name));
         let roots = match &self.ca {
             None => Vec::new(),
-            Some(Files::One(one)) => vec![file(one)?],
-            Some(Files::Several(several)) => several.iter().map(file).collect::<Result<_, _>>()?,
+            Some(Texts::One(one)) => vec![file(one)?],
+            Some(Texts::Several(several)) => several.iter().map(file).collect::<Result<_, _>>()?,
         };
         let both = |name: &String| file(name).map(|pem| Some((pem.clone(), pem)));
         let identity = match &self.client {
@@ -233,6 +247,9 @@ mod tests {
               client = [["c.pem", "k.pem"]]
             [host."https://push.lan"]
               capabilities = ["push"]
+            [host."https://push.lan".header]
+              x-one = "1"
+              x-two = ["a", "b"]
         "#;
         let files = [
             ("r.lan:5000/hosts.toml", text),
@@ -244,7 +261,13 @@ mod tests {
         let server = found.server.unwrap();
         assert_eq!((server.url.as_str(), server.trust.roots), ("https://upstream.example/", vec![b"A".to_vec()]));
         let places: Vec<&str> = found.places.iter().map(|place| place.url.as_str()).collect();
-        assert_eq!(places, ["http://z.lan:5000/", "https://a.lan/prefix/v2/x/"]);
+        assert_eq!(places, ["http://z.lan:5000/", "https://a.lan/prefix/v2/x/", "https://push.lan/"]);
+        let offers: Vec<Offers> = found.places.iter().map(|place| place.offers).collect();
+        let pull = Offers { pull: true, resolve: true, push: false };
+        assert_eq!(offers, [pull, Offers::default(), Offers { pull: false, resolve: false, push: true }]);
+        let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let headers = [header("x-one", "1"), header("x-two", "a"), header("x-two", "b")];
+        assert_eq!(found.places[2].headers, headers);
         assert!(found.places[1].override_path && found.places[1].skip_verify);
         assert_eq!(found.places[1].trust.identity, Some((b"C".to_vec(), b"K".to_vec())));
         assert!(rules(&files, "other.lan").unwrap().places.is_empty());
@@ -266,7 +289,9 @@ mod tests {
     fn what_is_not_understood_is_refused() {
         for (text, word) in [
             ("server = 1", "server"),
-            ("[host.\"https://a\".header]\nx = \"y\"", "header"),
+            ("[host.\"https://a\".header]\nx = 1", "hosts.toml"),
+            ("[host.\"https://a\"]\ncapabilities = [\"fly\"]", "fly"),
+            ("[host.\"https://a\"]\ndial_timeout = \"1s\"", "dial_timeout"),
             ("[host.\"ftp://a\"]", "scheme"),
             ("[host.\"https://u:p@a\"]", "user"),
             ("[host.\"https://a\"]\nca = \"absent\"", "absent"),

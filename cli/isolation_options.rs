@@ -43,6 +43,9 @@ pub struct IsolationOptions {
     /// Most writes a second to a disk
     #[arg(long, value_name = "DEVICE:N", value_parser = operations_of)]
     device_write_iops: Vec<Of<u64>>,
+    /// Graphics processors, by the names that their CDI specification has: all, a number, or device=ID[,ID]
+    #[arg(long, value_name = "GPUS", value_parser = gpus)]
+    gpus: Option<Gpus>,
     /// How containers are kept apart; on Linux there is 'default' only
     #[arg(long, value_name = "TECHNOLOGY", value_parser = isolation)]
     isolation: Option<Mode>,
@@ -67,6 +70,10 @@ pub struct IsolationOptions {
 #[derive(Debug, Clone)]
 pub struct Mode(String);
 
+/// Names of devices.
+#[derive(Debug, Clone)]
+pub struct Gpus(Vec<String>);
+
 /// A number for one device.
 #[derive(Debug, Clone)]
 pub struct Of<T>(PathBuf, T);
@@ -86,6 +93,7 @@ impl IsolationOptions {
             read_iops: of(&self.device_read_iops),
             write_iops: of(&self.device_write_iops),
         };
+        host.named_devices.extend(self.gpus.iter().flat_map(|gpus| gpus.0.clone()));
         host.device_cgroup_rules.clone_from(&self.device_cgroup_rule);
         host.cpu_rt_period = self.cpu_rt_period.filter(|n| *n != 0);
         host.cpu_rt_runtime = self.cpu_rt_runtime.filter(|n| *n != 0);
@@ -141,6 +149,59 @@ fn switch(text: &str) -> Option<bool> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
         _ => None,
     }
+}
+
+/// `all`, `2`, `device=0,1` or fields of those, as comma-separated values: a list of devices is quoted in it.
+fn gpus(text: &str) -> Result<Gpus, String> {
+    let (mut count, mut ids) = (None, Vec::new());
+    for field in fields(text) {
+        let (key, value) = field.split_once('=').unwrap_or(("count", &field));
+        match key {
+            "count" if value == "all" || value == "-1" => count = Some(vec!["all".to_owned()]),
+            "count" => {
+                let number: u16 = value.parse().map_err(|_| format!("count must be an integer: {value}"))?;
+                count = Some((0..number).map(|n| n.to_string()).collect());
+            }
+            "device" => ids.extend(value.split(',').map(str::to_owned)),
+            "driver" if matches!(value, "nvidia" | "cdi") => {}
+            "driver" => {
+                return Err(format!("the driver {value} is not supported: there is nvidia, by its CDI specification"));
+            }
+            "capabilities" | "options" => {
+                return Err(format!("{key} is not supported: the CDI specification of the devices decides"));
+            }
+            _ => return Err(format!("unexpected key '{key}' in '{field}'")),
+        }
+    }
+    if count.is_some() && !ids.is_empty() {
+        return Err("cannot set both Count and DeviceIDs on device request".to_owned());
+    }
+    let names = if ids.is_empty() { count.unwrap_or_else(|| vec!["0".to_owned()]) } else { ids };
+    if names.iter().any(String::is_empty) {
+        return Err(format!("a device without a name: {text}"));
+    }
+    Ok(Gpus(names.iter().map(|name| format!("nvidia.com/gpu={name}")).collect()))
+}
+
+/// Comma-separated fields; quotes keep a comma. What follows `device=` without quotes is its list, as docker's shell
+/// examples leave it.
+fn fields(text: &str) -> Vec<String> {
+    let (mut fields, mut quoted) = (vec![String::new()], false);
+    for c in text.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(String::new()),
+            c => fields.last_mut().expect("never empty").push(c),
+        }
+    }
+    let mut joined: Vec<String> = Vec::new();
+    for field in fields {
+        match joined.last_mut() {
+            Some(last) if last.starts_with("device=") && !field.contains('=') => *last += &format!(",{field}"),
+            _ => joined.push(field),
+        }
+    }
+    joined
 }
 
 fn cgroup_namespace(text: &str) -> Result<Mode, String> {
@@ -232,6 +293,24 @@ mod tests {
         {
             let error = security(option, &mut host).expect_err(option).to_string();
             assert!(error.contains(if option.starts_with("seccomp") { "opening seccomp" } else { "--security-opt" }));
+        }
+    }
+
+    #[test]
+    fn graphics_processors_have_names() {
+        for (text, want) in [
+            ("all", &["all"][..]),
+            ("2", &["0", "1"]),
+            ("device=0,2", &["0", "2"]),
+            ("\"device=GPU-a,GPU-b\",driver=nvidia", &["GPU-a", "GPU-b"]),
+            ("driver=nvidia", &["0"]),
+        ] {
+            let want: Vec<String> = want.iter().map(|name| format!("nvidia.com/gpu={name}")).collect();
+            assert_eq!(gpus(text).map(|gpus| gpus.0), Ok(want), "{text}");
+        }
+        for text in ["x", "count=x", "device=", "capabilities=utility", "all,device=1", "driver=amd", "colour=red", ""]
+        {
+            assert!(gpus(text).is_err(), "{text}");
         }
     }
 

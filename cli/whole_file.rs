@@ -67,6 +67,12 @@ fn write_like(
     if path.is_dir() {
         return Err(CliError::new(format!("invalid output path: \"{}\" must not be a directory", path.display())));
     }
+    if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
+        return Err(CliError::new(format!(
+            "invalid output path: directory \"{}\" does not exist",
+            directory.display()
+        )));
+    }
     let fill_and_flush = |file: &File| {
         if let Some(model) = model {
             // The owner first: changing it takes bits off the mode.

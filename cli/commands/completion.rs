@@ -24,12 +24,12 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let mut tree = args::command_tree();
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut tree, "rbuild", &mut script);
-    let names = match args.shell {
-        Shell::Bash => bash(&tree),
-        Shell::Fish => fish(&tree),
-        _ => String::new(),
-    };
-    script.extend_from_slice(names.as_bytes());
+    match args.shell {
+        Shell::Bash => script.extend_from_slice(bash(&tree).as_bytes()),
+        Shell::Fish => script.extend_from_slice(fish(&tree).as_bytes()),
+        Shell::Zsh => script = zsh(&String::from_utf8_lossy(&script), &tree).into_bytes(),
+        _ => {}
+    }
     app.write_out(&script)?;
     DONE
 }
@@ -79,13 +79,7 @@ _rbuild_names() {
     case "$words " in
 "#,
     );
-    let mut named = named(tree);
-    // The longest first: `image rm x` is not `image`.
-    named.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
-    for (path, lists) in named {
-        let lists: Vec<String> = lists.iter().map(|list| format!("\"{list}\"")).collect();
-        let _ = writeln!(script, "        \" {} \"*) lists=({}) ;;", path.join(" "), lists.join(" "));
-    }
+    script.push_str(&choices(tree));
     script.push_str(
         r#"    esac
     for list in "${lists[@]}"; do
@@ -94,6 +88,57 @@ _rbuild_names() {
 }
 complete -F _rbuild_names -o bashdefault -o default rbuild
 "#,
+    );
+    script
+}
+
+/// The arms of a `case` over the words so far, which say by what commands the names are listed.
+fn choices(tree: &clap::Command) -> String {
+    let mut named = named(tree);
+    // The longest first: `image rm x` is not `image`.
+    named.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+    let mut arms = String::new();
+    for (path, lists) in named {
+        let lists: Vec<String> = lists.iter().map(|list| format!("\"{list}\"")).collect();
+        let _ = writeln!(arms, "        \" {} \"*) lists=({}) ;;", path.join(" "), lists.join(" "));
+    }
+    arms
+}
+
+/// What clap's own function is called here: the completion system knows the other one by the program's name.
+const ZSH_WORDS: &str = "_rbuild_words";
+const ZSH_START: &str = "\n_rbuild() {\n";
+const ZSH_END: &str = "\nif [ \"$funcstack[1]\" = \"_rbuild\" ]; then\n";
+
+/// A function around clap's own that adds the names. That one changes what it is told about the words, so they are looked
+/// at before it.
+fn zsh(generated: &str, tree: &clap::Command) -> String {
+    let renamed = generated.replacen(ZSH_START, &format!("\n{ZSH_WORDS}() {{\n"), 1);
+    let (functions, end) = renamed.split_once(ZSH_END).unwrap_or((&renamed, ""));
+    let mut script = format!(
+        r#"{functions}
+_rbuild() {{
+    local program=$words[1] said="" word list ret=1
+    local -a lists names
+    for word in "${{(@)words[2,CURRENT-1]}}"; do
+        [[ "$word" == -* ]] || said="$said $word"
+    done
+    [[ "$words[CURRENT]" == -* ]] || case "$said " in
+"#
+    );
+    script.push_str(&choices(tree));
+    let _ = write!(
+        script,
+        r#"    esac
+    {ZSH_WORDS} "$@" && ret=0
+    for list in "${{lists[@]}}"; do
+        names=("${{(@f)$($program ${{=list}} 2>/dev/null)}}")
+        names=("${{(@)names:#*<none>*}}")
+        compadd -a names && ret=0
+    done
+    return ret
+}}
+{ZSH_END}{end}"#
     );
     script
 }
@@ -131,5 +176,23 @@ mod tests {
         assert_eq!(lists(&["container", "logs"]), Some(vec!["ps"]));
         assert_eq!(lists(&["volume", "rm"]), Some(vec!["volume"]));
         assert_eq!(lists(&["login"]), None);
+    }
+
+    /// What is put around clap's script fits the script that clap writes.
+    #[test]
+    fn the_function_of_zsh_goes_around_the_one_of_clap() {
+        let mut tree = args::command_tree();
+        let mut generated = Vec::new();
+        clap_complete::generate(Shell::Zsh, &mut tree, "rbuild", &mut generated);
+        let generated = String::from_utf8(generated).unwrap();
+        assert_eq!((generated.matches(ZSH_START).count(), generated.matches(ZSH_END).count()), (1, 1));
+        let script = zsh(&generated, &tree);
+        for (line, times) in [("\n_rbuild() {", 1), ("\n_rbuild_words() {", 1), ("\nif [ \"$funcstack[1]\"", 1)] {
+            assert_eq!(script.matches(line).count(), times, "{line}");
+        }
+        let arm = "        \" image rm \"*) lists=(\"images --format {{.Repository}}:{{.Tag}}\") ;;\n";
+        assert!(script.contains(arm));
+        assert!(script.ends_with("compdef _rbuild rbuild\nfi\n"), "{}", &script[script.len() - 200..]);
+        assert!(script.starts_with("#compdef rbuild\n"));
     }
 }

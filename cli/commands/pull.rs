@@ -58,17 +58,12 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
 }
 
 async fn one(app: &App, images: &Images, name: &Reference, platform: &Platform, args: &Args) -> Result<(), CliError> {
-    if !args.quiet {
-        let what = match (name.digest(), name.tag()) {
-            (Some(_), _) | (None, None) => name.canonical(),
-            (None, Some(tag)) => tag.to_owned(),
-        };
-        app.print(&format!("{what}: Pulling from {}\n", name.repository()))?;
-    }
-    let told = Transfer::new(app, args.quiet);
-    let pulled = images.pull(name, platform, &|progress| told.tell(progress)).await;
-    drop(told);
-    let pulled = pulled?;
+    let what = match (name.digest(), name.tag()) {
+        (Some(_), _) | (None, None) => name.canonical(),
+        (None, Some(tag)) => tag.to_owned(),
+    };
+    let title = format!("{what}: Pulling from {}", name.repository());
+    let pulled = Transfer::show(app, args.quiet, &title, async |told| images.pull(name, platform, told).await).await?;
     let have = pulled.image.config.platform();
     if args.platform.is_some() && !have.matches(platform) {
         app.tell(&format!(

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use rbuild_engine::oci::Reference;
+use rbuild_engine::registry::ProgressSink;
 
 use super::DONE;
 use crate::app::App;
@@ -54,10 +55,8 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         app.print(&format!("The push refers to repository [{}]\n", asked.without_tag().canonical()))?;
     }
     for name in &names {
-        let told = Transfer::new(app, args.quiet);
-        let pushed = images.push(name, platform.as_ref(), &|progress| told.tell(progress)).await;
-        drop(told);
-        let pushed = pushed?;
+        let work = async |told: ProgressSink<'_>| images.push(name, platform.as_ref(), told).await;
+        let pushed = Transfer::show(app, args.quiet, "", work).await?;
         if !args.quiet {
             let tag = name.tag().unwrap_or_default();
             app.print(&format!("{tag}: digest: {} size: {}\n", pushed.digest, pushed.size))?;

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io::IsTerminal as _;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use rbuild_engine::registry::{Progress, Stage};
+use rbuild_engine::registry::{Progress, ProgressSink, Stage};
 
 use crate::app::App;
+use crate::error::CliError;
 
 /// Shows what it is told, from whichever task.
 pub struct Transfer<'a> {
@@ -23,7 +25,36 @@ enum View {
 }
 
 impl<'a> Transfer<'a> {
-    pub fn new(app: &'a App, quiet: bool) -> Self {
+    /// Does `work`, which tells what happens to layers. `title`, if it is not empty, is printed above that, and only when
+    /// there is something to tell or all went well: what fails before has no lines but those of its error.
+    ///
+    /// # Errors
+    /// Those of `work`; standard output that cannot be written.
+    pub async fn show<T, E: Into<CliError>>(
+        app: &'a App,
+        quiet: bool,
+        title: &str,
+        work: impl AsyncFnOnce(ProgressSink<'_>) -> Result<T, E>,
+    ) -> Result<T, CliError> {
+        let told = Transfer::new(app, quiet);
+        let due = AtomicBool::new(!quiet && !title.is_empty());
+        let entitle = || match due.swap(false, Ordering::Relaxed) {
+            true => app.print(&format!("{title}\n")),
+            false => Ok(()),
+        };
+        let done = work(&|progress| {
+            // Who reads this may go away; the transfer goes on.
+            drop(entitle());
+            told.tell(progress);
+        })
+        .await;
+        drop(told);
+        let done = done.map_err(Into::into)?;
+        entitle()?;
+        Ok(done)
+    }
+
+    fn new(app: &'a App, quiet: bool) -> Self {
         let view = match (quiet, std::io::stdout().is_terminal() && std::io::stderr().is_terminal()) {
             (true, _) => View::Quiet,
             (false, false) => View::Lines(Mutex::default()),
@@ -32,7 +63,7 @@ impl<'a> Transfer<'a> {
         Self { app, view }
     }
 
-    pub fn tell(&self, progress: Progress) {
+    fn tell(&self, progress: Progress) {
         let layer = progress.blob.short().to_owned();
         match &self.view {
             View::Quiet => {}

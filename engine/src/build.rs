@@ -31,7 +31,7 @@ use crate::export::results::{self, Built, Exported, Exporter};
 use crate::export::squash::{self, Kept, Squash};
 use crate::frontends::dockerfile::{lower_options, understand};
 use crate::history::recording::Recording;
-use crate::layers::LayerHasher;
+use crate::layers::{Ahead, LayerHasher};
 use crate::lending::Lending;
 use crate::output::Output;
 use crate::remote::{self, as_step};
@@ -381,7 +381,10 @@ impl Job<'_> {
             Some(base) => images.layers(&base.reference, &base.platform).await?,
             None => Vec::new(),
         };
-        let hasher = LayerHasher::new(self.engine.store().clone(), base_layers.len());
+        let outputs = results::outputs(self.request);
+        let travelling = results::ahead(&outputs, lowered.source_date_epoch.is_some());
+        let ahead = travelling.map(|(how, level)| Ahead { how, level, lease: self.lease.clone() });
+        let hasher = LayerHasher::new(self.engine.store().clone(), base_layers.len(), ahead);
         let graph = Arc::new(lowered.graph.clone());
         emulation::check(&graph)?;
         permitted(executor, &graph, lowered.result).map_err(|error| failure(error, Some(&self.source)))?;

@@ -1,8 +1,9 @@
 //! Computes layers while the build goes on.
 //!
 //! The DiffId of a layer is a hash of a canonical tar, and nobody needs it before the image is described. So as soon as
-//! a step of the final image has run, its layer is hashed on another thread; when the last step ends, most are done. What
-//! there is to advise about the layer is found on the way.
+//! a step of the final image has run, its layer is hashed on another thread; when the last step ends, most are done. A
+//! layer that is to be compressed in the end is compressed in the same pass. What there is to advise about the layer is
+//! found on the way.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,8 +13,9 @@ use futures::future::BoxFuture;
 use rbuild_executor::Value;
 use rbuild_frontend::Diagnostic;
 use rbuild_graph::{Span, Vertex};
+use rbuild_oci::Compression;
 use rbuild_solver::{InputContent, KeySpec, OpError, OpFactory, Ran, RunContext, RunOp};
-use rbuild_store::Store;
+use rbuild_store::{Lease, Store};
 use tokio::task::JoinHandle;
 
 use crate::advice;
@@ -24,12 +26,21 @@ pub(crate) struct LayerHasher {
     store: Store,
     /// Layers of the image under the result.
     base: usize,
+    ahead: Option<Ahead>,
     pending: Arc<Mutex<Vec<JoinHandle<Vec<Diagnostic>>>>>,
 }
 
+/// How layers will travel: compressed so, and held by this lease until they do.
+#[derive(Clone)]
+pub(crate) struct Ahead {
+    pub(crate) how: Compression,
+    pub(crate) level: i32,
+    pub(crate) lease: Lease,
+}
+
 impl LayerHasher {
-    pub(crate) fn new(store: Store, base: usize) -> LayerHasher {
-        LayerHasher { store, base, pending: Arc::default() }
+    pub(crate) fn new(store: Store, base: usize, ahead: Option<Ahead>) -> LayerHasher {
+        LayerHasher { store, base, ahead, pending: Arc::default() }
     }
 
     /// A factory whose operations, if their step is named in `wanted`, have their layers hashed once they ran.
@@ -46,9 +57,13 @@ impl LayerHasher {
 
     fn start(&self, value: &Value, span: Option<Span>) {
         let Some(snapshot) = value.snapshot().cloned() else { return };
-        let (store, base) = (self.store.clone(), self.base);
+        let (store, base, ahead) = (self.store.clone(), self.base, self.ahead.clone());
         let work = move || {
-            if let Err(error) = store.layers().diff(snapshot.id()) {
+            let done = match &ahead {
+                Some(Ahead { how, level, lease }) => store.layers().diff_compressed(snapshot.id(), *how, *level, lease),
+                None => store.layers().diff(snapshot.id()),
+            };
+            if let Err(error) = done {
                 // Whoever needs the layer asks again and reports it.
                 tracing::debug!(%error, "a layer was not hashed ahead");
             }

@@ -163,8 +163,13 @@ impl Authorizer {
         let (header, lifetime) = if let (Credentials::RegistryToken(token), Some(_)) = (&credentials, find("bearer")) {
             (secret_header(&format!("Bearer {token}"))?, None)
         } else if let Some(challenge) = find("bearer") {
-            let (token, lifetime) =
-                fetch_token(transport, asker, challenge, &credentials, false).await?.access(asker)?;
+            let token = fetch_token(transport, asker, challenge, &credentials, false).await?;
+            if matches!(credentials, Credentials::IdentityToken(_)) && !token.refresh_token.is_empty() {
+                // It may be good for one use; the answer then holds the next one.
+                let next = Credentials::IdentityToken(token.refresh_token.clone());
+                self.known.lock().unwrap_or_else(|e| e.into_inner()).insert(asker.credentials.to_owned(), next);
+            }
+            let (token, lifetime) = token.access(asker)?;
             (secret_header(&format!("Bearer {token}"))?, Some(lifetime))
         } else if find("basic").is_some() {
             let Credentials::Password { username, password } = &credentials else {
@@ -255,19 +260,21 @@ pub(crate) async fn fetch_token(
     let service = challenge.parameters.get("service").map(String::as_str).unwrap_or_default();
     let insecure = asker.insecure && realm.host() == asker.base.host();
     let scopes = asker.scope.words();
-    let (ask, header) = if let Credentials::IdentityToken(refresh) = credentials {
-        let form = url::form_urlencoded::Serializer::new(String::new())
-            .append_pair("grant_type", "refresh_token")
-            .append_pair("service", service)
-            .append_pair("client_id", CLIENT_ID)
-            .append_pair("scope", &scopes.join(" "))
-            .append_pair("refresh_token", refresh)
-            .finish();
-        let mut ask = Ask::new(Method::POST, realm, insecure);
+    let granted = |grant: &[(&str, &str)]| {
+        let mut ask = Ask::new(Method::POST, realm.clone(), insecure);
         ask.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        ask.body = Bytes::from(form);
-        (ask, None)
+        ask.body = Bytes::from(form(grant, service, &scopes, offline));
+        ask
+    };
+    let (ask, header, instead) = if let Credentials::IdentityToken(refresh) = credentials {
+        (granted(&[("grant_type", "refresh_token"), ("refresh_token", refresh)]), None, None)
     } else {
+        let instead = match credentials {
+            Credentials::Password { username, password } => {
+                Some(granted(&[("grant_type", "password"), ("username", username), ("password", password)]))
+            }
+            _ => None,
+        };
         {
             let mut query = realm.query_pairs_mut();
             if !service.is_empty() {
@@ -287,10 +294,17 @@ pub(crate) async fn fetch_token(
             Credentials::Password { username, password } => Some(basic(username, password)?),
             _ => None,
         };
-        (Ask::new(Method::GET, realm, insecure), header)
+        (Ask::new(Method::GET, realm, insecure), header, instead)
     };
-    let request = ask.shown();
-    let answer = transport.send(&ask, header.as_ref()).await?;
+    let mut request = ask.shown();
+    let mut answer = transport.send(&ask, header.as_ref()).await?;
+    if matches!(answer.status().as_u16(), 404 | 405)
+        && let Some(ask) = instead
+    {
+        // A server of OAuth 2 alone, which docker's older form means nothing to.
+        request = ask.shown();
+        answer = transport.send(&ask, None).await?;
+    }
     let status = answer.status();
     if !status.is_success() {
         let reason = transport::reason(answer).await;
@@ -304,6 +318,19 @@ pub(crate) async fn fetch_token(
     // What stands in the body may be a token, so a parse error does not quote it.
     serde_json::from_slice(&body)
         .map_err(|_| Error::Document { what: request, reason: "the answer is no token document".into() })
+}
+
+/// A request of OAuth 2 (RFC 6749, sections 4.3 and 6), in the form the token specification of the registries gives it.
+fn form(grant: &[(&str, &str)], service: &str, scopes: &[String], offline: bool) -> String {
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    form.extend_pairs(grant).append_pair("service", service).append_pair("client_id", CLIENT_ID);
+    if !scopes.is_empty() {
+        form.append_pair("scope", &scopes.join(" "));
+    }
+    if offline {
+        form.append_pair("access_type", "offline");
+    }
+    form.finish()
 }
 
 /// Whether the token server at `realm` may be asked on behalf of `registry`.

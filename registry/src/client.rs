@@ -105,6 +105,7 @@ pub(crate) struct Access {
     pub insecure: bool,
     bare: bool,
     asked_for: Option<String>,
+    headers: HeaderMap,
 }
 
 impl Access {
@@ -120,7 +121,17 @@ impl Access {
     }
 
     pub(crate) fn ask(&self, method: Method, path: &str) -> Result<Ask, Error> {
-        Ok(Ask::new(method, self.url(path)?, self.insecure))
+        Ok(self.ask_at(method, self.url(path)?))
+    }
+
+    /// A request to a place that the registry named, with what is configured for it while that is at its own origin.
+    pub(crate) fn ask_at(&self, method: Method, url: Url) -> Ask {
+        let own = url.origin() == self.base.origin();
+        let mut ask = Ask::new(method, url, self.insecure && own);
+        if own {
+            ask.own.clone_from(&self.headers);
+        }
+        ask
     }
 }
 
@@ -151,7 +162,7 @@ impl Client {
 
     /// What `reference` names, without its bytes where the registry can say (HEAD), which rate limits spare.
     pub async fn digest(&self, reference: &Reference) -> Result<Descriptor, Error> {
-        for endpoint in self.endpoints(reference)? {
+        for endpoint in self.endpoints(reference)?.into_iter().filter(|endpoint| endpoint.resolves) {
             let Ok(access) = self.access(&endpoint).await else { continue };
             if let Ok(Some(found)) = self.head_manifest(&access, reference).await {
                 return Ok(found);
@@ -256,8 +267,9 @@ impl Client {
         self.inner.hosts.endpoints(reference, &self.inner.mirrors, &self.inner.transport)
     }
 
-    pub(crate) fn origin(&self, reference: &Reference) -> Result<Endpoint, Error> {
-        self.origin_of(reference.registry())
+    /// Where what is pushed goes.
+    pub(crate) fn target(&self, reference: &Reference) -> Result<Endpoint, Error> {
+        self.inner.hosts.target(reference.registry(), &self.inner.mirrors, &self.inner.transport)
     }
 
     pub(crate) fn origin_of(&self, registry: &str) -> Result<Endpoint, Error> {
@@ -341,6 +353,9 @@ impl Client {
     ) -> Result<(Fetched, Vec<Endpoint>), Error> {
         let mut last = None;
         for (at, endpoint) in endpoints.iter().enumerate() {
+            if !endpoint.resolves && reference.digest().is_none() {
+                continue;
+            }
             let attempt = async {
                 let access = self.access(endpoint).await?;
                 self.get_manifest(&access, reference).await
@@ -421,7 +436,7 @@ impl Client {
         F: Future<Output = Result<T, Error>>,
     {
         let mut last = None;
-        for endpoint in self.endpoints(reference)? {
+        for endpoint in self.endpoints(reference)?.into_iter().filter(|endpoint| endpoint.resolves) {
             let outcome = match self.access(&endpoint).await {
                 Ok(access) => work(access).await,
                 Err(e) => Err(e),
@@ -442,6 +457,7 @@ impl Client {
             insecure: endpoint.insecure,
             bare: endpoint.bare,
             asked_for: endpoint.asked_for.clone(),
+            headers: endpoint.headers.clone(),
         };
         let Some((first, others)) = endpoint.schemes.split_first() else {
             return Err(Error::Options(format!("no address for {}", endpoint.credentials)));

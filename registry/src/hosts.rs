@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use rbuild_oci::Reference;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use crate::Error;
@@ -27,7 +28,7 @@ pub fn no_rules() -> RulesSource {
 /// What is configured for one registry.
 #[derive(Debug, Clone, Default)]
 pub struct Rules {
-    /// Asked before the registry itself, in this order, for what is pulled.
+    /// Asked before the registry itself, in this order, each for what it can do.
     pub places: Vec<Place>,
     /// Where the registry itself is, when not at its name.
     pub server: Option<Place>,
@@ -45,6 +46,28 @@ pub struct Place {
     pub skip_verify: bool,
     /// The API is at this very path, without `/v2` behind it.
     pub override_path: bool,
+    /// What it may be asked for.
+    pub offers: Offers,
+    /// Sent with every request to it, and to no other host. Names and values.
+    pub headers: Vec<(String, String)>,
+}
+
+/// What a place may be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offers {
+    /// Manifests and blobs by their digests.
+    pub pull: bool,
+    /// What a tag names.
+    pub resolve: bool,
+    /// What is pushed goes to the first place that takes it.
+    pub push: bool,
+}
+
+impl Default for Offers {
+    /// All of it.
+    fn default() -> Offers {
+        Offers { pull: true, resolve: true, push: true }
+    }
 }
 
 /// Certificates for one host.
@@ -98,8 +121,10 @@ impl Hosts {
     ) -> Result<Vec<Endpoint>, Error> {
         let registry = reference.registry();
         let rules = self.rules(registry)?;
-        let mut endpoints: Vec<Endpoint> =
-            rules.places.iter().map(|place| place.endpoint(registry, mirrors, transport)).collect();
+        let places = rules.places.iter().filter(|place| place.offers.pull);
+        let mut endpoints = places
+            .map(|place| place.endpoint(registry, mirrors, transport))
+            .collect::<Result<Vec<Endpoint>, Error>>()?;
         let mut usual = mirrors.endpoints(reference)?;
         usual.pop();
         endpoints.extend(usual);
@@ -107,11 +132,20 @@ impl Hosts {
         Ok(endpoints)
     }
 
+    /// Where what is pushed goes: the first place that takes it, else the registry itself.
+    pub(crate) fn target(&self, registry: &str, mirrors: &Mirrors, transport: &Transport) -> Result<Endpoint, Error> {
+        let rules = self.rules(registry)?;
+        match rules.places.iter().find(|place| place.offers.push) {
+            Some(place) => place.endpoint(registry, mirrors, transport),
+            None => self.origin(registry, mirrors, transport),
+        }
+    }
+
     /// The registry itself.
     pub(crate) fn origin(&self, registry: &str, mirrors: &Mirrors, transport: &Transport) -> Result<Endpoint, Error> {
         let rules = self.rules(registry)?;
         if let Some(server) = &rules.server {
-            return Ok(Endpoint { credentials: registry.to_owned(), ..server.endpoint(registry, mirrors, transport) });
+            return Ok(Endpoint { credentials: registry.to_owned(), ..server.endpoint(registry, mirrors, transport)? });
         }
         let mut origin = mirrors.origin(registry)?;
         if !rules.trust.is_empty() {
@@ -130,11 +164,20 @@ impl Hosts {
 }
 
 impl Place {
-    fn endpoint(&self, registry: &str, mirrors: &Mirrors, transport: &Transport) -> Endpoint {
+    fn endpoint(&self, registry: &str, mirrors: &Mirrors, transport: &Transport) -> Result<Endpoint, Error> {
         let host = authority(&self.url);
         transport.trust(&self.url, &self.trust);
         let insecure = self.skip_verify || (self.trust.is_empty() && mirrors.is_insecure(&host));
         let asked_for = (host != registry).then(|| registry.to_owned());
-        Endpoint { schemes: vec![self.url.clone()], credentials: host, insecure, bare: self.override_path, asked_for }
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.headers {
+            let bad = || Error::Options(format!("{host}: {name:?} is no header with a value that can be sent"));
+            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?;
+            let mut value = HeaderValue::from_str(value).map_err(|_| bad())?;
+            value.set_sensitive(true);
+            headers.append(name, value);
+        }
+        let (schemes, bare, resolves) = (vec![self.url.clone()], self.override_path, self.offers.resolve);
+        Ok(Endpoint { schemes, credentials: host, insecure, bare, asked_for, resolves, headers })
     }
 }

@@ -46,7 +46,7 @@ pub use client::{Client, ClientOptions, Fetched, Resolved};
 pub use compose::{Composed, Part, compose};
 pub use download::BlobStream;
 pub use error::Error;
-pub use hosts::{Place, Rules, RulesSource, Trust};
+pub use hosts::{Offers, Place, Rules, RulesSource, Trust};
 pub use mirrors::Mirrors;
 pub use search::Match;
 pub use sending::{LayerPacking, Sending};

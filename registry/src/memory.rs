@@ -39,6 +39,10 @@ pub struct TokenRules {
     pub one_use: bool,
     /// Offered to those who ask for an offline token, and accepted as an identity token.
     pub refresh_token: String,
+    /// Each identity token is good for one exchange, whose answer holds the next.
+    pub rotating: bool,
+    /// The token server knows OAuth 2 alone.
+    pub oauth_only: bool,
     /// Stands in the challenge in place of the registry's own `/token`.
     pub realm: Option<String>,
 }
@@ -71,6 +75,8 @@ pub struct Request {
     pub path: String,
     pub range: Option<String>,
     pub authorization: Option<String>,
+    /// The value of `X-Test`.
+    pub test: Option<String>,
 }
 
 /// The registry; it stops when dropped. Must be started within a tokio runtime.
@@ -93,6 +99,8 @@ pub(crate) struct State {
     faults: Vec<Fault>,
     log: Vec<Request>,
     next: u64,
+    /// Identity tokens that were exchanged.
+    exchanges: u64,
 }
 
 #[derive(Default)]
@@ -150,6 +158,11 @@ impl Registry {
     /// Misbehaves on request.
     pub fn fault(&self, fault: Fault) {
         self.lock().faults.push(fault);
+    }
+
+    /// Behaves from now on.
+    pub fn forgive(&self) {
+        self.lock().faults.clear();
     }
 
     /// Every token that was given out is worthless from now on.

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use rbuild_oci::Reference;
+use reqwest::header::HeaderMap;
 use url::{Host, Url};
 
 use crate::Error;
@@ -120,11 +121,16 @@ pub(crate) struct Endpoint {
     pub bare: bool,
     /// The registry that this place answers for, when it is to be told.
     pub asked_for: Option<String>,
+    /// It knows what a tag names; else it is only asked for what has a digest.
+    pub resolves: bool,
+    /// Sent to this place with every request.
+    pub headers: HeaderMap,
 }
 
 impl Endpoint {
     fn new(schemes: Vec<Url>, credentials: String, insecure: bool) -> Endpoint {
-        Endpoint { schemes, credentials, insecure, bare: false, asked_for: None }
+        let headers = HeaderMap::new();
+        Endpoint { schemes, credentials, insecure, bare: false, asked_for: None, resolves: true, headers }
     }
 }
 

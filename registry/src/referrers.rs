@@ -29,7 +29,7 @@ impl Client {
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, Error> {
-        let access = self.access(&self.origin(reference)?).await?;
+        let access = self.access(&self.origin_of(reference.registry())?).await?;
         let mut found = match self.asked(&access, reference, subject).await? {
             Some(found) => found,
             None => listed(self, &access, reference, subject).await?.map(|index| index.manifests).unwrap_or_default(),

@@ -14,7 +14,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 
 use crate::client::{Client, Fetched, content_digest, failure};
-use crate::upload::{Content, Destination, Produce, Sessions};
+use crate::upload::{Content, Destination, Named, Produce, Sessions};
 use crate::{Error, Pushed, referrers};
 
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
@@ -42,7 +42,7 @@ impl Client {
     }
 
     pub(crate) async fn destination(&self, to: &Reference) -> Result<Destination, Error> {
-        let access = self.access(&self.origin(to)?).await?;
+        let access = self.access(&self.target(to)?).await?;
         let (client, repository) = (self.clone(), to.repository().to_owned());
         Ok(Destination { client, access, repository, sessions: Sessions::default() })
     }
@@ -95,7 +95,7 @@ impl Relay {
         }
         let same = self.destination.access.credentials == self.from.registry();
         let from = Some(self.from.repository()).filter(|_| same);
-        let content = Content { produce: self.through(&blob), known: Some((blob.digest.clone(), blob.size)) };
+        let content = Content { produce: self.through(&blob), named: Named::Blob(blob.digest.clone(), blob.size) };
         self.destination.put(&content, from, &|_| {}).await.map(drop)
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::Error;
 use crate::client::Client;
 use crate::sink::{Push, Pushed};
-use crate::upload::Content;
+use crate::upload::{Content, Named};
 
 /// How a layer travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,9 +94,9 @@ impl Sending {
         let digest = Digest::sha256_of(bytes);
         let destination = &self.push.destination;
         if !destination.has(&digest).await? {
-            let (known, bytes) = ((digest.clone(), bytes.len() as u64), bytes.to_vec());
+            let (named, bytes) = (Named::Blob(digest.clone(), bytes.len() as u64), bytes.to_vec());
             let produce = move |out: &mut dyn Write| out.write_all(&bytes);
-            let content = Content { produce: Arc::new(produce), known: Some(known) };
+            let content = Content { produce: Arc::new(produce), named };
             destination.put(&content, None, &|_| {}).await?;
         }
         Ok(digest)

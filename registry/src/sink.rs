@@ -23,7 +23,7 @@ use crate::client::Client;
 use crate::ledger;
 use crate::sending::LayerPacking;
 use crate::source::{Progress, ProgressSink, Stage, forward};
-use crate::upload::{Content, Destination, Sessions, Uploaded};
+use crate::upload::{Content, Destination, Named, Sessions, Uploaded};
 
 /// An image that was pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -234,7 +234,7 @@ impl Push {
             let mut tar = store.layers().open_diff(&id).map_err(io::Error::other)?;
             io::copy(&mut tar, out).map(drop)
         };
-        let content = Content { produce: Arc::new(produce), known: Some((plain.digest.clone(), plain.size)) };
+        let content = Content { produce: Arc::new(produce), named: Named::Blob(plain.digest.clone(), plain.size) };
         let progress = |current| self.tell_amount(diff, current, Some(plain.size));
         self.destination.put(&content, None, &progress).await?;
         self.tell(diff, Stage::Pushed);
@@ -271,7 +271,7 @@ impl Push {
             let mut reader = store.blobs().reader(&digest).map_err(io::Error::other)?;
             io::copy(&mut reader, out).map(drop)
         };
-        Content { produce: Arc::new(produce), known: Some((blob.digest.clone(), blob.size)) }
+        Content { produce: Arc::new(produce), named: Named::Blob(blob.digest.clone(), blob.size) }
     }
 
     /// Compresses the layer on its way. A registry that takes no streams gets a blob made beforehand.
@@ -284,7 +284,9 @@ impl Push {
             compressor.finish().map(drop)
         };
         let progress = |current| self.tell_amount(diff, current, None);
-        let streamed = Content { produce: Arc::new(compress), known: None };
+        // Made of this in this way, it is the same at any time.
+        let name = Digest::sha256_of(format!("{diff} as {}", packing.options()).as_bytes());
+        let streamed = Content { produce: Arc::new(compress), named: Named::Stream(name) };
         let sent = match self.destination.put(&streamed, None, &progress).await {
             Err(Error::Status { status, .. }) if no_streams(&status) => {
                 let id = diff.clone();

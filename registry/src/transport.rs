@@ -77,6 +77,8 @@ pub(crate) struct Ask {
     pub method: Method,
     pub url: Url,
     pub headers: HeaderMap,
+    /// Go to the origin of `url` only: they may hold secrets.
+    pub own: HeaderMap,
     pub body: Bytes,
     /// Any certificate will do for the host of `url`.
     pub insecure: bool,
@@ -84,7 +86,7 @@ pub(crate) struct Ask {
 
 impl Ask {
     pub(crate) fn new(method: Method, url: Url, insecure: bool) -> Ask {
-        Ask { method, url, headers: HeaderMap::new(), body: Bytes::new(), insecure }
+        Ask { method, url, headers: HeaderMap::new(), own: HeaderMap::new(), body: Bytes::new(), insecure }
     }
 
     /// How messages call it: `Get "https://host/path"`. A query may hold a signature, so it is left out.
@@ -215,8 +217,11 @@ impl Transport {
                 .request(method.clone(), url.clone())
                 .headers(ask.headers.clone())
                 .header(USER_AGENT, self.agent.clone());
-            if let Some(value) = authorization.filter(|_| url.origin() == origin) {
-                request = request.header(AUTHORIZATION, value.clone());
+            if url.origin() == origin {
+                let mut own = ask.own.clone();
+                own.extend(authorization.map(|value| (AUTHORIZATION, value.clone())));
+                // Takes the place of what is there under the same names.
+                request = request.headers(own);
             }
             if let Some(body) = stream.take() {
                 request = request.body(body);

@@ -4,9 +4,10 @@
 //! the POST; when they are only known at the end (a layer compressed on the way), a PATCH carries the stream and an empty
 //! PUT names the digest.
 //!
-//! An upload of a known blob that broke goes on where the registry says it stands, also in a later run of the program:
-//! where it was is written down. The registry's word is not trusted for that, since the digest that the last request names
-//! is of all bytes; when it does not fit, the upload starts anew. A stream whose digest nobody knows yet always does.
+//! An upload that broke goes on where the registry says it stands, also in a later run of the program: where it was is
+//! written down, for a known blob under its digest, for a stream under the name of what it is made of. The registry's word
+//! is not trusted for that, and neither is it that the same bytes were made again, since the digest that the last request
+//! names is of all of them; when it does not fit, the upload starts anew.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -33,8 +34,35 @@ pub(crate) type Produce = Arc<dyn Fn(&mut dyn Write) -> io::Result<()> + Send + 
 #[derive(Clone)]
 pub(crate) struct Content {
     pub produce: Produce,
-    /// Digest and size, when they are known before the bytes were made.
-    pub known: Option<(Digest, u64)>,
+    pub named: Named,
+}
+
+/// What a blob is called before its bytes are made.
+#[derive(Clone)]
+pub(crate) enum Named {
+    /// Its digest and size.
+    Blob(Digest, u64),
+    /// They show at the end; the same name gives the same bytes again.
+    Stream(Digest),
+}
+
+impl Content {
+    fn known(&self) -> Option<(&Digest, u64)> {
+        match &self.named {
+            Named::Blob(digest, size) => Some((digest, *size)),
+            Named::Stream(_) => None,
+        }
+    }
+
+    fn name(&self) -> &Digest {
+        let (Named::Blob(name, _) | Named::Stream(name)) = &self.named;
+        name
+    }
+
+    /// Small blobs are sent again sooner than it is written down where they are.
+    fn is_worth_noting(&self) -> bool {
+        self.known().is_none_or(|(_, size)| size >= WORTH)
+    }
 }
 
 /// What became of it.
@@ -118,10 +146,12 @@ impl Destination {
             };
             failed += 1;
             // The answer may have got lost after the blob arrived.
-            if let Some((digest, size)) = broken.made.as_ref().or(content.known.as_ref())
+            let made = broken.made.as_ref().map(|(digest, size)| (digest, *size));
+            if let Some((digest, size)) = made.or(content.known())
                 && let Ok(true) = self.has(digest).await
             {
-                return Ok(Uploaded::Sent { digest: digest.clone(), size: *size });
+                self.remember(content, None).await;
+                return Ok(Uploaded::Sent { digest: digest.clone(), size });
             }
             if failed >= retry.attempts {
                 return Err(broken.error);
@@ -138,21 +168,24 @@ impl Destination {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Uploaded, Broken> {
         if let Some((place, from)) = self.unfinished(content).await {
-            // Whatever comes of it, it is not tried a second time from there.
-            self.remember(content, None).await;
-            return self.go_on(content, place, from, progress).await;
+            let gone_on = self.go_on(content, place, from, progress).await;
+            // What the registry did not like is not tried a second time from there. A connection that broke is no reason.
+            if gone_on.as_ref().is_err_and(|broken| !matches!(broken.error, Error::Unreachable { .. })) {
+                self.remember(content, None).await;
+            }
+            return gone_on;
         }
         let place = match self.begin(content, mount).await? {
             Begun::Mounted(from) => return Ok(Uploaded::Mounted { from }),
             Begun::At(place) => place,
         };
         self.remember(content, Some(&place)).await;
-        let (digest, size) = match &content.known {
+        let (digest, size) = match content.known() {
             Some((digest, size)) => {
                 let ask = self.octets(Method::PUT, with_digest(place, digest));
-                let (answer, made) = self.stream(&ask, content, 0, Some(*size), progress).await?;
+                let (answer, made) = self.stream(&ask, content, 0, Some(size), progress).await?;
                 self.finished(&ask, answer, &made).await?;
-                (digest.clone(), *size)
+                (digest.clone(), size)
             }
             None => {
                 let ask = self.octets(Method::PATCH, place);
@@ -176,36 +209,32 @@ impl Destination {
         from: u64,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Uploaded, Broken> {
-        let Some((digest, size)) = content.known.clone() else {
-            return Err(Error::Options("an upload of unknown bytes cannot go on".into()).into());
-        };
-        tracing::debug!(%digest, from, size, "an upload goes on");
-        let mut place = place;
-        let mut made = (digest.clone(), size);
-        if from < size {
-            let mut ask = self.octets(Method::PATCH, place);
+        let size = content.known().map(|(_, size)| size);
+        tracing::debug!(name = %content.name(), from, size, "an upload goes on");
+        let mut ask = self.octets(Method::PATCH, place);
+        if let Some(size) = size {
             let range = HeaderValue::from_str(&format!("{from}-{}", size - 1));
             ask.headers.insert(CONTENT_RANGE, range.map_err(|e| Error::Options(e.to_string()))?);
-            let answer;
-            (answer, made) = self.stream(&ask, content, from, Some(size - from), progress).await?;
-            place = self.location(&ask, answer, StatusCode::ACCEPTED, Some(&made)).await?;
         }
+        let (answer, made) = self.stream(&ask, content, from, size.map(|size| size - from), progress).await?;
+        let place = self.location(&ask, answer, StatusCode::ACCEPTED, Some(&made)).await?;
+        let digest = content.known().map_or_else(|| made.0.clone(), |(digest, _)| digest.clone());
         let ask = self.octets(Method::PUT, with_digest(place, &digest));
         let answer = self.client.call(&self.access, &self.scope(), &ask).await;
         let answer = answer.map_err(|error| Broken { error, again: true, made: Some(made.clone()) })?;
         self.finished(&ask, answer, &made).await?;
-        Ok(Uploaded::Sent { digest, size })
+        Ok(Uploaded::Sent { digest, size: made.1 })
     }
 
     /// Where the upload of a blob was left, and how many bytes the registry has of it.
     async fn unfinished(&self, content: &Content) -> Option<(Url, u64)> {
-        let (digest, size) = content.known.clone()?;
-        let place = self.remembered(&digest).await?;
+        let place = self.remembered(content).await?;
+        let size = content.known().map_or(u64::MAX, |(_, size)| size);
         let ask = self.octets(Method::GET, place.clone());
         let answer = self.client.call(&self.access, &self.scope(), &ask).await.ok()?;
         let stands = header(answer.headers(), &RANGE).and_then(|range| range.rsplit('-').next()?.parse::<u64>().ok());
         // "0-0" is one byte or none.
-        let last = stands.filter(|last| answer.status() == StatusCode::NO_CONTENT && *last > 0 && *last < size);
+        let last = stands.filter(|last| answer.status() == StatusCode::NO_CONTENT && *last > 0 && *last + 1 < size);
         let Some(last) = last else {
             self.remember(content, None).await;
             return None;
@@ -215,12 +244,12 @@ impl Destination {
         Some((next, last + 1))
     }
 
-    async fn remembered(&self, digest: &Digest) -> Option<Url> {
-        let known = self.sessions.known.lock().unwrap_or_else(|e| e.into_inner()).get(digest).cloned();
-        if known.is_some() {
+    async fn remembered(&self, content: &Content) -> Option<Url> {
+        let known = self.sessions.known.lock().unwrap_or_else(|e| e.into_inner()).get(content.name()).cloned();
+        if known.is_some() || !content.is_worth_noting() {
             return known;
         }
-        let (store, digest) = (self.sessions.store.clone()?, digest.clone());
+        let (store, digest) = (self.sessions.store.clone()?, content.name().clone());
         let (registry, repository) = (self.access.credentials.clone(), self.repository.clone());
         let found = tokio::task::spawn_blocking(move || ledger::upload(&store, &registry, &repository, &digest)).await;
         // What cannot be read is not known: the upload starts anew.
@@ -231,16 +260,15 @@ impl Destination {
 
     /// Notes where the upload of a blob is; `None` when there is nothing to go on with.
     async fn remember(&self, content: &Content, place: Option<&Url>) {
-        let Some((digest, size)) = content.known.clone() else { return };
-        let before = {
+        let digest = content.name().clone();
+        {
             let mut known = self.sessions.known.lock().unwrap_or_else(|e| e.into_inner());
             match place {
                 Some(place) => known.insert(digest.clone(), place.clone()),
                 None => known.remove(&digest),
-            }
-        };
-        // Small blobs are sent again sooner than they are written down.
-        if size < WORTH || (place.is_none() && before.is_none() && self.sessions.store.is_none()) {
+            };
+        }
+        if !content.is_worth_noting() {
             return;
         }
         let Some(store) = self.sessions.store.clone() else { return };
@@ -281,7 +309,7 @@ impl Destination {
     }
 
     async fn begin(&self, content: &Content, mount: Option<&str>) -> Result<Begun, Broken> {
-        if let (Some(from), Some((digest, _))) = (mount, &content.known)
+        if let (Some(from), Some((digest, _))) = (mount, content.known())
             && let Some(begun) = self.try_mount(digest, from).await?
         {
             return Ok(begun);
@@ -402,8 +430,7 @@ impl Destination {
     }
 
     fn octets(&self, method: Method, url: Url) -> Ask {
-        let insecure = self.access.insecure && url.origin() == self.access.base.origin();
-        let mut ask = Ask::new(method, url, insecure);
+        let mut ask = self.access.ask_at(method, url);
         ask.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         ask
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use rbuild_oci::{Descriptor, Digest, MediaType, Platform, Reference};
 use rbuild_registry::memory::{Access, Action, Behaviour, Fault, Registry, TokenRules};
-use rbuild_registry::{Client, ClientOptions, Credentials, Error, Mirrors, Retry};
+use rbuild_registry::{
+    Client, ClientOptions, Credentials, Error, Mirrors, Offers, Place, Retry, Rules, RulesSource, Trust,
+};
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -164,6 +166,38 @@ async fn token_authentication() {
 }
 
 #[tokio::test]
+async fn servers_of_oauth_alone_get_the_password_in_a_form() {
+    let rules = TokenRules { oauth_only: true, ..TokenRules::default() };
+    let registry = Registry::start_with(tokens(rules)).await.unwrap();
+    image(&registry, "a", Some("1"), "amd64");
+    let reference = name(&registry, "a:1");
+    client_as(password()).resolve(&reference, &amd64()).await.unwrap();
+    assert_eq!((registry.count("GET", "/token"), registry.count("POST", "/token")), (1, 1));
+    assert!(registry.log().iter().all(|request| !request.path.contains("password")), "no secret in a query");
+    let wrong = Credentials::Password { username: "u".into(), password: "x".into() };
+    let error = client_as(wrong).fetch_manifest(&reference).await.unwrap_err();
+    assert_eq!(error.to_string(), "unauthorized: incorrect username or password");
+    let kept = client().log_in(&registry.host(), &password()).await.unwrap();
+    assert_eq!(kept.as_deref(), Some("r"), "the identity token is asked for in the same way");
+}
+
+#[tokio::test]
+async fn an_identity_token_that_was_exchanged_is_replaced_by_the_next() {
+    let rules = TokenRules { rotating: true, ..TokenRules::default() };
+    let registry = Registry::start_with(tokens(rules)).await.unwrap();
+    image(&registry, "a", Some("1"), "amd64");
+    let client = client_as(Credentials::IdentityToken("r0".into()));
+    for _ in 0..3 {
+        client.resolve(&name(&registry, "a:1"), &amd64()).await.unwrap();
+        registry.expire_tokens();
+    }
+    assert_eq!(registry.count("POST", "/token"), 3);
+    let used = client_as(Credentials::IdentityToken("r0".into()));
+    let error = used.fetch_manifest(&name(&registry, "a:1")).await.unwrap_err();
+    assert!(error.to_string().contains("unauthorized"), "{error}");
+}
+
+#[tokio::test]
 async fn anonymous_and_one_use_tokens() {
     let rules = TokenRules { public: true, one_use: true, ..TokenRules::default() };
     let registry = Registry::start_with(tokens(rules)).await.unwrap();
@@ -311,4 +345,68 @@ async fn mirrors_go_first_and_the_next_one_helps_out() {
     let resolved = client.resolve(&Reference::parse("x").unwrap(), &amd64()).await.unwrap();
     assert_eq!(resolved.target.descriptor.digest, digest);
     assert_eq!((broken.count("GET", "library/x"), good.count("GET", "library/x/blobs")), (1, 1));
+}
+
+/// A client for which `registry.example` is at these places.
+fn client_of(places: Vec<Place>) -> Client {
+    let rules = Rules { places, ..Rules::default() };
+    let source: RulesSource =
+        Arc::new(move |registry| Ok(if registry == "registry.example" { rules.clone() } else { Rules::default() }));
+    Client::new(ClientOptions { rules: source, ..options() }).unwrap()
+}
+
+fn place(registry: &Registry, offers: Offers) -> Place {
+    Place {
+        url: format!("http://{}/", registry.host()).parse().unwrap(),
+        trust: Trust::default(),
+        skip_verify: false,
+        override_path: false,
+        offers,
+        headers: vec![("x-test".into(), "secret".into())],
+    }
+}
+
+#[tokio::test]
+async fn each_place_is_asked_for_what_it_offers() {
+    let [by_digest, all, target] = [(); 3].map(|()| Registry::start());
+    let (by_digest, all, target) = (by_digest.await.unwrap(), all.await.unwrap(), target.await.unwrap());
+    for registry in [&by_digest, &all] {
+        image(registry, "a", Some("1"), "amd64");
+    }
+    let none = Offers { pull: false, resolve: false, push: false };
+    let client = client_of(vec![
+        place(&by_digest, Offers { pull: true, ..none }),
+        place(&all, Offers { push: false, ..Offers::default() }),
+        place(&target, Offers { push: true, ..none }),
+    ]);
+    let reference = Reference::parse("registry.example/a:1").unwrap();
+    let found = client.fetch_manifest(&reference).await.unwrap();
+    assert_eq!((by_digest.log().len(), all.count("GET", "/manifests/1")), (0, 1), "a tag is not asked of the first");
+    let exact = reference.without_tag().with_digest(found.descriptor.digest.clone());
+    client.fetch_manifest(&exact).await.unwrap();
+    assert_eq!(by_digest.log().len(), 1);
+    let index = br#"{"schemaVersion":2,"manifests":[]}"#.to_vec();
+    client.put_manifest(&reference, &MediaType::OciIndex, index.into()).await.unwrap();
+    assert!(target.manifest("a", "1").is_some(), "what is pushed goes where it is taken");
+    assert_eq!(target.count("GET", "/manifests/"), 0);
+}
+
+#[tokio::test]
+async fn headers_of_a_place_go_to_no_other_host() {
+    let other = Registry::start().await.unwrap();
+    let redirect_blobs = Some(format!("http://{}", other.host()));
+    let registry = Registry::start_with(Behaviour { redirect_blobs, ..Behaviour::default() }).await.unwrap();
+    let (descriptor, bytes) = blob(&registry, 1000);
+    other.put_blob("a", bytes.clone());
+    let client = client_of(vec![place(&registry, Offers::default())]);
+    let reference = Reference::parse("registry.example/a").unwrap();
+    assert_eq!(read(&client, &reference, &descriptor).await.unwrap(), bytes);
+    assert!(registry.log().iter().all(|request| request.test.as_deref() == Some("secret")), "{:?}", registry.log());
+    let seen = other.log();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen[0].test, None);
+    let mut bad = place(&registry, Offers::default());
+    bad.headers = vec![("x y".into(), "z".into())];
+    let error = client_of(vec![bad]).fetch_manifest(&reference).await.unwrap_err();
+    assert!(error.to_string().contains("\"x y\" is no header"), "{error}");
 }

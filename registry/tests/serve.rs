@@ -11,7 +11,7 @@ use std::time::Duration;
 use rbuild_oci::{Descriptor, DiffId, Digest, Index, Manifest, MediaType, Platform, Reference};
 use rbuild_registry::serve::{Names, Passwords, ServeOptions};
 use rbuild_registry::{Client, ClientOptions, Credentials, Retry};
-use rbuild_store::NewImage;
+use rbuild_store::{ImageRecord, NewImage};
 use reqwest::{Method, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -551,16 +551,38 @@ impl Drop for Narrow {
     }
 }
 
-#[tokio::test]
-async fn an_upload_goes_on_in_a_later_run() {
-    let (from, to) = (Served::start().await, Served::start().await);
+fn noise(size: usize) -> Vec<u8> {
     let mut state = 7_u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 24) as u8
     };
-    let noise: Vec<u8> = (0..6_000_000).map(|_| next()).collect();
-    let tar = tar_of("noise", &noise);
+    (0..size).map(|_| next()).collect()
+}
+
+/// A push over a way that breaks in the middle, and again over one that does not, by a client that knows nothing of the
+/// first: how many bytes the second one sent.
+async fn pushed_in_two_runs(from: &Served, to: &Served, image: &ImageRecord, breaks_after: u64) -> u64 {
+    let narrow = Narrow::to(to).await;
+    let name = Reference::parse(&format!("{}/b:v1", narrow.address)).unwrap();
+    let run = async || {
+        let retry = Retry { attempts: 1, first: Duration::from_millis(5), longest: Duration::from_millis(5) };
+        let client = Client::new(ClientOptions { retry, ..ClientOptions::default() }).unwrap();
+        client.push(image, None, &name, &from.store, &from.lease, &|_| {}).await
+    };
+    narrow.limit.store(breaks_after, Ordering::Relaxed);
+    run().await.unwrap_err();
+    narrow.limit.store(u64::MAX, Ordering::Relaxed);
+    let before = narrow.carried.load(Ordering::Relaxed);
+    run().await.unwrap();
+    assert_eq!(to.store.images().get(&Reference::parse("b:v1").unwrap()).unwrap().unwrap().id, image.id);
+    narrow.carried.load(Ordering::Relaxed) - before
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_in_a_later_run() {
+    let (from, to) = (Served::start().await, Served::start().await);
+    let tar = tar_of("noise", &noise(6_000_000));
     let mut layer = from.push_blob("a", &tar).await;
     let config = config_of(std::slice::from_ref(&layer.digest));
     let mut config = from.push_blob("a", config.as_bytes()).await;
@@ -571,21 +593,27 @@ async fn an_upload_goes_on_in_a_later_run() {
     let manifest = serde_json::to_vec(&Manifest::new(config, vec![layer.clone()])).unwrap();
     assert_eq!(from.put("a/manifests/v1", MANIFEST, manifest).await.status(), StatusCode::CREATED);
     let image = from.store.images().get(&Reference::parse("a:v1").unwrap()).unwrap().unwrap();
-
     assert!(layer.size > 4_000_000, "it is worth going on with");
-    let narrow = Narrow::to(&to).await;
-    let name = Reference::parse(&format!("{}/b:v1", narrow.address)).unwrap();
-    let run = async || {
-        let retry = Retry { attempts: 1, first: Duration::from_millis(5), longest: Duration::from_millis(5) };
-        let client = Client::new(ClientOptions { retry, ..ClientOptions::default() }).unwrap();
-        client.push(&image, None, &name, &from.store, &from.lease, &|_| {}).await
-    };
-    narrow.limit.store(layer.size / 2, Ordering::Relaxed);
-    run().await.unwrap_err();
-    narrow.limit.store(u64::MAX, Ordering::Relaxed);
-    let before = narrow.carried.load(Ordering::Relaxed);
-    run().await.unwrap();
-    assert_eq!(to.store.images().get(&Reference::parse("b:v1").unwrap()).unwrap().unwrap().id, image.id);
-    let carried = narrow.carried.load(Ordering::Relaxed) - before;
+    let carried = pushed_in_two_runs(&from, &to, &image, layer.size / 2).await;
     assert!(carried < layer.size * 3 / 4, "{carried} of {} bytes were sent again", layer.size);
+}
+
+/// The layer is a snapshot, compressed on its way: made again it is the same, so only the rest of it is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_compressed_on_its_way_goes_on_in_a_later_run() {
+    let (from, to) = (Served::start().await, Served::start().await);
+    let tar = tar_of("noise", &noise(6_000_000));
+    let staged = from.store.layers().stage(&tar[..], &from.lease).unwrap();
+    let applied = from.store.layers().stack_anew(staged, None).unwrap();
+    let config = config_of(std::slice::from_ref(&applied.diff_id.0));
+    let digest = from.store.blobs().put_bytes(config.as_bytes(), &from.lease).unwrap();
+    let described = Descriptor::new(MediaType::OciConfig, digest.clone(), config.len() as u64);
+    let layer = Descriptor::new(MediaType::OciLayer, applied.diff_id.0, applied.size);
+    let manifest = serde_json::to_vec(&Manifest::new(described, vec![layer])).unwrap();
+    let target = from.store.blobs().put_bytes(&manifest, &from.lease).unwrap();
+    let target = Descriptor::new(MediaType::OciManifest, target, manifest.len() as u64);
+    let new = NewImage { target, config: digest, names: Vec::new() };
+    let image = from.store.images().put(&new, &from.lease).unwrap();
+    let carried = pushed_in_two_runs(&from, &to, &image, 3_500_000).await;
+    assert!((1_000_000..4_000_000).contains(&carried), "{carried} bytes were sent again");
 }

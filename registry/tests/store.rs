@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rbuild_oci::{Descriptor, DiffId, Digest, ImageConfig, Manifest, MediaType, Platform, Reference};
-use rbuild_registry::memory::{Access, Action, Behaviour, Fault, Registry};
+use rbuild_registry::memory::{Access, Action, Behaviour, Fault, Registry, TokenRules};
 use rbuild_registry::{Client, ClientOptions, Credentials, Error, Progress, Retry, Stage};
+use rbuild_store::check::CheckOptions;
 use rbuild_store::{ImageRecord, Lease, NewImage, Store, StoreOptions};
 
 struct Fixture {
@@ -346,4 +347,103 @@ async fn how_a_layer_was_compressed_outlives_its_blob() {
     f.store.blobs().remove(&manifest.layers[0].digest).unwrap();
     let (_, stages) = push(&f, &image, &name(&registry, "app:2")).await.unwrap();
     assert_eq!(stages, [Stage::LayerAlreadyExists]);
+}
+
+fn with_tokens() -> Behaviour {
+    let rules = TokenRules { username: "u".into(), password: "p".into(), ..TokenRules::default() };
+    Behaviour { access: Access::Token(rules), ..Behaviour::default() }
+}
+
+fn password() -> Credentials {
+    Credentials::Password { username: "u".into(), password: "p".into() }
+}
+
+/// Everything that the store names is there, whole, and what it should be.
+fn verify(fixture: &Fixture, about: &str) {
+    let checked = fixture.store.check(&CheckOptions { deep: true, repair: false }).unwrap();
+    assert_eq!(checked.problems, [], "{about}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_outlasts_bursts_of_faults() {
+    let tars = [tar_of("a", b"one"), tar_of("b", &noise(300_000))];
+    let mut faults = vec![("/token", Action::Status(503, Some(0))), ("/blobs/", Action::CutAfter(50))];
+    for part in ["/manifests/", "/blobs/"] {
+        for action in [Action::Status(429, Some(0)), Action::Status(502, None), Action::ExpireTokens] {
+            faults.push((part, action));
+        }
+    }
+    for (part, action) in faults {
+        let registry = Registry::start_with(with_tokens()).await.unwrap();
+        upstream(&registry, "a", "1", &tars);
+        // A token that is worthless as soon as it comes is no burst.
+        let times = if matches!(action, Action::ExpireTokens) { 1 } else { 3 };
+        registry.fault(Fault::new("GET", part, action.clone()).times(times));
+        let f = fixture_as(password());
+        let about = format!("{part} {action:?}");
+        let (image, _) = pull(&f, &name(&registry, "a:1")).await.unwrap_or_else(|e| panic!("{about}: {e}"));
+        assert_eq!(content(&f, &image, "b"), noise(300_000), "{about}");
+        verify(&f, &about);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_fails_says_why_and_the_next_one_works() {
+    let tars = [tar_of("a", b"one"), tar_of("b", &noise(300_000))];
+    for (part, action, times, word) in [
+        ("/blobs/", Action::OtherBytes, 1, "digest"),
+        ("/blobs/", Action::Oversized(400_000), 1, "bytes"),
+        ("/blobs/", Action::Endless, 1, "bytes"),
+        ("/blobs/", Action::CutAfter(0), 40, "cut"),
+        ("/blobs/", Action::Status(500, None), 40, "500 Internal Server Error"),
+        ("/blobs/", Action::Status(429, Some(0)), 40, "429 Too Many Requests"),
+        ("/blobs/", Action::Status(404, None), 1, "unknown"),
+        ("/manifests/", Action::OtherBytes, 1, "digest"),
+        ("/manifests/", Action::Endless, 1, "limit"),
+        ("/manifests/", Action::Status(503, None), 40, "503 Service Unavailable"),
+    ] {
+        let registry = Registry::start().await.unwrap();
+        upstream(&registry, "a", "1", &tars);
+        registry.fault(Fault::new("GET", part, action.clone()).times(times));
+        let f = fixture();
+        let about = format!("{part} {action:?}");
+        let error = pull(&f, &name(&registry, "a:1")).await.expect_err(&about).to_string();
+        assert!(error.contains(word), "{about}: {error}");
+        assert!(f.store.images().list().unwrap().is_empty(), "{about}");
+        verify(&f, &about);
+        registry.forgive();
+        let (image, _) = pull(&f, &name(&registry, "a:1")).await.unwrap_or_else(|e| panic!("{about}: {e}"));
+        assert_eq!(content(&f, &image, "b"), noise(300_000), "{about}");
+        verify(&f, &about);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_outlasts_bursts_and_tokens_that_expire() {
+    let mut faults = Vec::new();
+    for (method, part) in [
+        ("HEAD", "/blobs/"),
+        ("POST", "/uploads/"),
+        ("PATCH", "/uploads/"),
+        ("PUT", "/uploads/"),
+        ("PUT", "/manifests/"),
+    ] {
+        faults.push((method, part, Action::ExpireTokens, 1));
+        faults.push((method, part, Action::Status(429, Some(0)), 3));
+        faults.push((method, part, Action::Status(503, None), 3));
+    }
+    for (method, part, action, times) in faults {
+        let registry = Registry::start_with(with_tokens()).await.unwrap();
+        let f = fixture_as(password());
+        let reference = name(&registry, "app:1");
+        let image = local(&f, &reference, &noise(400_000));
+        registry.fault(Fault::new(method, part, action.clone()).times(times));
+        let about = format!("{method} {part} {action:?}");
+        let (digest, _) = push(&f, &image, &reference).await.unwrap_or_else(|e| panic!("{about}: {e}"));
+        assert_eq!(registry.manifest("app", "1").unwrap().0, digest, "{about}");
+        let other = fixture_as(password());
+        let (image, _) = pull(&other, &reference).await.unwrap();
+        assert_eq!(content(&other, &image, "file"), noise(400_000), "{about}");
+        verify(&f, &about);
+    }
 }

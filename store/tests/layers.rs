@@ -5,7 +5,9 @@ mod fixture;
 use std::io::Read as _;
 
 use fixture::{DRIVERS, TestStore, run, stores};
+use rbuild_oci::Compression;
 use rbuild_store::layers::Change;
+use rbuild_store::layers::compress::DEFAULT_LEVEL;
 use rbuild_store::layers::read::Reader;
 use rbuild_store::layers::tar::EntryKind;
 use rbuild_store::{Driver, Snapshot, StoreError};
@@ -33,6 +35,8 @@ const TORTURE: &str = r#"
     ln -s x d/owned; chown -h 7:8 d/owned; echo old >d/old
     find d -depth -exec touch -h -d @1700000000 {} +; touch -d '1960-01-01 00:00:00.5 UTC' d/old; t d .
 "#;
+
+const CHANGE_NOTHING: &str = "t .";
 
 const CHANGE: &str = r#"
     echo more >>etc/one; t etc/one                            # changed
@@ -296,6 +300,42 @@ fn a_layer_is_checked_while_it_is_read() {
     let error = std::io::copy(&mut tar, &mut std::io::sink()).unwrap_err();
     assert!(error.to_string().contains("expected sha256:"), "{error}");
     assert!(matches!(layers.write_tar(snapshot.id(), &mut std::io::sink()), Err(StoreError::WrongDigest { .. })));
+}
+
+/// A layer that travels is read once: what is compressed while it is hashed is what compressing it later gives.
+#[test]
+fn a_layer_is_compressed_while_it_is_hashed() {
+    for driver in DRIVERS {
+        for how in [Compression::Gzip, Compression::Zstd] {
+            let (ahead, later) = (TestStore::new(driver), TestStore::new(driver));
+            let there = ahead.change(None, BASE);
+            let layers = ahead.store.layers();
+            let id = layers.diff_compressed(there.id(), how, DEFAULT_LEVEL, &ahead.lease).unwrap();
+            assert_eq!(layers.diff(there.id()).unwrap(), id);
+            let blobs = ahead.store.blobs().list().unwrap();
+            let blob = layers.compress(&id.diff_id, how, DEFAULT_LEVEL, &ahead.lease).unwrap();
+            assert_eq!(blobs, [(blob.digest.clone(), blob.size)], "made once, and known afterwards");
+            assert_eq!(ahead.store.blobs().list().unwrap(), blobs);
+            let snapshot = later.change(None, BASE);
+            assert_eq!(later.store.layers().diff(snapshot.id()).unwrap(), id, "{driver}, {how:?}");
+            let made = later.store.layers().compress(&id.diff_id, how, DEFAULT_LEVEL, &later.lease).unwrap();
+            assert_eq!(made, blob, "{driver}, {how:?}");
+        }
+        // One whose identity is known is not read for it again.
+        let store = TestStore::new(driver);
+        let known = store.change(None, BASE);
+        let id = store.store.layers().diff(known.id()).unwrap();
+        let layers = store.store.layers();
+        let again = layers.diff_compressed(known.id(), Compression::Gzip, DEFAULT_LEVEL, &store.lease).unwrap();
+        assert_eq!(again, id);
+        assert_eq!(store.store.blobs().list().unwrap(), [], "nobody asked for it yet");
+        let plain = store.change(None, CHANGE_NOTHING);
+        layers.diff_compressed(plain.id(), Compression::None, 0, &store.lease).unwrap();
+        assert_eq!(store.store.blobs().list().unwrap(), []);
+        let wrong = store.change(None, "echo x >x; t x .");
+        let error = layers.diff_compressed(wrong.id(), Compression::Gzip, 10, &store.lease).unwrap_err();
+        assert!(error.to_string().contains("0 to 9"), "{error}");
+    }
 }
 
 /// Of several snapshots that are said to be one layer, whichever can give its bytes does.

@@ -141,7 +141,7 @@ fn what_surrounds_a_step_can_be_set() {
     assert!(output.iter().any(|text| text.contains(" 1024 ")), "{said:?}");
     scene
         .rb(&["build", "--shm-size", "big", "."])
-        .refused(1, &["invalid argument \"big\" for \"--shm-size\" flag: invalid size: 'big'"]);
+        .refused(125, &["invalid argument \"big\" for \"--shm-size\" flag: invalid size: 'big'"]);
 }
 
 #[test]

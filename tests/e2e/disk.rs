@@ -121,7 +121,7 @@ fn pruning_keeps_to_its_limits() {
     let before = private();
     assert!(before > 6_000_000);
     let said = scene.rb_with_input(&["builder", "prune"], b"n\n").ok();
-    assert!(said.err.contains("WARNING! This will remove all dangling build cache. Are you sure"), "{said:?}");
+    assert!(said.out.contains("WARNING! This will remove all dangling build cache. Are you sure"), "{said:?}");
     assert_eq!(private(), before);
     scene.rb(&["builder", "prune", "-f", "--reserved-space", "1GB"]).ok();
     scene.rb(&["builder", "prune", "-f", "--filter", "until=10h"]).ok();

@@ -423,3 +423,35 @@ fn copies_stay_inside_while_links_are_swapped() {
         std::fs::read_dir(&host).expect("a directory").map(|entry| entry.expect("an entry").file_name()).collect();
     assert_eq!(names, ["f"], "nothing was put beside the secret");
 }
+
+/// S27: a mount of a step that takes a link of an image.
+#[test]
+fn mounts_of_steps_stay_in_their_image() {
+    let scene = Scene::with_busybox();
+    let secret = scene.write("host/f", "secret");
+    let host = secret.parent().expect("a parent").display().to_string();
+    let links = [("up", format!("../../../../../..{host}")), ("to", host.clone()), ("fd", "/proc/self/fd".to_owned())];
+    let links: Vec<(&str, &str)> = links.iter().map(|(at, target)| (*at, target.as_str())).collect();
+    image_with_links(&scene, "linked", &links);
+    for source in ["/up", "/to", "/fd/3", "/up/f", &format!("/../../../../../..{host}")] {
+        let dockerfile = format!(
+            "FROM busybox\nRUN --mount=type=bind,from=linked,source={source},target=/m cat /m /m/f | grep secret && touch /found\n"
+        );
+        scene.write("project/Dockerfile", dockerfile);
+        let said = scene.rb(&["build", "--network", "none", "project"]);
+        assert_ne!(said.code, 0, "{source}: {said:#?}");
+        assert!(!said.err.contains("\nsecret") && !said.err.contains(" secret\n"), "{source}: {said:#?}");
+    }
+}
+
+/// S38: what the caller has in his environment is his.
+#[test]
+fn the_callers_environment_stays_outside() {
+    let scene = Scene::with_busybox();
+    let arguments = ["run", "--rm", "--network", "none", "-e", "GIVEN=1", "-e", "TAKEN", "busybox", "sh", "-c"];
+    let script = "tr '\\0' '\\n' </proc/1/environ | sort | cut -d= -f1 | tr '\\n' ' '";
+    let mut command = scene.command(&[&arguments[..], &[script]].concat());
+    command.env("SECRET_OF_MINE", "1").env("TAKEN", "2").env("LD_PRELOAD_OF_MINE", "3");
+    let said = Said::from(command.output().expect("the program starts")).ok();
+    assert_eq!(said.out, "GIVEN HOME HOSTNAME PATH TAKEN ");
+}

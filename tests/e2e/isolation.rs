@@ -327,3 +327,23 @@ fn everything_holds_on_a_machine_with_cgroup_v1_alone() {
     ];
     assert_eq!(said.out.lines().collect::<Vec<_>>(), wanted, "{said:#?}");
 }
+
+#[test]
+fn graphics_processors_come_by_their_specification() {
+    let scene = Scene::with_busybox();
+    let device = |name: &str| serde_json::json!({"name": name, "containerEdits": {"env": [format!("GPU_{name}=1")]}});
+    let devices = [device("0"), device("1"), device("all")];
+    let specification = serde_json::json!({"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": devices});
+    let file = scene.write("cdi/nvidia.json", specification.to_string());
+    let directory = file.parent().expect("a parent").to_str().expect("UTF-8");
+    let with = |gpus: &str| {
+        let script = "env | grep ^GPU_ | sort | tr '\\n' ' '";
+        let arguments = ["run", "--rm", "--network", "none", "--gpus", gpus, "busybox", "sh", "-c", script];
+        scene.rb(&[&["--cdi-spec-dir", directory], &arguments[..]].concat())
+    };
+    assert_eq!(with("all").ok().out, "GPU_all=1 ");
+    assert_eq!(with("2").ok().out, "GPU_0=1 GPU_1=1 ");
+    assert_eq!(with("device=1").ok().out, "GPU_1=1 ");
+    with("device=7").refused(125, &["nvidia.com/gpu=7"]);
+    with("capabilities=utility").refused(125, &["--gpus", "capabilities is not supported"]);
+}

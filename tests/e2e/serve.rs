@@ -157,6 +157,6 @@ fn a_mirror_of_hosts_toml_is_asked_first_and_told_for_whom() {
     configure(&scene, "docker.io", "hosts.toml", hosts.as_bytes());
     let said = scene.rb(&["pull", "busybox"]).ok();
     assert!(said.out.contains("Status: Downloaded newer image for busybox:latest"), "{said:?}");
-    configure(&scene, "docker.io", "hosts.toml", b"[host.\"https://x\".header]\na = \"b\"\n");
-    scene.rb(&["pull", "busybox"]).refused(1, &["hosts.toml", "header"]);
+    configure(&scene, "docker.io", "hosts.toml", b"[host.\"https://x\"]\ndial_timeout = \"1s\"\n");
+    scene.rb(&["pull", "busybox"]).refused(1, &["hosts.toml", "dial_timeout"]);
 }

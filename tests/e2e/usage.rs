@@ -23,8 +23,6 @@ fn wrong_use_is_named() {
     for (line, words) in [
         (&["no-such-command"][..], &["'no-such-command' is not a rbuild command", "rbuild --help"][..]),
         (&["biuld", "."], &["Did you mean this?", "\tbuild"]),
-        (&["build", "--no-such-flag", "."], &["unknown flag: --no-such-flag"]),
-        (&["build", "-X", "."], &["unknown shorthand flag: 'X' in -X"]),
         (&["build"], &["\"rbuild build\" requires exactly 1 argument."]),
         (&["build", "a", "b"], &["\"rbuild build\" requires exactly 1 argument."]),
         (&["build", "--cache-to", "type=s3,bucket=x", "."], &["cache type s3 is not supported yet"]),
@@ -35,8 +33,16 @@ fn wrong_use_is_named() {
     ] {
         scene.rb(line).refused(1, words);
     }
-    scene.rb(&["run"]).refused(125, &["\"rbuild run\" requires at least 1 argument."]);
-    scene.rb(&["run", "--no-such-flag", "x"]).refused(125, &["unknown flag: --no-such-flag"]);
+    scene.rb(&["run"]).refused(1, &["\"rbuild run\" requires at least 1 argument."]);
+    for (line, words) in [
+        (&["run", "--no-such-flag", "x"][..], "unknown flag: --no-such-flag"),
+        (&["build", "--no-such-flag", "."], "unknown flag: --no-such-flag"),
+        (&["build", "-X", "."], "unknown shorthand flag: 'X' in -X"),
+        (&["images", "--format"], "flag needs an argument: --format"),
+        (&["image", "rm", "--no-prune=perhaps", "x"], "invalid argument \"perhaps\" for \"--no-prune\" flag"),
+    ] {
+        scene.rb(line).refused(125, &[words]);
+    }
 }
 
 #[test]

@@ -61,5 +61,11 @@ rbuild stop -t 1 long >/dev/null
 rbuild rm long >/dev/null
 check 'no cgroup is left' '' "$(ls -d /sys/fs/cgroup/rbuild/*/ 2>/dev/null)"
 check 'no mount is left' '' "$(awk '$2 ~ /^\/var\/rbuild/ {print $2}' /proc/mounts)"
-[ -s extra.sh ] && . ./extra.sh
-rbuild info 2>&1 | grep -i cgroup
+check 'rbuild knows' 'Cgroup Version: 2' "$(rbuild info | grep -o 'Cgroup Version: .*')"
+
+# The guest's kernel has AppArmor, which the machines that build this may not have.
+if [ "$(cat /sys/module/apparmor/parameters/enabled)" = Y ]; then
+    check 'AppArmor takes what it knows' unconfined "$(inside --security-opt apparmor=unconfined busybox cat /proc/self/attr/current)"
+    has 'AppArmor refuses what it does not know' 'apply the AppArmor profile no-such' \
+        "$(inside --security-opt apparmor=no-such busybox true 2>&1)"
+fi

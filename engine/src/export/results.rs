@@ -9,6 +9,7 @@ use rbuild_frontend::Diagnostic;
 use rbuild_oci::{Compression, Descriptor, Digest, ImageId, Platform, Reference};
 use rbuild_solver::{CacheKey, Event, Events, LogStream, StepId, Unit};
 use rbuild_store::archive::{DirectorySink, TarSink};
+use rbuild_store::layers::compress::DEFAULT_LEVEL;
 use rbuild_store::transfer::{StoreSource, copy};
 use rbuild_store::{Lease, NewImage, Root, Snapshot, Store};
 use rustix::fd::OwnedFd;
@@ -72,6 +73,30 @@ pub(crate) fn outputs(request: &BuildRequest) -> Vec<Output> {
         return vec![Output::Image(ImageOutput { names: request.tags.clone(), ..ImageOutput::default() })];
     }
     request.outputs.clone()
+}
+
+/// How layers made here are to be compressed, as far as that can be said before they are there: as the first output wants
+/// them that has them travel. Those whose times are still to be changed cannot be compressed yet.
+pub(crate) fn ahead(outputs: &[Output], has_epoch: bool) -> Option<(Compression, i32)> {
+    outputs.iter().find_map(|output| {
+        let (packing, usual) = match output {
+            Output::Image(image) => (&image.packing, usual(image)),
+            Output::Archive { packing, .. } | Output::Layout { packing, .. } => (packing, Compression::Gzip),
+            Output::Files { .. } | Output::Tar { .. } | Output::CacheOnly => return None,
+        };
+        let how = packing.compression.unwrap_or(usual);
+        let waits = packing.rewrite_timestamps && has_epoch;
+        (how != Compression::None && !waits).then(|| (how, packing.level.unwrap_or(DEFAULT_LEVEL)))
+    })
+}
+
+/// How the layers of an image in the store are compressed when nobody says. A manifest whose layers are compressed only
+/// when it is pushed gets whatever types suit registries best.
+fn usual(output: &ImageOutput) -> Compression {
+    match output.push.is_some() && output.packing.media_types.is_some() {
+        true => Compression::Gzip,
+        false => Compression::None,
+    }
 }
 
 /// Says before a build what could not be done after it.
@@ -273,12 +298,7 @@ impl Work {
 
     /// The image in the store, as it is unless the caller wants it packed.
     fn image(&self, output: &ImageOutput) -> Result<Done, Error> {
-        // A manifest whose layers are compressed only when it is pushed gets whatever types suit registries best.
-        let usual = match output.push.is_some() && output.packing.media_types.is_some() {
-            true => Compression::Gzip,
-            false => Compression::None,
-        };
-        let (mut done, target) = self.pack(&output.packing, &output.names, usual)?;
+        let (mut done, target) = self.pack(&output.packing, &output.names, usual(output))?;
         let Some((image_id, _)) = &done.identity else { return Err(Error::internal("an image without identity")) };
         let by_digest = output.push.is_some_and(|push| push.by_digest);
         let mut names = if by_digest { Vec::new() } else { output.names.clone() };

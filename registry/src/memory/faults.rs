@@ -34,6 +34,8 @@ pub enum Action {
     DoneBut(u16),
     /// Claims this digest in `Docker-Content-Digest`.
     ClaimDigest(String),
+    /// Every token that was given out is worthless before this request is looked at.
+    ExpireTokens,
     /// Waits before it answers.
     Delay(Duration),
 }

@@ -49,8 +49,13 @@ async fn entry(Extract(state): Extract<Shared>, request: HttpRequest) -> Respons
             path: full.clone(),
             range: text(header::RANGE),
             authorization: text(header::AUTHORIZATION),
+            test: parts.headers.get("x-test").and_then(|v| v.to_str().ok()).map(str::to_owned),
         });
-        faults::take(&mut state.faults, parts.method.as_str(), &full)
+        let fault = faults::take(&mut state.faults, parts.method.as_str(), &full);
+        if matches!(fault, Some(Action::ExpireTokens)) {
+            state.tokens.clear();
+        }
+        fault
     };
     match &fault {
         Some(Action::Status(status, after)) => {
@@ -166,12 +171,21 @@ fn token(state: &mut State, call: &Call) -> Response {
     let Access::Token(rules) = state.behaviour.access.clone() else {
         return error(StatusCode::NOT_FOUND, "NOT_FOUND", "no token server here");
     };
+    if rules.oauth_only && call.method != Method::POST {
+        return error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "OAuth 2 alone");
+    }
     let form: Vec<(String, String)> = url::form_urlencoded::parse(&call.body).into_owned().collect();
-    let known = match call.method {
-        Method::POST => {
-            let sent = form.iter().find(|(n, _)| n == "refresh_token").map(|(_, v)| v.as_str());
-            !rules.refresh_token.is_empty() && sent == Some(rules.refresh_token.as_str())
+    let sent = |name: &str| form.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+    let identity = match rules.rotating {
+        true => format!("{}{}", rules.refresh_token, state.exchanges),
+        false => rules.refresh_token.clone(),
+    };
+    let known = match (&call.method, sent("grant_type")) {
+        (&Method::POST, Some("password")) => {
+            (sent("username"), sent("password")) == (Some(&rules.username), Some(&rules.password))
         }
+        (&Method::POST, Some("refresh_token")) => !identity.is_empty() && sent("refresh_token") == Some(&identity),
+        (&Method::POST, _) => false,
         _ => call.header(header::AUTHORIZATION) == Some(basic(&rules.username, &rules.password).as_str()),
     };
     let anonymous = call.method == Method::GET && call.header(header::AUTHORIZATION).is_none();
@@ -185,8 +199,13 @@ fn token(state: &mut State, call: &Call) -> Response {
     let token = format!("token-{}", state.next);
     state.tokens.insert(token.clone(), Grant { scopes });
     let mut answer = serde_json::json!({ "token": token, "expires_in": 300 });
-    if known && call.query("offline_token") == Some("true") && !rules.refresh_token.is_empty() {
-        answer["refresh_token"] = rules.refresh_token.into();
+    let offline = call.query("offline_token") == Some("true") || sent("access_type") == Some("offline");
+    let rotated = rules.rotating && sent("grant_type") == Some("refresh_token");
+    if rotated && known {
+        state.exchanges += 1;
+        answer["refresh_token"] = format!("{}{}", rules.refresh_token, state.exchanges).into();
+    } else if known && offline && !identity.is_empty() {
+        answer["refresh_token"] = identity.into();
     }
     json(&answer)
 }

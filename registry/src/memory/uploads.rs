@@ -17,6 +17,10 @@ pub(super) fn handle(state: &mut State, call: &Call, name: &str, id: &str) -> Re
         return error(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry");
     }
     match call.method {
+        Method::GET => {
+            let stands = state.uploads.get(id).map_or(0, |upload| upload.bytes.len() as u64);
+            (StatusCode::NO_CONTENT, accepted(name, id, stands).headers().clone()).into_response()
+        }
         Method::PATCH if state.behaviour.no_patch => {
             error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "no chunks here")
         }

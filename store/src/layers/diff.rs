@@ -339,6 +339,11 @@ fn travelling(all: Vec<(std::ffi::OsString, Vec<u8>)>) -> Xattrs {
 
 /// Hashes a layer while it is read: digest, size, newest time.
 pub(crate) fn digest_of(tree: &Tree) -> Result<(rbuild_oci::Digest, u64, Option<i64>)> {
+    digest_into(tree, &mut std::io::sink())
+}
+
+/// As [`digest_of`]; its bytes go to `out` as well.
+pub(crate) fn digest_into(tree: &Tree, out: &mut dyn Write) -> Result<(rbuild_oci::Digest, u64, Option<i64>)> {
     let newest = &Mutex::new(None);
     let (digest, size) = super::pipe::scoped(
         move |out| {
@@ -356,6 +361,7 @@ pub(crate) fn digest_of(tree: &Tree) -> Result<(rbuild_oci::Digest, u64, Option<
                 }
                 hash.update(bytes);
                 size += bytes.len() as u64;
+                out.write_all(bytes).map_err(|e| StoreError::io("writing a layer", e))?;
             }
         },
     )?;

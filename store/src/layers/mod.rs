@@ -89,6 +89,27 @@ impl Layers {
         Ok(made)
     }
 
+    /// As [`Layers::diff`]; a layer that has to be read for it is compressed in the same pass, when it is to travel anyway:
+    /// [`Layers::compress`] finds the blob, which `lease` holds.
+    ///
+    /// # Errors
+    /// Those of both.
+    pub fn diff_compressed(&self, id: &SnapshotId, how: Compression, level: i32, lease: &Lease) -> Result<LayerDigest> {
+        let row = self.store.snapshots().row(id)?;
+        if how == Compression::None || row.diff_id.is_some() || row.layer_of.is_some() {
+            return self.diff(id);
+        }
+        let what = || format!("compressing the layer of snapshot {id}");
+        let mut compressor = Compressor::new(self.store.blobs().writer(lease)?, how, level).context(what)?;
+        let (digest, size, newest) = diff::digest_into(&self.tree(id)?, &mut compressor)?;
+        let (blob, packed) = compressor.finish().context(what)?.commit(None, None)?;
+        let diff_id = DiffId(digest);
+        self.store.snapshots().set_dated_layer(id, &diff_id, size, newest)?;
+        let blob = Descriptor::new(MediaType::oci_layer(how), blob, packed);
+        self.note_blob(&diff_id, &blob, &compress::made_with(how, level))?;
+        Ok(LayerDigest { diff_id, size, newest })
+    }
+
     /// Tells what the layer of a snapshot does to files. Removed ones count as far as layers above the first `base` of
     /// the snapshot's stack hold them. (The drivers `vfs` and `btrfs` cannot tell whose a file is: there they count on base 0 only.)
     ///
