@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use rbuild_engine::volumes::Volume;
-
 use super::DONE;
 use crate::app::App;
 use crate::error::CliError;
-use crate::{confirm, units};
+use crate::prune_filter::PruneFilter;
+use crate::{confirm, terminal, units};
 
 /// Remove the anonymous volumes that no container has
 #[derive(Debug, clap::Args)]
@@ -15,34 +14,33 @@ pub struct Args {
     /// Named volumes too
     #[arg(short, long)]
     all: bool,
-    /// Only those for which it holds: label=KEY[=VALUE], label!=KEY[=VALUE]; all=true is as --all
-    #[arg(long = "filter", value_name = "KEY=VALUE")]
-    filters: Vec<String>,
+    /// Only what fits: label=KEY[=VALUE], label!=KEY[=VALUE]; all=true is --all
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
     /// Do not ask
     #[arg(short, long)]
     force: bool,
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
+    let (whole, labels): (Vec<_>, Vec<_>) = args.filter.into_iter().partition(|filter| filter.starts_with("all="));
     let mut all = args.all;
-    let mut labels = Vec::new();
-    for filter in &args.filters {
-        let (key, value) =
-            filter.split_once('=').ok_or_else(|| CliError::new("bad format of filter (expected name=value)"))?;
-        match (key, value) {
-            ("all", "true" | "1") => all = true,
-            ("all", "false" | "0") => {}
-            ("label", value) => labels.push((true, value)),
-            ("label!", value) => labels.push((false, value)),
-            _ => return Err(CliError::new(format!("invalid filter '{filter}'"))),
-        }
+    for filter in &whole {
+        all = match filter.as_str() {
+            "all=1" | "all=true" => true,
+            "all=0" | "all=false" => args.all,
+            _ => return Err(CliError::new(format!("invalid filter '{}'", terminal::clean_line(filter)))),
+        };
     }
-    let is_meant = |volume: &Volume| labels.iter().all(|(wanted, label)| has_label(volume, label) == *wanted);
+    let filter = PruneFilter::parse(&labels)?;
+    if filter.until.is_some() {
+        return Err(CliError::new("invalid filter 'until'"));
+    }
     let what = if all { "all local volumes not used" } else { "anonymous local volumes not used" };
     if !args.force && !confirm::ask(&format!("WARNING! This will remove {what} by at least one container."))? {
         return DONE;
     }
-    let removed = app.engine()?.volumes().prune(all, &is_meant)?;
+    let removed = app.engine()?.volumes().prune(all, |volume| filter.takes_labels(&volume.labels))?;
     let mut text = String::new();
     if !removed.is_empty() {
         text.push_str("Deleted Volumes:\n");
@@ -52,12 +50,4 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let bytes = removed.iter().map(|(_, bytes)| bytes).sum();
     app.print(&format!("{text}Total reclaimed space: {}\n", units::size(bytes)))?;
     DONE
-}
-
-/// `KEY`, or `KEY=VALUE`.
-fn has_label(volume: &Volume, label: &str) -> bool {
-    match label.split_once('=') {
-        Some((key, value)) => volume.labels.get(key).is_some_and(|found| found == value),
-        None => volume.labels.contains_key(label),
-    }
 }

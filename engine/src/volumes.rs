@@ -135,17 +135,15 @@ impl Volumes {
         Ok(())
     }
 
-    /// Removes what no container has, of those that are meant: anonymous volumes, or named ones too. Those removed, with the bytes they held.
-    pub fn prune(&self, named_too: bool, is_meant: &dyn Fn(&Volume) -> bool) -> Result<Vec<(String, u64)>, Error> {
+    /// Removes what no container has: anonymous volumes, or named ones too. Those removed, with the bytes they held.
+    pub fn prune(&self, named_too: bool, fits: impl Fn(&Volume) -> bool) -> Result<Vec<(String, u64)>, Error> {
         let gone = self.store.remove_durably(|tx| {
             let used = used(&containers_in(tx)?);
             let mut query = tx.prepare_cached(&format!("{COLUMNS} ORDER BY name"))?;
             let all = query.query_map([], |row| from_row(self.store.root(), row))?;
             let all: Vec<Volume> = all.collect::<rusqlite::Result<_>>()?;
-            let gone: Vec<Volume> = all
-                .into_iter()
-                .filter(|v| (named_too || v.anonymous) && !used.contains(&v.name) && is_meant(v))
-                .collect();
+            let gone: Vec<Volume> =
+                all.into_iter().filter(|v| (named_too || v.anonymous) && !used.contains(&v.name) && fits(v)).collect();
             for volume in &gone {
                 delete(tx, &volume.name)?;
             }
