@@ -111,14 +111,14 @@ impl Volumes {
     }
 
     /// Removes what no container has: anonymous volumes, or named ones too. Those removed, with the bytes they held.
-    pub fn prune(&self, named_too: bool) -> Result<Vec<(String, u64)>, Error> {
+    pub fn prune(&self, named_too: bool, fits: impl Fn(&Volume) -> bool) -> Result<Vec<(String, u64)>, Error> {
         let gone = self.store.remove_durably(|tx| {
             let used = used(&containers_in(tx)?);
             let mut query = tx.prepare_cached(&format!("{COLUMNS} ORDER BY name"))?;
             let all = query.query_map([], |row| from_row(self.store.root(), row))?;
             let all: Vec<Volume> = all.collect::<rusqlite::Result<_>>()?;
             let gone: Vec<Volume> =
-                all.into_iter().filter(|v| (named_too || v.anonymous) && !used.contains(&v.name)).collect();
+                all.into_iter().filter(|v| (named_too || v.anonymous) && !used.contains(&v.name) && fits(v)).collect();
             for volume in &gone {
                 delete(tx, &volume.name)?;
             }

@@ -144,6 +144,27 @@ mod tests {
         assert_eq!(excluded("sub/**", &paths), ["sub/y.tmp", "sub/deep/z.tmp"]);
     }
 
+    /// What is excluded goes with everything below it, and comes back with everything below it.
+    #[test]
+    fn directories_decide_for_what_they_hold() {
+        let paths = ["docs/a", "docs/api/b", "util/web/c", "util/web/d/e", "util/cli", "dist/n-1+g0.whl"];
+        for (text, want) in [
+            ("docs/\n!docs/a", &["docs/api/b"][..]),
+            ("docs/*\n!docs/a", &["docs/api/b"]),
+            ("!docs/a\ndocs", &["docs/a", "docs/api/b"]),
+            ("**\n!util/web", &["docs/a", "docs/api/b", "util/cli", "dist/n-1+g0.whl"]),
+            ("**\n!util/web\nutil/web/d/e", &["docs/a", "docs/api/b", "util/web/d/e", "util/cli", "dist/n-1+g0.whl"]),
+            ("**\n!dist/*.whl\n!docs\n!util", &[]),
+            ("**/api", &["docs/api/b"]),
+            ("**/", &paths),
+            ("*/web/**\n!**/e", &["util/web/c"]),
+            ("  util  \n! util/cli ", &["util/web/c", "util/web/d/e"]),
+            ("", &[]),
+        ] {
+            assert_eq!(excluded(text, &paths), want, "{text:?}");
+        }
+    }
+
     #[test]
     fn a_directory_is_walked_when_something_below_may_come_back() {
         let (file, _) = IgnoreFile::parse(b"d\ne\n!d/keep/x\n");

@@ -520,3 +520,18 @@ fn monitor_of(mut pid: i32) -> i32 {
         assert!(pid > 1, "no monitor");
     }
 }
+
+/// Who removes the state directory by hand leaves bridges: the next command that makes a network takes them away.
+#[test]
+fn bridges_without_a_state_directory_are_removed() {
+    let scene = Scene::with_busybox();
+    let id = scene.rb(&["network", "create", "left"]).ok().out;
+    let bridge = std::path::Path::new("/sys/class/net").join(format!("rb-{}", &id[..12]));
+    let note = std::fs::read_to_string(bridge.join("ifalias")).expect("the bridge says whose it is");
+    assert_eq!(note.trim_end_matches(['\n', '\0']), format!("rbuild {}", scene.root().display()));
+    std::fs::remove_dir_all(scene.root()).expect("by hand");
+    let other = Scene::new();
+    let net = Net::create(&other, "next", &[]);
+    assert!(!bridge.exists(), "it is gone");
+    drop(net);
+}

@@ -84,6 +84,10 @@ impl Pattern {
     pub fn ignore(pattern: &[u8]) -> Result<Pattern, BadPattern> {
         let mut chars = Chars(pattern);
         let mut program = Vec::new();
+        if let Some(end) = plain_end(pattern) {
+            chars = Chars(end);
+            program.push(Element::Rest);
+        }
         while let Some(c) = chars.next() {
             match u8::try_from(c) {
                 Ok(b'*') if chars.eat(b'*') => {
@@ -378,6 +382,14 @@ fn unescape(part: &[u8]) -> Vec<u8> {
     name
 }
 
+/// What follows `**` where nothing else is special and no slash comes first: moby then compares the end of the path, so that
+/// `**log` is also `catalog`, which with any other wildcard in it it would not be.
+fn plain_end(pattern: &[u8]) -> Option<&[u8]> {
+    let end = pattern.strip_prefix(b"**")?;
+    let is_plain = !end.is_empty() && !end.starts_with(b"/") && !end.iter().any(|byte| b"*?[]\\".contains(byte));
+    is_plain.then_some(end)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -429,6 +441,54 @@ mod tests {
             ("a/**/b", "a/xb", false),
             ("*", "a/b", false),
             ("a.c", "abc", false),
+            // Stars that are no component of their own.
+            ("**log", "log", true),
+            ("**log", "var/app.log", true),
+            ("**log", "catalog", true),
+            ("**log", "var/logs", false),
+            ("**l[o]g", "catalog", false),
+            ("**l[o]g", "var/log", true),
+            ("v**/*.md", "v/r.md", true),
+            ("v**/*.md", "v/x/y/r.md", true),
+            ("v**/*.md", "w/r.md", false),
+            ("v/*.md**", "v/r.md", true),
+            ("v/*.md**", "v/r.md.old/x", true),
+            ("v/*.md", "v/x/r.md", false),
+            // Several of them.
+            ("**/**", "p/q", true),
+            ("**/**/*.md", "r.md", true),
+            ("**/**/*.md", "p/q/s/r.md", true),
+            ("**/**/*.md", "p/q/r.mdx", false),
+            ("**/k/*", "p/k/r", true),
+            ("**/k/*", "p/k/q/r", false),
+            ("**/k/**", "p/k/q/r", true),
+            ("**/k/**", "p/k", false),
+            ("**/.env", "x/.env", true),
+            ("**/.env", "x.env", false),
+            ("**/k/r", "k/r", true),
+            ("**/k/r", "p/pk/r", false),
+            ("**/r*.m*", "p/q/rx.md", true),
+            // What is special elsewhere is itself here.
+            ("q(w)e/r", "q(w)e/r", true),
+            ("q(w)e/r", "qwe/r", false),
+            ("q.|)$(}+{w", "q.|)$(}+{w", true),
+            ("wheels/*.whl", "wheels/n-1.0rc1+g0a1b-py3-none-any.whl", true),
+            ("wheels/n-1.0+g0.whl", "wheels/n-1.0+g0.whl", true),
+            ("wheels/n-1.0+g0.whl", "wheels/n-1.00g0.whl", false),
+            (".*", ".git", true),
+            (".*", "git", false),
+            // Escapes and classes.
+            (r"q\*w", "q*w", true),
+            (r"q\*w", "qxw", false),
+            (r"q\\", r"q\", true),
+            (r"q\[w", "q[w", true),
+            ("q[b-d]w", "qcw", true),
+            ("q[b-d]w", "qw", false),
+            ("q[^b-d]w", "qzw", true),
+            ("q[^b-d]w", "qcw", false),
+            ("q?w", "q/w", false),
+            ("q?w", "q\u{263a}w", true),
+            ("q[^a]w", "q\u{263a}w", true),
         ] {
             assert_eq!(Pattern::ignore(pattern.as_bytes()).unwrap().matches(path.as_bytes()), want, "{pattern} {path}");
         }
