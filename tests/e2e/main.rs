@@ -50,4 +50,5 @@ mod storage_size;
 mod supervision;
 mod system;
 mod usage;
+mod volumes;
 mod watching;

@@ -84,6 +84,7 @@ impl Containers {
                 value
             }
             MountKind::Tmpfs { .. } => common("tmpfs", json!(""), ""),
+            MountKind::Image { name, .. } => common("image", json!(name), ""),
         }
     }
 }

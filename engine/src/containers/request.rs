@@ -58,6 +58,8 @@ pub struct MountRequest {
     /// Absolute path inside.
     pub destination: String,
     pub read_only: bool,
+    /// Of the volume or image only this path.
+    pub subpath: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub enum MountWish {
     Volume { name: Option<String>, copy: bool },
     /// Memory, with the options of `mount`.
     Tmpfs { options: Vec<String> },
+    /// The files of an image, as the user named it; never writable.
+    Image { name: String },
 }
 
 /// How a container stands to its host: what docker calls `HostConfig`. Kept with the container.
