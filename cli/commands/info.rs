@@ -1,6 +1,10 @@
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use rbuild_engine::containers::Status;
+use rbuild_engine::doctor;
+use rbuild_engine::runtime::sandbox::Hierarchies;
 use rustix::system::{sysinfo, uname};
 use serde::Serialize;
 
@@ -27,22 +31,55 @@ struct Information {
     containers_stopped: usize,
     images: usize,
     driver: String,
-    /// Names and values.
-    driver_status: Vec<(&'static str, String)>,
+    driver_status: Vec<[String; 2]>,
+    plugins: Plugins,
+    #[serde(flatten)]
+    limits: BTreeMap<&'static str, bool>,
+    #[serde(rename = "IPv4Forwarding")]
+    forwarding: bool,
+    debug: bool,
+    system_time: String,
+    logging_driver: &'static str,
+    cgroup_driver: &'static str,
+    cgroup_version: &'static str,
     #[serde(rename = "DockerRootDir")]
     root: String,
     kernel_version: String,
     operating_system: String,
+    #[serde(rename = "OSVersion")]
+    os_version: String,
     #[serde(rename = "OSType")]
     os_type: &'static str,
     architecture: String,
+    index_server_address: &'static str,
     #[serde(rename = "NCPU")]
     processors: usize,
     mem_total: u64,
     name: String,
-    cgroup_version: &'static str,
+    http_proxy: String,
+    https_proxy: String,
+    no_proxy: String,
+    labels: Vec<String>,
+    experimental_build: bool,
     server_version: &'static str,
+    default_runtime: &'static str,
+    runtimes: BTreeMap<&'static str, BTreeMap<String, String>>,
+    /// Containers live on without the program that started them.
+    live_restore_enabled: bool,
+    isolation: &'static str,
+    init_binary: &'static str,
+    security_options: Vec<&'static str>,
     registry_config: RegistryConfig,
+    warnings: Vec<String>,
+}
+
+/// What could be plugged in with docker, and is built in here.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Plugins {
+    volume: [&'static str; 1],
+    network: [&'static str; 3],
+    log: [&'static str; 2],
 }
 
 /// Where images come from.
@@ -58,7 +95,10 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let information = gather(app)?;
     match args.format {
         Some(template) => app.print(&(format::object(&template, &information)? + "\n"))?,
-        None => app.print(&information.text())?,
+        None => {
+            app.print(&information.text())?;
+            information.warnings.iter().for_each(|warning| app.tell(warning));
+        }
     }
     DONE
 }
@@ -72,23 +112,70 @@ fn gather(app: &App) -> Result<Information, CliError> {
     let system = uname();
     let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
     let memory = sysinfo();
+    let cgroups = Hierarchies::detect().unwrap_or_default();
+    let limits: BTreeMap<&str, bool> = [
+        ("MemoryLimit", cgroups.has("memory")),
+        ("SwapLimit", cgroups.has_swap_limit()),
+        ("CpuCfsPeriod", cgroups.has("cpu")),
+        ("CpuCfsQuota", cgroups.has("cpu")),
+        ("CPUShares", cgroups.has("cpu")),
+        ("CPUSet", cgroups.has("cpuset")),
+        ("PidsLimit", cgroups.has("pids")),
+        ("OomKillDisable", cgroups.is_first_version("memory")),
+    ]
+    .into();
+    let missing = [
+        ("MemoryLimit", "memory limit"),
+        ("SwapLimit", "swap limit"),
+        ("CPUSet", "cpuset"),
+        ("PidsLimit", "pids limit"),
+    ];
+    let missing = missing.iter().filter(|(key, _)| limits.get(key) == Some(&false));
+    let root = engine.store().root();
+    let backing = match doctor::file_system_of(root).as_str() {
+        "ext4" => "extfs".to_owned(),
+        "overlay" => "overlayfs".to_owned(),
+        other => other.to_owned(),
+    };
+    let proxy = |name| app.settings.either_case(name).unwrap_or_default().to_owned();
     Ok(Information {
+        driver_status: vec![["Backing Filesystem".to_owned(), backing]],
+        plugins: Plugins { volume: ["local"], network: ["bridge", "host", "null"], log: ["json-file", "none"] },
+        forwarding: std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|text| text.trim() == "1"),
+        debug: false,
+        system_time: units::rfc3339(SystemTime::now()),
+        logging_driver: "json-file",
+        cgroup_driver: "cgroupfs",
+        os_version: os_release("VERSION_ID").unwrap_or_default(),
+        index_server_address: "https://index.docker.io/v1/",
+        http_proxy: proxy("HTTP_PROXY"),
+        https_proxy: proxy("HTTPS_PROXY"),
+        no_proxy: proxy("NO_PROXY"),
+        labels: Vec::new(),
+        experimental_build: false,
+        default_runtime: "rbuild",
+        runtimes: BTreeMap::from([("rbuild", BTreeMap::new())]),
+        live_restore_enabled: true,
+        isolation: "",
+        init_binary: "rbuild",
+        security_options: vec!["name=seccomp,profile=builtin"],
+        warnings: missing.map(|(_, what)| format!("WARNING: No {what} support")).collect(),
+        limits,
         containers: containers.len(),
         containers_running: count(&[Status::Running]),
         containers_paused: count(&[Status::Paused]),
         containers_stopped: count(&[Status::Created, Status::Exited]),
         images: images.len(),
         driver: engine.store().driver().to_string(),
-        driver_status: vec![("Backing Filesystem", backing_filesystem(engine.store().root()))],
-        root: engine.store().root().display().to_string(),
+        root: root.display().to_string(),
         kernel_version: text(system.release()),
-        operating_system: operating_system(),
+        operating_system: os_release("PRETTY_NAME").unwrap_or_else(|| "Linux".to_owned()),
         os_type: std::env::consts::OS,
         architecture: text(system.machine()),
         processors: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
         mem_total: memory.totalram as u64 * u64::from(memory.mem_unit),
         name: text(system.nodename()),
-        cgroup_version: if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "2" } else { "1" },
+        cgroup_version: if doctor::cgroup_mode() == Some("v2") { "2" } else { "1" },
         server_version: env!("CARGO_PKG_VERSION"),
         registry_config: RegistryConfig { mirrors: config.registry_mirrors, insecure: config.insecure_registries },
     })
@@ -104,9 +191,12 @@ impl Information {
             ("Images", self.images.to_string()),
             ("Version", self.server_version.to_owned()),
             ("Storage Driver", self.driver.clone()),
-            (" Backing Filesystem", self.driver_status[0].1.clone()),
-            ("Root Dir", self.root.clone()),
+            (" Backing Filesystem", self.driver_status[0][1].clone()),
+            ("Logging Driver", self.logging_driver.to_owned()),
+            ("Cgroup Driver", self.cgroup_driver.to_owned()),
             ("Cgroup Version", self.cgroup_version.to_owned()),
+            ("Runtimes", self.default_runtime.to_owned()),
+            ("Security Options", self.security_options.join(" ")),
             ("Kernel Version", self.kernel_version.clone()),
             ("Operating System", self.operating_system.clone()),
             ("OSType", self.os_type.to_owned()),
@@ -114,6 +204,7 @@ impl Information {
             ("CPUs", self.processors.to_string()),
             ("Total Memory", units::size(self.mem_total)),
             ("Name", self.name.clone()),
+            ("Root Dir", self.root.clone()),
         ];
         let mut text: String = rows.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
         for (heading, hosts) in [
@@ -129,27 +220,9 @@ impl Information {
     }
 }
 
-/// What the state directory lies on, by docker's names.
-fn backing_filesystem(root: &std::path::Path) -> String {
-    const KNOWN: [(u32, &str); 9] = [
-        (0xef53, "extfs"),
-        (0x5846_5342, "xfs"),
-        (0x9123_683e, "btrfs"),
-        (0x0102_1994, "tmpfs"),
-        (0x2fc1_2fc1, "zfs"),
-        (0x794c_7630, "overlayfs"),
-        (0xf2f5_2010, "f2fs"),
-        (0xca45_1a4e, "bcachefs"),
-        (0x6969, "nfs"),
-    ];
-    let magic = rustix::fs::statfs(root).map_or(0, |fs| fs.f_type as u32);
-    let known = KNOWN.iter().find(|(number, _)| *number == magic);
-    known.map_or_else(|| format!("unknown (0x{magic:x})"), |(_, name)| (*name).to_owned())
-}
-
-/// The name the distribution gives itself.
-fn operating_system() -> String {
-    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
-    name.map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned())
+/// What the distribution says of itself.
+fn os_release(key: &str) -> Option<String> {
+    let text = std::fs::read_to_string("/etc/os-release").ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+    Some(value.trim_matches('"').to_owned())
 }

@@ -27,6 +27,7 @@ mod container_prune;
 mod cp;
 mod create;
 mod diff;
+mod doctor;
 mod events;
 mod exec;
 mod explain;
@@ -47,6 +48,7 @@ mod load;
 mod login;
 mod logout;
 mod logs;
+mod man;
 mod manifest;
 mod manifest_annotate;
 mod manifest_create;
@@ -140,6 +142,7 @@ commands! {
         Cp(cp),
         Create(create),
         Diff(diff),
+        Doctor(doctor),
         Events(events),
         Exec(exec),
         Explain(explain),
@@ -156,6 +159,7 @@ commands! {
         Login(login),
         Logout(logout),
         Logs(logs),
+        Man(man),
         Manifest(manifest),
         Network(network),
         Pause(pause),

@@ -14,6 +14,7 @@ mod causes;
 pub mod containers;
 mod context;
 mod describe;
+pub mod doctor;
 mod emulation;
 mod engine;
 pub mod error;

@@ -72,7 +72,10 @@ impl Networks {
             return Err(exists());
         }
         let id = random_id()?;
-        let (options, range) = bridge(request, &id)?;
+        let (mut options, range) = bridge(request, &id)?;
+        options.home = Some(store.root().to_owned());
+        // Whose ranges are to be had again.
+        Bridge::remove_orphans();
         let mut avoid: Vec<Subnet> = rows.iter().filter_map(|network| network.bridge.subnet).collect();
         if let Some(subnet) = options.subnet.filter(|subnet| avoid.iter().any(|other| other.overlaps(subnet))) {
             return Err(failed(NetworkError::Overlaps(subnet.to_string())));
@@ -158,9 +161,10 @@ impl Networks {
         self.containers.store().events().note(&event.with("type", "bridge"));
     }
 
-    /// Removes the networks to which no running container is connected and that `wanted` allows; their names.
+    /// Removes the networks to which no running container is connected and that `wanted` allows, and bridges that other
+    /// stores left with their directory; their names.
     pub fn prune(&self, wanted: impl Fn(&Network) -> bool) -> Result<Vec<String>, Error> {
-        let mut gone = Vec::new();
+        let mut gone = Bridge::remove_orphans();
         for network in self.list()?.into_iter().filter(|n| !n.is_predefined() && wanted(n)) {
             match self.remove(&network) {
                 Ok(()) => gone.push(network.name),

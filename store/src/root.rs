@@ -21,7 +21,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 pub use dir::{Dir, Entries, Entry};
-pub use node::{Kind, Metadata, Timestamp, set_mode, set_owner, set_times, xattrs};
+pub use node::{Kind, Metadata, Timestamp, set_mode, set_owner, set_times, set_xattr, xattr, xattrs};
 
 /// How often a walk is tried when a rename elsewhere keeps the kernel from vouching for a `..`.
 const ATTEMPTS: usize = 512;

@@ -520,3 +520,44 @@ fn monitor_of(mut pid: i32) -> i32 {
         assert!(pid > 1, "no monitor");
     }
 }
+
+#[test]
+fn an_interface_has_addresses_of_the_link_beside_its_own() {
+    let scene = Scene::with_busybox();
+    scene.rb(&["network", "create", "linked"]).ok();
+    let run = |network: &str, address: &str| {
+        scene.rb(&[
+            "run",
+            "--rm",
+            "--network",
+            network,
+            "--link-local-ip",
+            address,
+            "busybox",
+            "ip",
+            "address",
+            "show",
+            "eth0",
+        ])
+    };
+    let out = run("linked", "169.254.7.9").ok().out;
+    assert!(out.contains("inet 169.254.7.9/16") && out.matches("inet ").count() == 2, "{out}");
+    run("bridge", "169.254.7.9").refused(125, &["supported on user defined networks only"]);
+    run("linked", "10.1.2.3").refused(125, &["invalid link-local address: 10.1.2.3", "--link-local-ip"]);
+    scene.rb(&["network", "rm", "linked"]).ok();
+}
+
+/// Who removes the state directory by hand leaves bridges: the next command that makes a network takes them away.
+#[test]
+fn bridges_without_a_state_directory_are_removed() {
+    let scene = Scene::with_busybox();
+    let id = scene.rb(&["network", "create", "left"]).ok().out;
+    let bridge = std::path::Path::new("/sys/class/net").join(format!("rb-{}", &id[..12]));
+    let note = std::fs::read_to_string(bridge.join("ifalias")).expect("the bridge says whose it is");
+    assert_eq!(note.trim_end_matches(['\n', '\0']), format!("rbuild {}", scene.root().display()));
+    std::fs::remove_dir_all(scene.root()).expect("by hand");
+    let other = Scene::new();
+    let net = Net::create(&other, "next", &[]);
+    assert!(!bridge.exists(), "it is gone");
+    drop(net);
+}

@@ -130,6 +130,7 @@ impl Scene {
     pub(crate) fn leftovers(&self) -> BTreeSet<String> {
         let mut found = mounts_below(&self.root());
         found.extend(processes_of(&self.root()));
+        found.extend(bridges_of(&self.root()));
         if let Some(before) = &self.before {
             found.extend(machine_state().difference(before).cloned());
         }
@@ -205,6 +206,17 @@ fn mounts_below(root: &Path) -> BTreeSet<String> {
     let below = format!("{}/", root.display());
     let targets = table.lines().filter_map(|line| line.split(' ').nth(4));
     targets.filter(|target| target.starts_with(&below)).map(|target| format!("mount {target}")).collect()
+}
+
+/// Bridges of networks that nobody removed.
+fn bridges_of(root: &Path) -> BTreeSet<String> {
+    let note = format!("rbuild {}", root.display());
+    let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let its = entries.filter(|entry| {
+        std::fs::read_to_string(entry.path().join("ifalias"))
+            .is_ok_and(|alias| alias.trim_end_matches(['\n', '\0']) == note)
+    });
+    its.map(|entry| format!("bridge {}", entry.file_name().to_string_lossy())).collect()
 }
 
 fn processes_of(root: &Path) -> BTreeSet<String> {

@@ -42,7 +42,7 @@ use crate::passing;
 use crate::sandbox::{SandboxOptions, Stdio};
 use book::Book;
 use restart::Restarts;
-use session::{Outputs, Session};
+use session::{Asked, Outputs, Session};
 use teller::Teller;
 use terms::Terms;
 use wire::{Frame, Hello};
@@ -119,6 +119,8 @@ pub fn monitor_main(at_end: AtEnd) -> Option<i32> {
         return None;
     }
     let _ = setsid();
+    // Before there are threads, which inherit it. Unblocked they would end the monitor, and all with it, at once.
+    let _ = crate::sandbox::block_end();
     // What the starter's shell had open is not the container's to keep: a lock, or a pipe whose end somebody awaits.
     crate::sandbox::close_inherited();
     Some(i32::from(serve(at_end).is_err()))
@@ -183,6 +185,7 @@ fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd, stays: bool) {
     listen(listener, &session, &spec, &care);
     if stays {
         home::leave_with(&spec.directory, &session);
+        home::leave_when_told(&session);
     }
     let ended = lives(&spec, &session, outputs, &care);
     care.end();
@@ -255,18 +258,18 @@ fn lives(spec: &ContainerSpec, session: &Arc<Session>, mut outputs: Outputs, car
     loop {
         let begun = Instant::now();
         let ended = life(spec, session, outputs, care);
-        let stopped = session.stopped_within(Duration::ZERO);
+        let asked = session.asked_within(Duration::ZERO);
         let again = restarts.after(&terms.restart(), &ended, begun.elapsed());
-        let again = again.filter(|_| !stopped);
-        book.ended(&ended, again.is_some(), stopped);
+        let again = again.filter(|_| asked == Asked::No);
+        book.ended(&ended, again.is_some(), asked == Asked::ToStop);
         teller.ended(&ended, &wiring.connections());
         let Some(wait) = again else { return ended };
         // Who is attached is attached to one life, as with docker.
         session.tell_end(&ended);
-        let stopped = session.stopped_within(wait);
+        let asked = session.asked_within(wait);
         // Its policy may be another one by now.
-        if stopped || terms.restart() == RestartPolicy::Never {
-            book.change(|state| (state.restarting, state.stopped) = (false, stopped));
+        if asked != Asked::No || terms.restart() == RestartPolicy::Never {
+            book.change(|state| (state.restarting, state.stopped) = (false, asked == Asked::ToStop));
             return ended;
         }
         match live_again(spec, terms, session) {

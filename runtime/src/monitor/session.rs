@@ -31,9 +31,18 @@ pub(super) struct Session {
     terminal: bool,
     /// The signal that asks the process to end, where it is not the usual one.
     stop_signal: Option<i32>,
-    /// Whether somebody asked for its end.
-    stopped: Mutex<bool>,
+    asked: Mutex<Asked>,
     told: Condvar,
+}
+
+/// Whether somebody asked for its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    No,
+    /// The machine is about to stop.
+    ToLeave,
+    /// A command: for good.
+    ToStop,
 }
 
 struct Client {
@@ -63,7 +72,7 @@ impl Session {
             input,
             terminal,
             stop_signal,
-            stopped: Mutex::new(false),
+            asked: Mutex::new(Asked::No),
             told: Condvar::new(),
         });
         Ok((session, outputs))
@@ -86,8 +95,8 @@ impl Session {
     }
 
     /// Whether somebody asked for the end, waiting for it at most so long.
-    pub(super) fn stopped_within(&self, time: Duration) -> bool {
-        let waited = self.told.wait_timeout_while(lock(&self.stopped), time, |stopped| !*stopped);
+    pub(super) fn asked_within(&self, time: Duration) -> Asked {
+        let waited = self.told.wait_timeout_while(lock(&self.asked), time, |asked| *asked == Asked::No);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
@@ -141,9 +150,24 @@ impl Session {
         }
         // Docker's rule: where the image names no signal of its own, any one is meant to end it for good.
         if number == Signal::KILL.as_raw() || self.stop_signal.is_none_or(|stop| stop == number) {
-            *lock(&self.stopped) = true;
+            *lock(&self.asked) = Asked::ToStop;
             self.told.notify_all();
         }
+        self.pass(number);
+    }
+
+    /// Asks the process to end as a command would, but not for good: it is started again with the machine, if it is to be.
+    pub(super) fn leave(&self) {
+        let mut asked = lock(&self.asked);
+        if *asked == Asked::No {
+            *asked = Asked::ToLeave;
+        }
+        self.told.notify_all();
+        drop(asked);
+        self.pass(self.stop_signal.unwrap_or(Signal::TERM.as_raw()));
+    }
+
+    fn pass(&self, number: i32) {
         // SAFETY: within the kernel's range. That the C library keeps two real-time signals to itself is no concern here:
         // the number is only passed to the kernel, for a process that is not ours.
         #[allow(unsafe_code)]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +15,11 @@ use super::{Error, Mac, Subnet, Subnet6, link};
 
 /// The name of the bridge that containers and RUN steps get unless told otherwise.
 pub const DEFAULT_BRIDGE: &str = "rbuild0";
+
+/// Before the state directory in the note on an interface.
+const NOTE: &str = "rbuild ";
+/// The longest note the kernel takes, in bytes.
+const LONGEST_NOTE: usize = 254;
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 const INTERFACES6: &str = "/proc/sys/net/ipv6/conf";
@@ -35,6 +41,10 @@ pub struct BridgeOptions {
     pub internal: bool,
     /// Those attached reach the bridge and what is behind it, but not each other.
     pub separate: bool,
+    /// The state directory it belongs to, noted on the interface: without it the bridge is nobody's, see
+    /// [`Bridge::remove_orphans`].
+    #[serde(default)]
+    pub home: Option<PathBuf>,
 }
 
 impl Default for BridgeOptions {
@@ -47,6 +57,7 @@ impl Default for BridgeOptions {
             mtu: None,
             internal: false,
             separate: false,
+            home: None,
         }
     }
 }
@@ -134,6 +145,26 @@ impl Bridge {
         Ok(true)
     }
 
+    /// Bridges, nothing attached to them, whose state directory was removed by hand: nobody else will remove them. What is
+    /// wrong with one does not keep the others.
+    pub fn remove_orphans() -> Vec<String> {
+        let mut removed = Vec::new();
+        for name in orphans(Path::new("/sys/class/net")) {
+            let subnet = link::open()
+                .ok()
+                .and_then(|mut socket| {
+                    existing(&mut socket, &BridgeOptions { name: name.clone(), ..Default::default() }).ok()?
+                })
+                .map(|bridge| bridge.subnet);
+            match Self::remove(&BridgeOptions { name: name.clone(), subnet, ..BridgeOptions::default() }) {
+                Ok(true) => removed.push(name),
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, name, "a bridge without a state directory stays"),
+            }
+        }
+        removed
+    }
+
     fn rules(&self) -> Rules<'_> {
         Rules {
             bridge: &self.name,
@@ -142,6 +173,19 @@ impl Bridge {
             internal: self.internal,
         }
     }
+}
+
+/// Interfaces that note a state directory which is not there any more.
+fn orphans(interfaces: &Path) -> Vec<String> {
+    let entries = fs::read_dir(interfaces).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_orphan = |name: &String| {
+        let note = fs::read_to_string(interfaces.join(name).join("ifalias")).unwrap_or_default();
+        let home = note.trim_end_matches(['\n', '\0']).strip_prefix(NOTE);
+        // What cannot be looked at (no right, a network's disk that is away) is not taken for gone.
+        home.is_some_and(|home| Path::new(home).is_absolute() && matches!(Path::new(home).try_exists(), Ok(false)))
+    };
+    names.filter(|name| name.starts_with("rb-")).filter(is_orphan).collect()
 }
 
 /// The bridge as it is, when it is whole (up and with an address).
@@ -190,6 +234,12 @@ fn create(socket: &mut Socket, options: &BridgeOptions) -> Result<Bridge, Error>
     let mut addresses = vec![(IpAddr::V4(gateway), subnet.prefix())];
     addresses.extend(options.subnet6.map(|(subnet, gateway)| (IpAddr::V6(gateway), subnet.prefix())));
     link::configure(socket, found.index, &addresses, Some((Mac::of(gateway), mtu))).map_err(failed)?;
+    let note = options.home.as_deref().and_then(Path::to_str).map(|home| format!("{NOTE}{home}"));
+    if let Some(note) = note.filter(|note| note.len() <= LONGEST_NOTE)
+        && let Err(error) = link::set_note(socket, found.index, &note)
+    {
+        tracing::debug!(%error, bridge = name, "the bridge does not say whose it is");
+    }
     // Two that made it at once may have chosen different ranges; the first address listed is the one all use.
     for _ in 0..20 {
         if let Some(bridge) = existing(socket, options)? {
@@ -272,6 +322,24 @@ fn forward6() -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bridges_of_a_state_directory_that_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = dir.path().display();
+        for (name, note) in [
+            ("rb-there", format!("rbuild {here}\n")),
+            ("rb-gone", format!("rbuild {here}/gone\n")),
+            ("rb-other", "somebody's\n".to_owned()),
+            ("rb-silent", "\n".to_owned()),
+            ("rb-odd", "rbuild relative\n".to_owned()),
+            ("br0", format!("rbuild {here}/gone\n")),
+        ] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("ifalias"), note).unwrap();
+        }
+        assert_eq!(orphans(dir.path()), ["rb-gone"]);
+    }
 
     #[test]
     fn ranges_skip_what_is_taken() {

@@ -20,6 +20,19 @@ use super::{Error, Subnet, Subnet6};
 
 const TABLE: &str = "rbuild";
 
+/// What filters packets in this kernel, as far as it needs no program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    Nftables,
+    /// No nf_tables: the program `iptables` is asked.
+    Missing,
+}
+
+/// Which filter the calling thread's network has.
+pub fn packet_filter() -> Filter {
+    if nft::open().is_ok() { Filter::Nftables } else { Filter::Missing }
+}
+
 /// What the rules are about.
 #[derive(Clone, Copy)]
 pub(super) struct Rules<'a> {

@@ -21,6 +21,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_PROP_LIST: u16 = 52;
 const IFLA_ALT_IFNAME: u16 = 53;
@@ -166,6 +167,13 @@ pub(super) fn create_bridge(socket: &mut Socket, name: &str) -> io::Result<()> {
             m.text(INFO_KIND, "bridge");
         },
     );
+    socket.command(messages)
+}
+
+/// Writes a note on an interface, which `ip link` shows as its alias.
+pub(super) fn set_note(socket: &mut Socket, index: u32, note: &str) -> io::Result<()> {
+    let mut messages = Messages::new();
+    messages.message(NEWLINK, ACK, &ifinfo(index, 0)).text(IFLA_IFALIAS, note);
     socket.command(messages)
 }
 

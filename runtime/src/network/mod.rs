@@ -29,6 +29,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 pub use bridge::{Bridge, BridgeOptions, DEFAULT_BRIDGE};
+pub use firewall::{Filter, packet_filter};
 pub use namespace::{Endpoint, Namespace, Wish};
 pub use pool::Pool;
 pub use publish::{PortBinding, PortRequest, Protocol, Published};

@@ -107,6 +107,11 @@ impl Hierarchies {
         }
     }
 
+    /// Whether a controller is on a v1 hierarchy.
+    pub fn is_first_version(&self, controller: &str) -> bool {
+        self.is_v1(controller)
+    }
+
     pub(super) fn is_v1(&self, controller: &str) -> bool {
         self.v1_of(controller).is_some()
     }

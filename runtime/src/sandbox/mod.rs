@@ -63,6 +63,17 @@ pub trait Sandbox: Send + Sync {
     /// Says that a start is likely soon, so that what can be done before may be; costs the caller nothing.
     fn warm(&self) {}
 }
+/// Blocks the signals that ask a program to end. For the beginning of a process: threads and children inherit it, up to the
+/// programs in sandboxes, which begin with no signal blocked.
+pub(crate) fn block_end() -> std::io::Result<()> {
+    sys::block_end()
+}
+
+/// Waits for one of those signals.
+pub(crate) fn wait_for_end() -> std::io::Result<()> {
+    sys::wait_for_end()
+}
+
 /// Closes all but the three standard descriptors. For the beginning of a process, before anything owns one.
 pub(crate) fn close_inherited() {
     sys::close_from(3);

@@ -132,6 +132,28 @@ pub(crate) fn block_all_signals() -> io::Result<Blocked> {
     }
 }
 
+/// Blocks the signals that ask a program to end, for this thread and all it starts: for [`wait_for_end`].
+pub(crate) fn block_end() -> io::Result<()> {
+    // SAFETY: the set is plain memory, filled before it is read; no old one is asked for.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()).into())
+    }
+}
+
+/// Waits for one of the signals that [`block_end`] blocks.
+pub(crate) fn wait_for_end() -> io::Result<()> {
+    loop {
+        if matches!(wait_for_signal()?, libc::SIGTERM | libc::SIGINT | libc::SIGHUP) {
+            return Ok(());
+        }
+    }
+}
+
 impl Blocked {
     pub(crate) fn restore(&self) -> io::Result<()> {
         // SAFETY: the set was filled by the kernel; no old one is asked for.
