@@ -109,7 +109,7 @@ pub struct ContainerOptions {
     /// Most memory and swap together; -1 is without limit
     #[arg(long, value_name = "BYTES", value_parser = bytes_or_unlimited)]
     memory_swap: Option<i64>,
-    /// Mount: type=bind|volume|tmpfs,source=…,target=…[,readonly]
+    /// Mount: type=bind|volume|tmpfs|image,source=…,target=…[,readonly]
     #[arg(long = "mount", value_name = "OPTIONS", value_parser = mounts::mount)]
     mounts: Vec<MountRequest>,
     /// Name of the container
@@ -495,5 +495,5 @@ fn label(text: &str) -> (String, String) {
 pub struct NotYet;
 
 impl refused::Table for NotYet {
-    const OPTIONS: &'static [Missing] = &[Missing::valued("link-local-ip"), Missing::switch("use-api-socket")];
+    const OPTIONS: &'static [Missing] = &[Missing::switch("use-api-socket")];
 }

@@ -42,6 +42,7 @@ mod network_options;
 mod outputs;
 mod ports;
 mod progress;
+mod prune_filter;
 mod refused;
 mod registry_access;
 mod runtimes;

@@ -1,6 +1,6 @@
 //! `-v`, `--mount` and `--tmpfs`: docker's three ways to say what is mounted where.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rbuild_engine::containers::{MountRequest, MountWish};
 
@@ -44,7 +44,7 @@ pub fn volume(text: &str) -> Result<MountRequest, String> {
         Some(path) if path.starts_with('.') => bind(absolute(path)?, propagation),
         name => MountWish::Volume { name: name.map(str::to_owned), copy },
     };
-    Ok(MountRequest { source, destination: destination.to_owned(), read_only })
+    Ok(MountRequest { source, destination: destination.to_owned(), read_only, subpath: None })
 }
 
 fn bind(source: PathBuf, propagation: Option<String>) -> MountWish {
@@ -67,7 +67,7 @@ pub fn tmpfs(text: &str) -> Result<MountRequest, String> {
     let options: Vec<String> = options.split(',').filter(|o| !o.is_empty()).map(str::to_owned).collect();
     let read_only = options.iter().any(|o| o == "ro");
     let options = options.into_iter().filter(|o| o != "ro" && o != "rw").collect();
-    Ok(MountRequest { source: MountWish::Tmpfs { options }, destination: path.to_owned(), read_only })
+    Ok(MountRequest { source: MountWish::Tmpfs { options }, destination: path.to_owned(), read_only, subpath: None })
 }
 
 /// The fields of a `--mount` as far as they were given.
@@ -83,6 +83,8 @@ struct Fields {
     no_copy: bool,
     tmpfs_size: Option<u64>,
     tmpfs_mode: Option<String>,
+    /// For which type, and which.
+    subpath: Option<(&'static str, PathBuf)>,
 }
 
 /// `--mount type=…,source=…,target=…`.
@@ -115,6 +117,16 @@ pub fn split_fields(text: &str) -> Vec<String> {
     fields
 }
 
+/// A path below something: relative, and not leading out of it.
+fn below(key: &str, value: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(value);
+    let stays = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if value.is_empty() || !stays {
+        return Err(format!("invalid value for {key}: {value}: it must be a relative path below the mounted tree"));
+    }
+    Ok(path)
+}
+
 impl Fields {
     fn take(&mut self, key: &str, value: Option<&str>, field: &str) -> Result<(), String> {
         let switch = || match value {
@@ -143,7 +155,9 @@ impl Fields {
                 self.tmpfs_mode = Some(value.to_owned());
             }
             "volume-driver" if value == "local" => {}
-            "volume-driver" | "volume-opt" | "volume-label" | "volume-subpath" | "bind-recursive" => {
+            "volume-subpath" => self.subpath = Some(("volume", below(key, value)?)),
+            "image-subpath" => self.subpath = Some(("image", below(key, value)?)),
+            "volume-driver" | "volume-opt" | "volume-label" | "bind-recursive" => {
                 return Err(format!("'{field}' is not supported yet"));
             }
             "bind-propagation" | "tmpfs-mode" => return Err(format!("invalid value for {key}: {value}")),
@@ -159,6 +173,8 @@ impl Fields {
             ("bind", self.propagation.is_some() || self.non_recursive || self.make),
             ("volume", self.no_copy),
             ("tmpfs", self.tmpfs_size.is_some() || self.tmpfs_mode.is_some()),
+            ("volume", self.subpath.as_ref().is_some_and(|(of, _)| *of == "volume")),
+            ("image", self.subpath.as_ref().is_some_and(|(of, _)| *of == "image")),
         ];
         if let Some((other, _)) = for_others.iter().find(|(other, given)| *given && *other != kind) {
             return Err(format!("cannot mix '{other}-*' options with mount type '{kind}'"));
@@ -181,12 +197,16 @@ impl Fields {
             ("tmpfs", Some(_)) => {
                 return Err("invalid mount config for type \"tmpfs\": field Source must not be specified".into());
             }
-            (other @ ("image" | "npipe" | "cluster"), _) => {
+            ("image", Some(name)) if !name.is_empty() => MountWish::Image { name },
+            ("image", _) => {
+                return Err("invalid mount config for type \"image\": field Source must not be empty".into());
+            }
+            (other @ ("npipe" | "cluster"), _) => {
                 return Err(format!("mount type {other} is not supported yet"));
             }
             (other, _) => return Err(format!("invalid mount config: mount type unknown: \"{other}\"")),
         };
-        Ok(MountRequest { source, destination, read_only: self.read_only })
+        Ok(MountRequest { source, destination, read_only: self.read_only, subpath: self.subpath.map(|(_, path)| path) })
     }
 }
 
@@ -207,7 +227,7 @@ mod tests {
             ("v:/c:nocopy,ro", named("v", false), "/c", true),
             ("/c", MountWish::Volume { name: None, copy: true }, "/c", false),
         ] {
-            let want = MountRequest { source, destination: destination.into(), read_only };
+            let want = MountRequest { source, destination: destination.into(), read_only, subpath: None };
             assert_eq!(volume(text), Ok(want), "{text}");
         }
         for wrong in ["", ":", "a:", ":/c", "a:b", "/a:/b:ro:x", "/a:/b:nope", "rel"] {
@@ -231,7 +251,8 @@ mod tests {
                 false,
             ),
         ] {
-            assert_eq!(mount(text), Ok(MountRequest { source, destination: "/c".into(), read_only }), "{text}");
+            let want = MountRequest { source, destination: "/c".into(), read_only, subpath: None };
+            assert_eq!(mount(text), Ok(want), "{text}");
         }
         for (text, part) in [
             ("source=/x", "target is required"),
@@ -242,6 +263,9 @@ mod tests {
             ("target", "must be a key=value pair"),
             ("target=/x,nope=1", "unexpected key 'nope'"),
             ("target=/x,volume-opt=a", "not supported yet"),
+            ("target=/x,volume-subpath=../y", "must be a relative path"),
+            ("type=image,target=/x", "Source must not be empty"),
+            ("type=bind,source=/a,target=/x,image-subpath=b", "cannot mix"),
         ] {
             let message = mount(text).expect_err(text);
             assert!(message.contains(part), "{text}: {message}");

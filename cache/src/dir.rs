@@ -7,8 +7,8 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -17,7 +17,7 @@ use rbuild_oci::{
 };
 use rbuild_registry::{LayerPacking, PackedLayer};
 use rbuild_store::layers::compress::Compressor;
-use rbuild_store::lock::{Lock, lock};
+use rbuild_store::lock::{Lock, lock, try_lock};
 use rbuild_store::{Lease, Root, Snapshot, Store, Walk};
 
 use crate::backend::{Backend, Report, Stored};
@@ -41,14 +41,17 @@ struct Inner {
     /// Exactly this image, whatever its name.
     digest: Option<Digest>,
     next: AtomicU64,
+    /// Held while this writes: others leave alone what lies aside. `None` where that could not be had.
+    writing: OnceLock<Option<File>>,
 }
 
 impl DirectoryBackend {
     /// The cache called `tag` in the directory `path`, or the image `digest` in it.
     pub fn new(path: &Path, tag: &str, digest: Option<Digest>) -> DirectoryBackend {
         let place = format!("local:{}", path.display());
-        let (path, tag, next) = (path.to_owned(), tag.to_owned(), AtomicU64::new(0));
-        DirectoryBackend { inner: Arc::new(Inner { path, place, tag, digest, next }) }
+        let (path, tag) = (path.to_owned(), tag.to_owned());
+        let (next, writing) = (AtomicU64::new(0), OnceLock::new());
+        DirectoryBackend { inner: Arc::new(Inner { path, place, tag, digest, next, writing }) }
     }
 
     /// Disks block, so they are asked on threads that may.
@@ -80,6 +83,7 @@ impl Inner {
         }
     }
 
+    /// The directory for writing, made if it is not there. What a killed writer left aside goes.
     fn make(&self) -> Result<Root, Error> {
         let what = format!("making the cache {}", self.path.display());
         std::fs::create_dir_all(&self.path).map_err(Error::io(what.clone()))?;
@@ -87,10 +91,43 @@ impl Inner {
         for dir in ["blobs/sha256", "ingest"] {
             root.mkdir_all(Path::new(dir), Walk::NoLinks, 0o755).map_err(Error::io(what.clone()))?;
         }
+        self.writing.get_or_init(|| match self.sweep(&root) {
+            Ok(held) => Some(held),
+            Err(error) => {
+                tracing::debug!(%error, "what is left of others is not removed");
+                None
+            }
+        });
         if root.lstat(Path::new("oci-layout"), Walk::NoLinks).is_err() {
             self.publish(&root, LAYOUT, Path::new("oci-layout"))?;
         }
         Ok(root)
+    }
+
+    /// Says that somebody writes here, as long as the file is open, and removes what lies aside if nobody else did.
+    fn sweep(&self, root: &Root) -> Result<File, Error> {
+        let what = || self.what("the directory ingest");
+        let file = self.lock_file(root, "ingest/writers")?;
+        if try_lock(&file, Lock::Alone)? {
+            for entry in root.read_dir(Path::new("ingest"), Walk::NoLinks).map_err(Error::io(what()))? {
+                if entry.name != "lock" && entry.name != "writers" {
+                    let path = Path::new("ingest").join(entry.name);
+                    root.unlink(&path, Walk::NoLinks).map_err(Error::io(what()))?;
+                }
+            }
+        }
+        // Those who come between the two locks write nothing before they have this one.
+        lock(&file, Lock::Shared)?;
+        Ok(file)
+    }
+
+    fn lock_file(&self, root: &Root, path: &str) -> Result<File, Error> {
+        let (path, what) = (Path::new(path), || self.what("the lock"));
+        match root.create_file(path, Walk::NoLinks, 0o644) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io(what())(error)),
+            _ => {}
+        }
+        root.open_file(path, Walk::NoLinks).map_err(Error::io(what()))
     }
 
     fn bytes(&self, root: &Root, path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
@@ -288,12 +325,7 @@ impl Inner {
 
     /// The lock of those who change `index.json`. It ends with its file, and so with the process at the latest.
     fn locked(&self, root: &Root) -> Result<File, Error> {
-        let (path, what) = (Path::new("ingest/lock"), || self.what("the lock"));
-        match root.create_file(path, Walk::NoLinks, 0o644) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io(what())(error)),
-            _ => {}
-        }
-        let file = root.open_file(path, Walk::NoLinks).map_err(Error::io(what()))?;
+        let file = self.lock_file(root, "ingest/lock")?;
         lock(&file, Lock::Alone)?;
         Ok(file)
     }

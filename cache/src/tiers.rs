@@ -18,6 +18,7 @@ use crate::import::execution;
 use crate::local::LocalCache;
 use crate::portable::PortableRecord;
 use crate::rows::{self, StoredRecord};
+use crate::trace;
 
 /// Records of the same step that are written down when it had to run, so that the difference can be explained.
 const EVIDENCE: usize = 4;
@@ -52,7 +53,8 @@ struct Found {
     caches: Vec<Imported>,
     by_key: HashMap<CacheKey, (usize, usize)>,
     by_alias: HashMap<CacheKey, CacheKey>,
-    by_name: HashMap<String, Vec<(usize, usize)>>,
+    /// By the step as people wrote it, wherever it stood.
+    by_label: HashMap<String, Vec<(usize, usize)>>,
 }
 
 impl Found {
@@ -61,7 +63,7 @@ impl Found {
         for (cache, imported) in caches.iter().enumerate() {
             for (n, record) in imported.records.iter().enumerate() {
                 found.by_key.entry(record.key).or_insert((cache, n));
-                found.by_name.entry(record.name.clone()).or_default().push((cache, n));
+                found.by_label.entry(trace::label(&record.name).to_owned()).or_default().push((cache, n));
                 for alias in &record.aliases {
                     found.by_alias.entry(*alias).or_insert(record.key);
                 }
@@ -112,7 +114,7 @@ impl<C: Elsewhere> Tiers<C> {
     /// Writes down records of the step `name`, which is about to have one of its own, for comparison.
     async fn keep_evidence(&self, name: &str, own: CacheKey) -> Result<(), CacheError> {
         let Some(found) = self.found.get() else { return Ok(()) };
-        let same = found.by_name.get(name).into_iter().flatten();
+        let same = found.by_label.get(trace::label(name)).into_iter().flatten();
         for at in same.take(EVIDENCE) {
             let (backend, record) = found.at(*at);
             if record.key != own {

@@ -168,6 +168,7 @@ fn mounts(seen: &Seen, whole: bool) -> String {
         MountKind::Bind { source, .. } => Some(shorten(source.display().to_string())),
         MountKind::Volume { name, .. } => Some(shorten(name.clone())),
         MountKind::Tmpfs { .. } => None,
+        MountKind::Image { name, .. } => Some(shorten(name.clone())),
     });
     names.collect::<Vec<_>>().join(",")
 }

@@ -16,19 +16,22 @@ pub struct Args {
     /// Label of the volume
     #[arg(long = "label", value_name = "NAME[=VALUE]")]
     labels: Vec<String>,
+    /// Option of the driver: type=tmpfs|none, device=PATH, o=OPTIONS
+    #[arg(short, long = "opt", value_name = "NAME=VALUE")]
+    options: Vec<String>,
     /// Its name (default: one by chance)
     #[arg(value_name = "NAME")]
     name: Option<String>,
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
-    let Args { driver: _, labels, name } = args;
-    let labels: BTreeMap<String, String> = labels
-        .iter()
-        .map(|text| text.split_once('=').unwrap_or((text, "")))
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect();
-    let volume = app.engine()?.volumes().create(name.as_deref(), &labels)?;
+    let Args { driver: _, labels, options, name } = args;
+    let pairs = |texts: &[String]| -> BTreeMap<String, String> {
+        let pairs = texts.iter().map(|text| text.split_once('=').unwrap_or((text, "")));
+        pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    };
+    let (labels, options) = (pairs(&labels), pairs(&options));
+    let volume = app.engine()?.volumes().create(name.as_deref(), &labels, &options)?;
     app.print(&format!("{}\n", volume.name))?;
     DONE
 }

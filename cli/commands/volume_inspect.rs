@@ -33,7 +33,7 @@ pub(super) fn detail(volume: &Volume) -> Value {
         "Labels": volume.labels,
         "Mountpoint": volume.mountpoint,
         "Name": volume.name,
-        "Options": Value::Null,
+        "Options": if volume.options.is_empty() { Value::Null } else { json!(volume.options) },
         "Scope": "local",
     })
 }

@@ -1,5 +1,7 @@
 //! Volumes: directories that outlive containers.
 
+mod driver;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -15,6 +17,8 @@ use rbuild_store::{Durability, Event, EventKind, Root, Store, Walk, db};
 use crate::containers::{Container, MountKind, containers_in};
 use crate::error::{Error, Kind};
 
+pub(crate) use driver::{Place, place};
+
 /// A volume of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
@@ -25,6 +29,8 @@ pub struct Volume {
     pub created: SystemTime,
     /// Where its files are.
     pub mountpoint: PathBuf,
+    /// As `volume create -o` had them.
+    pub options: BTreeMap<String, String>,
 }
 
 /// The volumes of a store.
@@ -39,7 +45,15 @@ impl Volumes {
     }
 
     /// Makes a volume, or finds the one of this name. Without a name it gets one by chance and is anonymous.
-    pub fn create(&self, name: Option<&str>, labels: &BTreeMap<String, String>) -> Result<Volume, Error> {
+    ///
+    /// # Errors
+    /// A name or options that are none; a volume of this name with other options.
+    pub fn create(
+        &self,
+        name: Option<&str>,
+        labels: &BTreeMap<String, String>,
+        options: &BTreeMap<String, String>,
+    ) -> Result<Volume, Error> {
         let made;
         let (name, anonymous) = match name {
             Some(name) => {
@@ -51,7 +65,18 @@ impl Volumes {
                 (made.as_str(), true)
             }
         };
+        let shown = format!("create {name}");
+        driver::check(options).map_err(|reason| Error::invalid(format!("{shown}: {reason}")))?;
+        let exists = self.find(name).is_ok();
+        if exists && !options.is_empty() && driver::options(self.store.root(), name) != *options {
+            let message = format!("{shown}: volume name must be unique: it exists with other options");
+            return Err(Error::new(Kind::Conflict, message));
+        }
         self.make_directory(name)?;
+        if !exists {
+            driver::keep(self.store.root(), name, options)
+                .map_err(|e| Error::internal(format!("cannot keep the options of volume {name}: {e}")))?;
+        }
         let (made, volume) = self
             .store
             .db()
@@ -111,14 +136,14 @@ impl Volumes {
     }
 
     /// Removes what no container has: anonymous volumes, or named ones too. Those removed, with the bytes they held.
-    pub fn prune(&self, named_too: bool) -> Result<Vec<(String, u64)>, Error> {
+    pub fn prune(&self, named_too: bool, fits: impl Fn(&Volume) -> bool) -> Result<Vec<(String, u64)>, Error> {
         let gone = self.store.remove_durably(|tx| {
             let used = used(&containers_in(tx)?);
             let mut query = tx.prepare_cached(&format!("{COLUMNS} ORDER BY name"))?;
             let all = query.query_map([], |row| from_row(self.store.root(), row))?;
             let all: Vec<Volume> = all.collect::<rusqlite::Result<_>>()?;
             let gone: Vec<Volume> =
-                all.into_iter().filter(|v| (named_too || v.anonymous) && !used.contains(&v.name)).collect();
+                all.into_iter().filter(|v| (named_too || v.anonymous) && !used.contains(&v.name) && fits(v)).collect();
             for volume in &gone {
                 delete(tx, &volume.name)?;
             }
@@ -198,6 +223,7 @@ fn from_row(root: &Path, row: &Row<'_>) -> rusqlite::Result<Volume> {
     let labels: String = row.get(1)?;
     Ok(Volume {
         mountpoint: path(root, &name),
+        options: driver::options(root, &name),
         labels: serde_json::from_str(&labels).unwrap_or_default(),
         anonymous: row.get(2)?,
         created: db::time(row.get(3)?),

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{LinuxResources, LinuxSeccomp, MountBuilder, Process, Spec};
-use rbuild_store::{EventJournal, Mounts};
+use rbuild_store::{EventJournal, Mounts, Root, Walk};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
@@ -196,8 +196,14 @@ pub struct NewTerms {
 /// Something at a place inside.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InsideMount {
-    /// A path of the host's, or of a volume; `None` is memory.
+    /// A path of the host's, or of a volume.
     pub source: Option<PathBuf>,
+    /// In place of it a tree of layers; without both it is memory.
+    #[serde(default)]
+    pub layers: Option<Mounts>,
+    /// Of either only this path, in which links lead nowhere else.
+    #[serde(default)]
+    pub subpath: Option<PathBuf>,
     pub destination: PathBuf,
     pub options: Vec<String>,
 }
@@ -260,7 +266,7 @@ impl ContainerSpec {
         };
         let mut spec = self.spec.clone();
         let mut mounts = spec.mounts().clone().unwrap_or_default();
-        for mount in self.mounts.iter().filter(|mount| mount.source.is_none()) {
+        for mount in self.mounts.iter().filter(|mount| mount.source.is_none() && mount.layers.is_none()) {
             let tmpfs = MountBuilder::default()
                 .destination(&mount.destination)
                 .typ("tmpfs")
@@ -306,9 +312,23 @@ impl InsideMount {
     /// # Errors
     /// The source cannot be opened.
     pub fn open(&self) -> Result<Option<ExtraMount>> {
+        if let Some(layers) = &self.layers {
+            let path = self.subpath.clone().unwrap_or_else(|| PathBuf::from("/"));
+            return Ok(Some(ExtraMount {
+                destination: self.destination.clone(),
+                source: MountSource::Layers { mounts: layers.clone(), path },
+                options: self.options.clone(),
+            }));
+        }
         let Some(source) = &self.source else { return Ok(None) };
         let fd = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| Error::system(format!("mount {}", source.display()), e))?;
+        let fd = match &self.subpath {
+            Some(subpath) => Root::from_fd(fd)
+                .and_then(|root| root.walk(subpath, Walk::InRoot))
+                .map_err(|e| Error::system(format!("access path {} of {}", subpath.display(), source.display()), e))?,
+            None => fd,
+        };
         Ok(Some(ExtraMount {
             destination: self.destination.clone(),
             source: MountSource::Opened(fd),

@@ -52,7 +52,7 @@ impl Setup {
     /// A snapshot on `parent` made by `write` through the mounts.
     fn make(&self, parent: Option<&Snapshot>, write: impl FnOnce(&Path)) -> Snapshot {
         let active = self.store.snapshots().prepare(&self.lease, parent.map(Snapshot::id)).unwrap();
-        see(active.mounts(), |path| write(path));
+        see(active.mounts().unwrap(), |path| write(path));
         self.store.snapshots().commit(active).unwrap()
     }
 

@@ -331,3 +331,69 @@ fn a_policy_is_applied_after_builds() {
     scene.rb(&["builder", "gc"]).refused(1, &["'many'"]);
     scene.rb(&["system", "check"]).ok();
 }
+
+/// `--filter` of all that prune takes what fits and leaves the rest.
+#[test]
+fn pruning_keeps_to_its_filters() {
+    let scene = Scene::with_busybox();
+    scene.write("Dockerfile", "FROM busybox\nLABEL keep=no\nRUN echo x >/x\n");
+    build(&scene, "labelled");
+    scene.rb(&["rmi", "labelled"]).ok();
+    build(&scene, "labelled");
+    for (name, label) in [("old", "keep=no"), ("other", "keep=yes")] {
+        scene.rb(&["create", "--name", name, "--network=none", "--label", label, "busybox", "true"]).ok();
+        scene.rb(&["network", "create", "--label", label, &format!("net-{name}")]).ok();
+        scene.rb(&["volume", "create", "--label", label, &format!("vol-{name}")]).ok();
+    }
+    let names = |line: &[&str]| {
+        let mut names: Vec<String> = scene.rb(line).ok().out.lines().map(str::to_owned).collect();
+        names.sort();
+        names.join(" ")
+    };
+    let containers = || names(&["ps", "-a", "--format", "{{.Names}}"]);
+    let networks = || names(&["network", "ls", "--filter", "type=custom", "--format", "{{.Name}}"]);
+    let volumes = || names(&["volume", "ls", "-q"]);
+    let cached = || entries(&scene, &[]).len();
+    let before = cached();
+
+    // Nothing here is a day old, and nothing has this label.
+    scene.rb(&["system", "prune", "-af", "--filter", "until=24h"]).ok();
+    scene.rb(&["container", "prune", "-f", "--filter", "until=24h"]).ok();
+    scene.rb(&["system", "prune", "-af", "--filter", "label=unheard-of"]).ok();
+    assert_eq!(containers(), "old other");
+    assert_eq!((networks(), volumes()), ("net-old net-other".into(), "vol-old vol-other".into()));
+    assert_eq!(cached(), before);
+
+    let said = scene.rb_with_input(&["system", "prune", "--filter", "label=keep=no"], b"n\n");
+    assert!(
+        format!("{}{}", said.out, said.err).contains("Items to be pruned will be filtered with:\n  - label=keep=no"),
+        "{said:?}"
+    );
+    assert_eq!(containers(), "old other");
+    scene.rb(&["system", "prune", "-af", "--filter", "label=keep=no"]).ok();
+    assert_eq!((containers(), networks()), ("other".into(), "net-other".into()));
+    assert_eq!(names(&["images", "--format", "{{.Repository}}"]), "busybox");
+    assert_eq!(cached(), before, "nothing in the build cache has a label");
+
+    // Named volumes go by `volume prune` alone.
+    scene.rb(&["volume", "prune", "-f", "--filter", "label=keep"]).ok();
+    assert_eq!(volumes(), "vol-old vol-other");
+    scene.rb(&["volume", "prune", "-f", "--filter", "all=true", "--filter", "label!=keep=yes"]).ok();
+    assert_eq!(volumes(), "vol-other");
+    scene.rb(&["container", "prune", "-f", "--filter", "label!=keep=yes"]).ok();
+    assert_eq!(containers(), "other");
+    scene.rb(&["container", "prune", "-f", "--filter", "label=keep=yes", "--filter", "until=0s"]).ok();
+    assert_eq!(containers(), "");
+
+    for (line, words) in [
+        (&["system", "prune", "-f", "--volumes", "--filter", "until=1h"][..], r#"The "until" filter is not supported"#),
+        (&["system", "prune", "-f", "--filter", "colour=red"], "invalid filter 'colour'"),
+        (&["container", "prune", "-f", "--filter", "until=never"], "invalid filter 'until=never'"),
+        (&["volume", "prune", "-f", "--filter", "until=1h"], "invalid filter 'until'"),
+        (&["volume", "prune", "-f", "--filter", "all=perhaps"], "invalid filter 'all=perhaps'"),
+        (&["container", "prune", "-f", "--filter", "label"], "bad format of filter"),
+    ] {
+        let said = scene.rb(line);
+        assert!(said.code != 0 && said.err.contains(words), "{line:?}: {said:?}");
+    }
+}

@@ -2,9 +2,11 @@
 //! is not installed is named and its test judges nothing.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::scene::Scene;
+use crate::serve::Serving;
 
 pub(crate) fn are_installed(programs: &[&str]) -> bool {
     let lacks =
@@ -107,4 +109,123 @@ fn archives_that_skopeo_makes_are_the_same_image() {
         assert_eq!(scene.rb(&run).ok().out, "content\nnew\n");
         tool(&scene, "rm -rf other");
     }
+}
+
+/// podman takes from the served store, gives it back, and what either saves the other loads.
+#[test]
+fn podman_exchanges_images_with_the_served_store() {
+    if !are_installed(&["podman"]) {
+        return;
+    }
+    let scene = Scene::with_busybox();
+    let registry = Serving::start(&scene, &[]);
+    let podman = |line: &str| {
+        let own = "--root=$PWD/pod --runroot=$PWD/podrun --tmpdir=$PWD/podtmp --storage-driver=vfs";
+        tool(&scene, &format!("podman {own} {line}"))
+    };
+    let (from, to) = (registry.name("busybox:latest"), registry.name("back/busybox:1"));
+    podman(&format!("pull -q --tls-verify=false {from}"));
+    podman(&format!("push -q --tls-verify=false {from} {to}"));
+    let id = scene.inspect("busybox")["Id"].clone();
+    assert_eq!(scene.inspect("back/busybox:1")["Id"], id);
+    for format in ["docker-archive", "oci-archive"] {
+        podman(&format!("save -q --format {format} -o {format}.tar {from}"));
+        scene.rb(&["load", "-q", "-i", &format!("{format}.tar")]).ok();
+        assert_eq!(scene.inspect(&from)["Id"], id, "{format}");
+        scene.rb(&["rmi", &from]).ok();
+    }
+    scene.rb(&["save", "-o", "ours.tar", "back/busybox:1"]).ok();
+    let loaded = podman("load -q -i ours.tar");
+    assert!(loaded.contains("back/busybox:1"), "{loaded}");
+    assert_eq!(podman("image inspect --format sha256:{{.Id}} back/busybox:1").trim(), id.as_str().expect("an id"));
+}
+
+/// umoci unpacks and repacks what skopeo fetched from the served store; what it makes loads here.
+#[test]
+fn umoci_unpacks_what_is_served_and_its_layers_load() {
+    if !are_installed(&["skopeo", "umoci"]) {
+        return;
+    }
+    let scene = Scene::new();
+    tree(&scene);
+    scene.write("Dockerfile", "FROM scratch\nCOPY tree /tree\nCMD [\"/none\"]\n");
+    scene.rb(&["build", "-q", "-t", "tree", "."]).ok();
+    let registry = Serving::start(&scene, &[]);
+    let source = format!("docker://{}", registry.name("tree"));
+    tool(&scene, &format!("skopeo --insecure-policy copy -q --src-tls-verify=false {source} oci:layout:1"));
+    tool(&scene, "umoci unpack --image layout:1 bundle && diff -r -x pipe --no-dereference tree bundle/rootfs/tree");
+    tool(
+        &scene,
+        "echo more >bundle/rootfs/more && rm -r bundle/rootfs/tree/dir && umoci repack --image layout:2 bundle",
+    );
+    tool(&scene, "umoci gc --layout layout; umoci rm --image layout:1; tar -C layout -cf two.tar .");
+    let said = scene.rb(&["load", "-q", "-i", "two.tar"]).ok();
+    let id = said.out.trim().rsplit(' ').next().expect("an id").to_owned();
+    scene.rb(&["tag", &id, "two"]).ok();
+    scene.write("Dockerfile", "FROM two\n");
+    scene.rb(&["build", "-q", "-o", "out", "."]).ok();
+    tool(
+        &scene,
+        "test ! -e out/tree/dir && test \"$(cat out/more)\" = more && diff -r -x pipe --no-dereference bundle/rootfs out",
+    );
+}
+
+/// Debian's docker-registry on a free port, over a directory of the scene.
+struct DockerRegistry {
+    child: Child,
+    address: String,
+}
+
+impl DockerRegistry {
+    fn start(scene: &Scene) -> DockerRegistry {
+        let config = "version: 0.1\nlog: {level: info, accesslog: {disabled: true}}\n\
+                      storage: {delete: {enabled: true}, filesystem: {rootdirectory: ./held}}\nhttp: {addr: '127.0.0.1:0'}\n";
+        let (config, said) = (scene.write("registry.yml", config), scene.work().join("registry.log"));
+        let log = std::fs::File::create(&said).expect("a file");
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(config).current_dir(scene.work()).stdout(Stdio::null()).stderr(log);
+        let mut child = command.spawn().expect("docker-registry starts");
+        loop {
+            let text = std::fs::read_to_string(&said).expect("its log");
+            let told = text.split_once("listening on ").and_then(|(_, rest)| rest.split_once('"'));
+            if let Some((address, _)) = told {
+                return DockerRegistry { child, address: address.to_owned() };
+            }
+            assert!(child.try_wait().expect("wait").is_none(), "{text}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for DockerRegistry {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// What we push to Debian's registry is there under the digest we say, and comes back the same; a second repository is
+/// given its layers by the registry itself.
+#[test]
+fn debians_registry_takes_and_gives_our_images() {
+    if !are_installed(&["docker-registry"]) {
+        return;
+    }
+    let scene = Scene::with_busybox();
+    let registry = DockerRegistry::start(&scene);
+    let name = |rest: &str| format!("{}/{rest}", registry.address);
+    scene.write("Dockerfile", "FROM busybox\nRUN echo made > /made\n");
+    scene.rb(&["build", "-q", "-t", &name("a/app:1"), "."]).ok();
+    let digest = |said: &str| said.split_once("digest: ").and_then(|(_, rest)| rest.get(..71)).map(str::to_owned);
+    let pushed = digest(&scene.rb(&["push", &name("a/app:1")]).ok().out).expect("a digest");
+    scene.rb(&["tag", &name("a/app:1"), &name("b/app:1")]).ok();
+    let second = scene.rb(&["push", &name("b/app:1")]).ok();
+    assert!(second.out.contains("Mounted from a/app"), "{second:?}");
+    assert_eq!(digest(&second.out), Some(pushed.clone()));
+    let other = Scene::new();
+    let pulled = other.rb(&["pull", &name("b/app:1")]).ok();
+    assert!(pulled.out.contains(&format!("Digest: {pushed}\n")), "{pulled:?}");
+    assert_eq!(other.inspect(&name("b/app:1"))["Id"], scene.inspect(&name("a/app:1"))["Id"]);
+    assert_eq!(other.rb(&["run", "--rm", "--network", "none", &name("b/app:1"), "cat", "/made"]).ok().out, "made\n");
+    other.rb(&["system", "check"]).ok();
 }

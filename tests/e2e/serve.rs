@@ -23,7 +23,7 @@ impl Serving {
         Serving { child, address }
     }
 
-    fn name(&self, rest: &str) -> String {
+    pub(crate) fn name(&self, rest: &str) -> String {
         format!("{}/{rest}", self.address)
     }
 

@@ -1,7 +1,9 @@
 //! The cache in a store: what every cache promises, what only one in a store does, and several processes at once.
 
+mod backends;
 mod contract;
 mod local;
+mod portable;
 mod processes;
 
 use std::sync::Arc;

@@ -77,8 +77,19 @@ impl Containers {
             let rest = clean.strip_prefix(&mount.destination).unwrap_or(&clean);
             let source = match &mount.kind {
                 MountKind::Bind { source, .. } => Some(source.clone()),
-                MountKind::Volume { name, .. } => Some(volumes::path(self.store.root(), name)),
+                MountKind::Volume { name, .. } => {
+                    let root = self.store.root();
+                    match volumes::place(root, name, volumes::path(root, name))? {
+                        volumes::Place::Directory(path) => Some(path),
+                        volumes::Place::Memory(_) => None,
+                    }
+                }
                 MountKind::Tmpfs { .. } => None,
+                MountKind::Image { snapshot, .. } => {
+                    let files = root_of(&self.store.snapshots().view(&snapshot.parse()?)?)?;
+                    let below = mount.subpath.as_deref().unwrap_or(Path::new("")).join(rest);
+                    return Ok((files, Path::new("/").join(below)));
+                }
             };
             if write && mount.read_only {
                 return Err(Error::invalid(format!("{} is mounted read-only", mount.destination)));
@@ -90,6 +101,7 @@ impl Containers {
                     let name = source.file_name().unwrap_or_default();
                     return Ok((Root::open(parent).map_err(Error::internal)?, Path::new("/").join(name)));
                 }
+                let rest = mount.subpath.as_deref().unwrap_or(Path::new("")).join(rest);
                 let inside = Path::new("/").join(rest);
                 let inside = if ends_in_dot(path) { inside.join(".") } else { inside };
                 return Ok((Root::open(&source).map_err(Error::internal)?, inside));

@@ -15,7 +15,7 @@ use super::record::{self, Container, MountKind, MountPoint};
 use super::request::{CreateRequest, HostSettings, MountRequest, MountWish, NetworkMode};
 use super::{Containers, health, isolation, names, process, random_id};
 use crate::error::{Error, Kind};
-use crate::volumes;
+use crate::volumes::{self, Place};
 
 /// The least memory a container may have, docker's number: less, and not even its init starts.
 const LEAST_MEMORY: i64 = 6 << 20;
@@ -51,7 +51,7 @@ impl Containers {
         let image = self.store.images().resolve(&request.image)?;
         let (manifest, config, _) = self.store.images().manifest(&image, &self.platform(&image))?;
         let parent = self.unpacked(&manifest, &config, &lease)?;
-        let container = self.describe(request, &image, &config, parent.as_ref())?;
+        let container = self.describe(request, &image, &config, parent.as_ref(), &lease)?;
         let (directory, lock) = self.make_directory(&container.id, &lease).map_err(Error::internal)?;
         if container.host.auto_remove {
             fs::write(directory.join(BEGUN), "").map_err(Error::internal)?;
@@ -106,7 +106,10 @@ impl Containers {
         for mount in &container.mounts {
             let MountKind::Volume { name, .. } = &mount.kind else { continue };
             let path = self.volumes().make_directory(name)?;
-            if wants_copy(request, &mount.destination) && is_empty(&path) {
+            // What a part of a volume is, is for who fills the volume to say.
+            let whole = mount.subpath.is_none();
+            let Place::Directory(path) = volumes::place(self.store.root(), name, path)? else { continue };
+            if whole && wants_copy(request, &mount.destination) && is_empty(&path) {
                 let root = match &image_root {
                     Some(root) => root,
                     None => image_root.insert(self.image_root(&container)?),
@@ -184,6 +187,7 @@ impl Containers {
         image: &ImageRecord,
         config: &ImageConfig,
         parent: Option<&Snapshot>,
+        lease: &Lease,
     ) -> Result<Container, Error> {
         let id = random_id()?;
         let merged = merge(request, &config.config);
@@ -199,7 +203,7 @@ impl Containers {
             tty: request.tty,
             stdin: request.stdin,
             stdin_once: request.stdin_once,
-            mounts: self.mount_points(request, &merged)?,
+            mounts: self.mount_points(request, &merged, lease)?,
             networks: Some(self.wanted_networks(request)?),
             host: request.host.clone(),
             config: merged,
@@ -227,11 +231,16 @@ impl Containers {
     }
 
     /// The mounts of the request, of the containers it names, and the volumes of the image.
-    fn mount_points(&self, request: &CreateRequest, config: &ContainerConfig) -> Result<Vec<MountPoint>, Error> {
+    fn mount_points(
+        &self,
+        request: &CreateRequest,
+        config: &ContainerConfig,
+        lease: &Lease,
+    ) -> Result<Vec<MountPoint>, Error> {
         let mut mounts: Vec<MountPoint> = Vec::new();
         let mut places = BTreeSet::new();
         for mount in &request.mounts {
-            let point = self.mount_point(mount)?;
+            let point = self.mount_point(mount, lease)?;
             if !places.insert(clean(&point.destination)) {
                 return Err(Error::invalid(format!("Duplicate mount point: {}", point.destination)));
             }
@@ -255,7 +264,7 @@ impl Containers {
         for place in config.volumes.keys() {
             if place.starts_with('/') && places.insert(clean(place)) {
                 let kind = MountKind::Volume { name: random_id()?, anonymous: true };
-                mounts.push(MountPoint { kind, destination: place.clone(), read_only: false });
+                mounts.push(MountPoint { kind, destination: place.clone(), read_only: false, subpath: None });
             }
         }
         // What lies deeper is mounted later.
@@ -263,7 +272,7 @@ impl Containers {
         Ok(mounts)
     }
 
-    fn mount_point(&self, mount: &MountRequest) -> Result<MountPoint, Error> {
+    fn mount_point(&self, mount: &MountRequest, lease: &Lease) -> Result<MountPoint, Error> {
         let destination = mount.destination.clone();
         if !destination.starts_with('/') {
             let message = format!("invalid mount config: mount path must be absolute: {destination}");
@@ -296,8 +305,19 @@ impl Containers {
             }
             MountWish::Volume { name: None, .. } => MountKind::Volume { name: random_id()?, anonymous: true },
             MountWish::Tmpfs { options } => MountKind::Tmpfs { options: options.clone() },
+            MountWish::Image { name } => self.image_mount(name, lease)?,
         };
-        Ok(MountPoint { kind, destination, read_only: mount.read_only })
+        let read_only = mount.read_only || matches!(kind, MountKind::Image { .. });
+        Ok(MountPoint { kind, destination, read_only, subpath: mount.subpath.clone() })
+    }
+
+    fn image_mount(&self, name: &str, lease: &Lease) -> Result<MountKind, Error> {
+        let image = self.store.images().resolve(name)?;
+        let (manifest, config, _) = self.store.images().manifest(&image, &self.platform(&image))?;
+        let files = self.unpacked(&manifest, &config, lease)?;
+        let files = files.ok_or_else(|| Error::invalid(format!("image {name} has no files to be mounted")))?;
+        let (target, snapshot) = (image.target.digest.clone(), files.id().to_string());
+        Ok(MountKind::Image { name: name.to_owned(), target, snapshot })
     }
 
     /// Turns the names of containers whose namespaces are shared into ids.

@@ -48,13 +48,31 @@ pub struct MountPoint {
     pub kind: MountKind,
     pub destination: String,
     pub read_only: bool,
+    /// Of the volume or image only this path.
+    #[serde(default)]
+    pub subpath: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountKind {
-    Bind { source: PathBuf, propagation: Option<String>, recursive: bool },
-    Volume { name: String, anonymous: bool },
-    Tmpfs { options: Vec<String> },
+    Bind {
+        source: PathBuf,
+        propagation: Option<String>,
+        recursive: bool,
+    },
+    Volume {
+        name: String,
+        anonymous: bool,
+    },
+    Tmpfs {
+        options: Vec<String>,
+    },
+    /// The digest of an image's manifest or index, and its files.
+    Image {
+        name: String,
+        target: Digest,
+        snapshot: String,
+    },
 }
 
 /// What a container is doing.
@@ -193,6 +211,12 @@ pub(super) fn insert(tx: &Transaction<'_>, container: &Container) -> rusqlite::R
     refer.execute((&owner, format!("image:{}", container.image_target)))?;
     if let Some(parent) = &container.parent {
         refer.execute((&owner, format!("snapshot:{parent}")))?;
+    }
+    for mount in &container.mounts {
+        if let MountKind::Image { target, snapshot, .. } = &mount.kind {
+            refer.execute((&owner, format!("image:{target}")))?;
+            refer.execute((&owner, format!("snapshot:{snapshot}")))?;
+        }
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use super::record::{Container, MountKind, Status};
 use super::request::{NamespaceMode, NetworkMode};
 use super::{ContainerParts, Containers, etc, health, ports, process, signal_number};
 use crate::error::{Error, Kind};
-use crate::volumes;
+use crate::volumes::{self, Place};
 
 /// How a container is started.
 #[derive(Debug, Clone, Copy, Default)]
@@ -261,6 +261,7 @@ impl Containers {
             if point.read_only {
                 options.push("ro".to_owned());
             }
+            let mut layers = None;
             let source = match &point.kind {
                 MountKind::Bind { source, propagation, recursive } => {
                     options.push(if *recursive { "rbind".to_owned() } else { "bind".to_owned() });
@@ -268,8 +269,17 @@ impl Containers {
                     Some(source.clone())
                 }
                 MountKind::Volume { name, .. } => {
-                    options.push("rbind".to_owned());
-                    Some(volumes::path(self.store.root(), name))
+                    let root = self.store.root();
+                    match volumes::place(root, name, volumes::path(root, name))? {
+                        Place::Directory(path) => {
+                            options.push("rbind".to_owned());
+                            Some(path)
+                        }
+                        Place::Memory(given) => {
+                            options.extend(given);
+                            None
+                        }
+                    }
                 }
                 MountKind::Tmpfs { options: given } => {
                     options.extend(["nosuid".to_owned(), "nodev".to_owned()]);
@@ -279,8 +289,14 @@ impl Containers {
                     options.extend(given.iter().filter(|option| *option != "exec").cloned());
                     None
                 }
+                MountKind::Image { snapshot, .. } => {
+                    layers = Some(self.store.snapshots().view(&snapshot.parse()?)?);
+                    None
+                }
             };
-            mounts.push(InsideMount { source, destination: PathBuf::from(&point.destination), options });
+            let destination = PathBuf::from(&point.destination);
+            let subpath = point.subpath.clone();
+            mounts.push(InsideMount { source, layers, subpath, destination, options });
         }
         Ok(mounts)
     }

@@ -32,7 +32,7 @@ pub(super) fn source(
                 return Ok((MountSource::Layers { mounts, path }, None));
             }
             let active = executor.store.snapshots().prepare(&executor.lease, Some(snapshot.id()))?;
-            Ok((MountSource::Layers { mounts: active.mounts().clone(), path }, Some(active)))
+            Ok((MountSource::Layers { mounts: active.mounts()?.clone(), path }, Some(active)))
         }
         Some(value @ Value::Context(context)) => {
             let source = Source::open(executor, value)?;

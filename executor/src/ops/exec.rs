@@ -277,7 +277,7 @@ fn process_spec(
     Ok(ProcessSpec {
         id: format!("{}-{:x}", executor.lease.id(), context.step.0),
         spec,
-        rootfs: active.mounts().clone(),
+        rootfs: active.mounts()?.clone(),
         upper: Upper::Volatile,
         stub_dir: scratch.stub(),
         network,
@@ -296,7 +296,7 @@ fn network_error(error: impl std::fmt::Display) -> ExecutorError {
 
 /// Who the process is, looked up in its own image.
 fn identity(executor: &Executor, op: &ExecOp, active: &Active) -> Result<users::Identity, ExecutorError> {
-    let view = match active.mounts() {
+    let view = match active.mounts()? {
         Mounts::Overlay { lowers, .. } if lowers.is_empty() => None,
         mounts => Some(mounts),
     };

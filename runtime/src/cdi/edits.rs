@@ -86,7 +86,8 @@ fn inside(mount: &HostMount, destination: PathBuf) -> InsideMount {
     if !options.iter().any(|option| option == "bind" || option == "rbind") {
         options.push("bind".to_owned());
     }
-    InsideMount { source: Some(PathBuf::from(&mount.host_path)), destination, options }
+    let source = Some(PathBuf::from(&mount.host_path));
+    InsideMount { source, layers: None, subpath: None, destination, options }
 }
 
 fn add_node(spec: &mut Spec, name: &str, node: &Node) -> Result<()> {

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Driver, Mounts, Snapshot, SnapshotId, rows};
 use crate::db::Durability;
@@ -26,8 +27,13 @@ pub struct Active {
     upper: PathBuf,
     delta_of: Option<SnapshotId>,
     copied: Option<String>,
+    /// Whether there is a directory for the kernel to work in.
+    mountable: AtomicBool,
     committed: bool,
 }
+
+/// The directory beside `upper` that overlay works in while it is mounted.
+pub(super) const WORK: &str = "work";
 
 /// The file beside a snapshot's own directory that says what was copied into it.
 const COPIED: &str = "copied";
@@ -36,8 +42,16 @@ const LONGEST_NOTE: u64 = 1 << 30;
 
 impl Active {
     /// How to see it, for writing.
-    pub fn mounts(&self) -> &Mounts {
-        &self.mounts
+    ///
+    /// # Errors
+    /// What a mount needs beside `upper` cannot be made. It is made here: most are only written into.
+    pub fn mounts(&self) -> Result<&Mounts> {
+        if matches!(self.mounts, Mounts::Overlay { .. }) && !self.mountable.swap(true, Ordering::Relaxed) {
+            let dir = self.lease.ingest_fd()?.open_dir(&self.name);
+            dir.and_then(|dir| dir.mkdir(OsStr::new(WORK), 0o700))
+                .context(|| format!("making {:?}", self.path.join(WORK)))?;
+        }
+        Ok(&self.mounts)
     }
 
     /// The directory into which one may write directly, while it is not mounted.
@@ -118,6 +132,7 @@ impl Active {
             path,
             delta_of: None,
             copied: None,
+            mountable: AtomicBool::new(false),
             committed: false,
         };
         // From here on a failure drops `active`, and the directory with it.
@@ -131,7 +146,9 @@ impl Active {
         }
         let what = || "publishing a snapshot".to_owned();
         let ingest = self.lease.ingest_fd()?;
-        ingest.open_dir(&self.name).and_then(|dir| dir.remove_all(OsStr::new("work"))).context(what)?;
+        if self.mountable.load(Ordering::Relaxed) {
+            ingest.open_dir(&self.name).and_then(|dir| dir.remove_all(OsStr::new(WORK))).context(what)?;
+        }
         let snapshots = core.open_dir("snapshots")?;
         core.faults.pass("snapshot.written")?;
         let id = core.db.write(Durability::Cache, |tx| {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 
+use super::active::WORK;
 use super::{Active, Driver, Mounts, Snapshot, SnapshotId, Snapshotter, rows, tree};
 use crate::collect;
 use crate::error::{Context, Result, StoreError};
@@ -47,10 +48,9 @@ impl Overlay {
         rows::stacked(chain).rev().map(|id| rows::fs_path(&self.core, &id)).collect()
     }
 
-    /// Makes `fs` and `work` in `dir`. The root of `fs` looks like that of `parent`.
+    /// Makes `fs` in `dir`, whose root looks like that of `parent`.
     fn fill(&self, dir: &Dir, parent: Option<&SnapshotId>) -> Result<()> {
         let what = || "making a writable layer".to_owned();
-        dir.mkdir(OsStr::new("work"), 0o700).context(what)?;
         let fs = dir.mkdir(OsStr::new("fs"), 0o755).context(what)?;
         if let Some(parent) = parent {
             let above = rows::open_fs(&self.core, parent)?;
@@ -60,7 +60,7 @@ impl Overlay {
     }
 
     fn mounts(&self, dir: &Path, lowers: Vec<PathBuf>) -> Mounts {
-        Mounts::Overlay { lowers, upper: Some(dir.join("fs")), work: Some(dir.join("work")) }
+        Mounts::Overlay { lowers, upper: Some(dir.join("fs")), work: Some(dir.join(WORK)) }
     }
 
     fn view_of(&self, mut lowers: Vec<PathBuf>) -> Mounts {
@@ -119,6 +119,7 @@ impl Snapshotter for Overlay {
     fn make_layer(&self, dir: &Path, parent: Option<&SnapshotId>) -> Result<Mounts> {
         let open = tree::open_or_make(dir).context(|| format!("making {dir:?}"))?;
         let lowers = self.lowers(parent)?;
+        open.mkdir(OsStr::new(WORK), 0o700).context(|| format!("making {dir:?}"))?;
         self.fill(&open, parent)?;
         Ok(self.mounts(dir, lowers))
     }
