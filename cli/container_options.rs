@@ -495,5 +495,5 @@ fn label(text: &str) -> (String, String) {
 pub struct NotYet;
 
 impl refused::Table for NotYet {
-    const OPTIONS: &'static [Missing] = &[Missing::valued("link-local-ip"), Missing::switch("use-api-socket")];
+    const OPTIONS: &'static [Missing] = &[Missing::switch("use-api-socket")];
 }

@@ -19,6 +19,9 @@ pub struct NetworkOptions {
     /// IPv6 address in the network
     #[arg(long, value_name = "ADDRESS", value_parser = ipv6)]
     ip6: Option<Ipv6Addr>,
+    /// Address of the link alone that it has beside its own: 169.254.x.y or fe80::…
+    #[arg(long, value_name = "ADDRESS", value_parser = link_local)]
+    link_local_ip: Vec<IpAddr>,
     /// Container that it knows by a name of its own
     #[arg(long = "link", value_name = "CONTAINER[:NAME]", value_parser = link)]
     links: Vec<Link>,
@@ -110,6 +113,7 @@ impl NetworkOptions {
         first.ip = self.ip.or(first.ip);
         first.ip6 = self.ip6.or(first.ip6);
         first.mac = self.mac_address.or(first.mac);
+        first.link_local.extend(&self.link_local_ip);
         first.aliases.extend(self.aliases.iter().cloned());
         first.links.extend(self.links.iter().map(|link| (link.0.clone(), link.1.clone())));
         Ok(memberships)
@@ -153,7 +157,8 @@ fn network(text: &str) -> Result<Wish, String> {
             "ip" => wish.ip = Some(ipv4(value)?),
             "ip6" => wish.ip6 = Some(ipv6(value)?),
             "mac-address" => wish.mac = Some(mac(value)?),
-            "driver-opt" | "link-local-ip" | "gw-priority" => return Err(format!("{key} is not supported")),
+            "link-local-ip" => wish.link_local.push(link_local(value)?),
+            "driver-opt" | "gw-priority" => return Err(format!("{key} is not supported")),
             _ => return Err(format!("invalid field key {key}")),
         }
     }
@@ -176,6 +181,15 @@ pub fn ipv6(text: &str) -> Result<Ipv6Addr, String> {
         Ok(IpAddr::V6(address)) => Ok(address),
         _ => Err(format!("invalid IPv6 address: {text}")),
     }
+}
+
+/// An address that routers do not pass on.
+fn link_local(text: &str) -> Result<IpAddr, String> {
+    let parsed = text.parse::<IpAddr>().ok().filter(|address| match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.segments()[0] & 0xffc0 == 0xfe80,
+    });
+    parsed.ok_or_else(|| format!("invalid link-local address: {text}"))
 }
 
 fn mac(text: &str) -> Result<Mac, String> {

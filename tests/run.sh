@@ -15,7 +15,7 @@ areas=${CASES_AREAS:-dockerfile add copy dockerignore fs storage errors mounts r
 # Cases of these areas that ask for what is refused by name so far.
 later=""
 # What the tests and the cases call on the host.
-packages="build-essential busybox-static debootstrap docker-registry apache2-utils skopeo umoci curl ca-certificates
+packages="build-essential busybox-static debootstrap docker-registry docker.io apache2-utils skopeo umoci curl ca-certificates
   iproute2 iptables jq xz-utils bzip2 zstd gzip file git openssh-client procps libcap2-bin bsdutils attr acl e2fsprogs btrfs-progs xfsprogs mount runc crun"
 
 failed=

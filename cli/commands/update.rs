@@ -15,6 +15,9 @@ use crate::values;
 /// Change the limits and the restart policy of containers, whether they run or not
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Weight among the containers that want the disks, from 10 to 1000
+    #[arg(long, value_name = "WEIGHT")]
+    blkio_weight: Option<u16>,
     /// Length of the period of the processor quota, in microseconds
     #[arg(long, value_name = "N")]
     cpu_period: Option<u64>,
@@ -67,6 +70,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         cpu_quota: args.cpu_quota.filter(|n| *n != 0),
         cpuset_cpus: args.cpuset_cpus.filter(|list| !list.is_empty()),
         cpuset_mems: args.cpuset_mems.filter(|list| !list.is_empty()),
+        blkio_weight: args.blkio_weight.filter(|n| *n != 0),
         pids_limit: args.pids_limit.filter(|n| *n != 0),
         restart: args.restart,
     };
@@ -82,6 +86,5 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
 pub struct NotYet;
 
 impl refused::Table for NotYet {
-    const OPTIONS: &'static [Missing] =
-        &[Missing::valued("blkio-weight"), Missing::valued("cpu-rt-period"), Missing::valued("cpu-rt-runtime")];
+    const OPTIONS: &'static [Missing] = &[Missing::valued("cpu-rt-period"), Missing::valued("cpu-rt-runtime")];
 }

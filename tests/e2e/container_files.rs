@@ -90,7 +90,7 @@ fn filters_choose_what_is_shown_started_and_removed() {
     scene.rb(&["start", "--all", "web-1"]).refused(1, &["take no names"]);
     scene.rb(&["wait", "--condition", "running", "web-1"]).ok();
     assert_eq!(scene.rb(&["wait", "--condition", "exited", "db"]).ok().out, "137\n");
-    scene.rb(&["wait", "--condition", "odd", "db"]).refused(1, &["unknown condition \"odd\""]);
+    scene.rb(&["wait", "--condition", "odd", "db"]).refused(125, &["unknown condition \"odd\""]);
     let said = scene.rb(&["container", "prune", "-f", "--filter", "label!=keep"]).ok().out;
     assert!(said.starts_with("Deleted Containers:\n") && said.contains("Total reclaimed space:"), "{said}");
     assert_eq!(names(&[]), "web-1 web-2");

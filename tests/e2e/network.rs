@@ -521,6 +521,32 @@ fn monitor_of(mut pid: i32) -> i32 {
     }
 }
 
+#[test]
+fn an_interface_has_addresses_of_the_link_beside_its_own() {
+    let scene = Scene::with_busybox();
+    scene.rb(&["network", "create", "linked"]).ok();
+    let run = |network: &str, address: &str| {
+        scene.rb(&[
+            "run",
+            "--rm",
+            "--network",
+            network,
+            "--link-local-ip",
+            address,
+            "busybox",
+            "ip",
+            "address",
+            "show",
+            "eth0",
+        ])
+    };
+    let out = run("linked", "169.254.7.9").ok().out;
+    assert!(out.contains("inet 169.254.7.9/16") && out.matches("inet ").count() == 2, "{out}");
+    run("bridge", "169.254.7.9").refused(125, &["supported on user defined networks only"]);
+    run("linked", "10.1.2.3").refused(125, &["invalid link-local address: 10.1.2.3", "--link-local-ip"]);
+    scene.rb(&["network", "rm", "linked"]).ok();
+}
+
 /// Who removes the state directory by hand leaves bridges: the next command that makes a network takes them away.
 #[test]
 fn bridges_without_a_state_directory_are_removed() {

@@ -212,7 +212,6 @@ fn wrong_requests_are_named_before_anything_is_built() {
         (&["--memory", "1m"], "Minimum memory limit allowed is 6MB"),
         (&["--builder", "other"], "no builder \"other\" found"),
         (&["--allow", "everything"], "unknown entitlement everything"),
-        (&["--tls-verify=perhaps"], "tls-verify"),
         (&["--secret", "id=x,src=/no/such"], "/no/such"),
         (&["-f", "no.Dockerfile"], "no.Dockerfile: no such file or directory"),
         (&["-f", "/dev/null/x"], "/dev/null/x"),

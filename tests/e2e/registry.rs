@@ -146,8 +146,8 @@ fn a_build_is_given_credentials_of_its_own() {
     with(&["--authfile", kept.to_str().expect("UTF-8")]).ok();
     with(&["--authfile", "/no/such/file"]).refused(1, &["credential file /no/such/file"]);
     with(&["--cert-dir", "/no/such"]).refused(1, &["/no/such"]);
-    with(&["--tls-verify=perhaps"]).refused(1, &["tls-verify", "perhaps"]);
-    with(&["--retry-delay", "soon"]).refused(1, &["invalid duration \"soon\""]);
+    with(&["--tls-verify=perhaps"]).refused(125, &["tls-verify", "perhaps"]);
+    with(&["--retry-delay", "soon"]).refused(125, &["invalid duration \"soon\""]);
 }
 
 #[test]

@@ -68,7 +68,7 @@ impl Containers {
                 if !wish.aliases.is_empty() {
                     return refuse("network-scoped aliases are only supported for user-defined networks");
                 }
-                if wish.ip.is_some() || wish.ip6.is_some() {
+                if wish.ip.is_some() || wish.ip6.is_some() || !wish.link_local.is_empty() {
                     return refuse("user specified IP address is supported on user defined networks only");
                 }
                 if matches!(mode, NetworkMode::Container(_)) && !request.host.dns.is_empty() {
@@ -85,7 +85,7 @@ impl Containers {
         if !of_user && !wish.aliases.is_empty() {
             return Err(Error::invalid("network-scoped aliases are only supported for user-defined networks"));
         }
-        if !of_user && (wish.ip.is_some() || wish.ip6.is_some()) {
+        if !of_user && (wish.ip.is_some() || wish.ip6.is_some() || !wish.link_local.is_empty()) {
             return Err(Error::invalid("user specified IP address is supported on user defined networks only"));
         }
         if wish.ip.is_some() && !network.chosen {
@@ -337,6 +337,7 @@ fn wish(membership: &Membership, network: &Network, before: &[Connection]) -> Wi
         range: network.range,
         address6: membership.ip6,
         mac: membership.mac,
+        link_local: membership.link_local.clone(),
     }
 }
 

@@ -366,6 +366,9 @@ fn membership_settings(membership: &Membership, connection: Option<&Connection>)
     let mut addresses = Map::new();
     addresses.extend(membership.ip.map(|ip| ("IPv4Address".to_owned(), json!(ip))));
     addresses.extend(membership.ip6.map(|ip| ("IPv6Address".to_owned(), json!(ip))));
+    if !membership.link_local.is_empty() {
+        addresses.insert("LinkLocalIPs".to_owned(), json!(membership.link_local));
+    }
     let links: Vec<String> = membership.links.iter().map(|(target, alias)| format!("{target}:{alias}")).collect();
     let network6 = endpoint.and_then(|e| e.subnet6);
     json!({

@@ -197,7 +197,8 @@ fn fits(pattern: &str, path: &str) -> bool {
     pattern.len() == path.len() && pattern.iter().zip(&path).all(|(pattern, path)| name(pattern, path))
 }
 
-fn limit(resources: &mut LinuxResources, host: &HostSettings) -> Result<(), Error> {
+/// Adds the limits that are not among [`super::process::limit`]'s.
+pub(super) fn limit(resources: &mut LinuxResources, host: &HostSettings) -> Result<(), Error> {
     if host.memory_swappiness.is_some() || host.oom_kill_disable {
         let mut memory = resources.memory().unwrap_or_default();
         if let Some(swappiness) = host.memory_swappiness {

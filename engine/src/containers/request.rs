@@ -1,7 +1,7 @@
 //! What a caller asks for when it wants a container: plain data, in docker's notions.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use rbuild_graph::ops::Ulimit;
@@ -251,6 +251,9 @@ pub struct Membership {
     pub ip: Option<Ipv4Addr>,
     pub ip6: Option<Ipv6Addr>,
     pub mac: Option<Mac>,
+    /// Beside the others, 169.254.x.y or fe80::….
+    #[serde(default)]
+    pub link_local: Vec<IpAddr>,
     /// Containers (in a record by id) with the names that this one has for them.
     pub links: Vec<(String, String)>,
 }

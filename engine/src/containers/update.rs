@@ -6,7 +6,7 @@ use rbuild_store::Durability;
 
 use super::record::{self, Container, Seen};
 use super::request::HostSettings;
-use super::{Containers, create, process};
+use super::{Containers, create, isolation, process};
 use crate::error::{Error, Kind};
 
 /// What is to be changed; `None` stays. Units as in [`HostSettings`].
@@ -22,6 +22,8 @@ pub struct UpdateRequest {
     pub cpuset_cpus: Option<String>,
     pub cpuset_mems: Option<String>,
     pub pids_limit: Option<i64>,
+    /// From 10 to 1000.
+    pub blkio_weight: Option<u16>,
     pub restart: Option<RestartPolicy>,
 }
 
@@ -119,6 +121,10 @@ impl UpdateRequest {
         host.cpuset_cpus = self.cpuset_cpus.clone().or(host.cpuset_cpus);
         host.cpuset_mems = self.cpuset_mems.clone().or(host.cpuset_mems);
         host.pids_limit = self.pids_limit.or(host.pids_limit);
+        host.block_io.weight = self.blkio_weight.or(host.block_io.weight);
+        if host.block_io.weight.is_some_and(|weight| weight != 0 && !(10..=1000).contains(&weight)) {
+            return Err(Error::invalid("Range of blkio weight is from 10 to 1000"));
+        }
         host.restart = self.restart.unwrap_or(host.restart);
         create::check_limits(&host)?;
         Ok(host)
@@ -143,6 +149,7 @@ impl Seen {
 fn resources(host: &HostSettings) -> Result<LinuxResources, Error> {
     let mut resources = LinuxResources::default();
     process::limit(&mut resources, host)?;
+    isolation::limit(&mut resources, host)?;
     resources.set_devices(None);
     Ok(resources)
 }
@@ -185,5 +192,17 @@ mod tests {
         assert_eq!(cpus.over(&host(|h| h.nano_cpus = Some(5))).unwrap().nano_cpus, Some(1));
         let again = UpdateRequest { restart: Some(RestartPolicy::Always), ..Default::default() };
         assert!(refused(&host(|h| h.auto_remove = true), again).contains("AutoRemove is enabled"));
+        let light = UpdateRequest { blkio_weight: Some(5), ..Default::default() };
+        assert_eq!(refused(&HostSettings::default(), light), "Range of blkio weight is from 10 to 1000");
+    }
+
+    #[test]
+    fn what_is_not_updated_stays_among_the_limits() {
+        let old = host(|h| h.memory_swappiness = Some(7));
+        let new = UpdateRequest { memory: Some(64 << 20), blkio_weight: Some(300), ..Default::default() }.over(&old);
+        let limits = resources(&new.unwrap()).unwrap();
+        assert_eq!(limits.memory().unwrap().swappiness(), Some(7));
+        assert_eq!(limits.memory().unwrap().limit(), Some(64 << 20));
+        assert_eq!(limits.block_io().as_ref().unwrap().weight(), Some(300));
     }
 }

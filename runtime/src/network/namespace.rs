@@ -59,6 +59,9 @@ pub struct Wish {
     pub address6: Option<Ipv6Addr>,
     /// In place of the hardware address that follows from the address.
     pub mac: Option<Mac>,
+    /// Addresses of the link alone that the interface has beside its own.
+    #[serde(default)]
+    pub link_local: Vec<IpAddr>,
 }
 
 /// A network namespace with loopback up. It ends when this handle and the last process inside are gone; the
@@ -221,6 +224,7 @@ fn attach(
         gateways.push(IpAddr::V6(gateway));
         address6 = Some(own);
     }
+    addresses.extend(wish.link_local.iter().map(|&own| (own, if own.is_ipv4() { 16 } else { 64 })));
     if bridge.separate {
         let port = link::find(host, &host_interface).map_err(failed)?;
         port.map_or(Ok(()), |port| link::isolate_port(host, port.index)).map_err(failed)?;
