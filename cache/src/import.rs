@@ -106,7 +106,8 @@ async fn one(backend: &dyn Backend, base: &str, identity: &str) -> Result<Portab
     Ok(record)
 }
 
-/// What is known of the execution behind a record: what came with it, else what the record's own document says.
+/// All that is known of the execution behind a record: what came with it, and if that leaves out of what its inputs were
+/// made, what the record's own document says.
 ///
 /// # Errors
 /// That document cannot be had, or is another record's.
@@ -114,10 +115,10 @@ pub async fn execution(
     backend: &dyn Backend,
     record: &PortableRecord,
 ) -> Result<Option<rbuild_solver::RunRecord>, Error> {
-    if record.run.is_some() {
+    if !portable::lacks_parts(record.run.as_ref()) {
         return Ok(record.run.clone());
     }
-    let Some(detail) = &record.detail else { return Ok(None) };
+    let Some(detail) = &record.detail else { return Ok(record.run.clone()) };
     let config = backend.config(detail).await?;
     #[derive(serde::Deserialize)]
     struct Only {

@@ -177,7 +177,9 @@ pub fn write_records(records: &[PortableRecord], family: MediaFamily) -> Result<
     let mut bytes = 0;
     for record in records {
         let json = |run: &RunRecord| serde_json::to_vec(run).map_or(usize::MAX, |text| text.len());
-        let short = record.run.as_ref().filter(|run| json(run) <= SHORT_RUN).cloned();
+        // Long lists of paths stay in the record's own document: only who compares asks for them.
+        let bare = || record.run.as_ref().map(crate::trace::without_parts).filter(|run| json(run) <= SHORT_RUN);
+        let short = record.run.as_ref().filter(|run| json(run) <= SHORT_RUN).cloned().or_else(bare);
         // Generous: the digests of layers, an alias of 67 bytes, an execution counted whole.
         let size = 400
             + record.name.len()
@@ -225,6 +227,11 @@ pub fn inline_member(records: &[PortableRecord], layers: &[PackedLayer]) -> Opti
     serde_json::to_value(table).ok().filter(|_| !layers.is_empty())
 }
 
+/// Whether more may be known of an execution than this says.
+pub(crate) fn lacks_parts(run: Option<&RunRecord>) -> bool {
+    run.is_none_or(|run| run.inputs.iter().any(|input| input.content.is_some() && input.parts.is_empty()))
+}
+
 /// A document being put together.
 #[derive(Default)]
 struct Draft {
@@ -244,7 +251,7 @@ impl Draft {
             output.as_ref().map(|layers| layers.iter().map(|layer| self.position(layer)).collect::<Vec<_>>())
         });
         let outputs = outputs.collect();
-        let detail = record.detail.as_ref().filter(|_| run.is_none()).map(|d| (d.digest.clone(), d.size));
+        let detail = record.detail.as_ref().filter(|_| lacks_parts(run.as_ref())).map(|d| (d.digest.clone(), d.size));
         let (key, aliases, name) = (record.key, record.aliases.clone(), record.name.clone());
         let covers = record.covers.clone();
         self.rows.push(Row { key, aliases, name, outputs, run, detail, covers });

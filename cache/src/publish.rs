@@ -19,7 +19,7 @@ use crate::backend::Backend;
 use crate::error::Error;
 use crate::import::{Contents, contents};
 use crate::portable::{ALIASES, MediaFamily, PortableRecord, record_name, union, write_record, write_records};
-use crate::rows::stored_record;
+use crate::rows::{described_record, stored_record};
 
 /// Records on their way at the same time.
 const AT_ONCE: usize = 4;
@@ -91,7 +91,7 @@ impl Publisher {
     /// # Errors
     /// The place cannot be reached or written; a layer is not here any more.
     pub async fn record(&self, key: CacheKey) -> Result<(), Error> {
-        let Some(mut stored) = stored_record(&self.store, key)? else { return Ok(()) };
+        let Some(mut stored) = described_record(&self.store, key)? else { return Ok(()) };
         // Base images are had where they come from.
         if stored.run.parts.contains(&KeyPart::text("op", "image")) {
             return Ok(());

@@ -2,10 +2,16 @@
 
 use std::time::SystemTime;
 
-use rbuild_solver::{CacheKey, RunRecord};
+use rbuild_oci::Reference;
+use rbuild_solver::{CacheKey, KeyPart, RunRecord};
 use rbuild_store::db::nanos;
 use rbuild_store::rusqlite::{OptionalExtension, params};
 use rbuild_store::{Db, Durability, Result, Store, StoreError, Target};
+
+use crate::trace;
+
+/// Bytes of an execution's description that travels.
+const LONGEST: usize = 4 << 20;
 
 /// A record as it is kept here.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +21,42 @@ pub struct StoredRecord {
     pub run: RunRecord,
     /// Sorted.
     pub aliases: Vec<CacheKey>,
+}
+
+/// As [`stored_record`], with what its inputs were made of: what a record says to other machines.
+///
+/// # Errors
+/// The database cannot be read.
+pub(crate) fn described_record(store: &Store, key: CacheKey) -> Result<Option<StoredRecord>> {
+    let Some(mut stored) = stored_record(store, key)? else { return Ok(None) };
+    let known = trace::find(store.db(), key)?;
+    let known = known.map_or_else(|| trace::find_imported(store.db(), key), |known| Ok(Some(known)))?;
+    if let Some(known) = known {
+        for (input, traced) in stored.run.inputs.iter_mut().zip(known.record.inputs) {
+            input.parts = traced.parts;
+        }
+    }
+    for input in stored.run.inputs.iter_mut().filter(|input| input.content.is_none() && input.parts.is_empty()) {
+        input.parts.extend(stored_record(store, input.key)?.and_then(|base| base_image(&base.run)));
+    }
+    // One that is too long for any reader travels without.
+    let json = |run: &RunRecord| serde_json::to_vec(run).map_or(usize::MAX, |text| text.len());
+    if json(&stored.run) > LONGEST {
+        stored.run = trace::without_parts(&stored.run);
+    }
+    Ok(Some(stored))
+}
+
+/// What a base image is called, and the digest that this stood for, as a part of what rests on it.
+fn base_image(run: &RunRecord) -> Option<KeyPart> {
+    if !run.parts.contains(&KeyPart::text("op", "image")) {
+        return None;
+    }
+    let image = Reference::parse(trace::label(&run.name).strip_prefix("FROM ")?.split(' ').next()?).ok()?;
+    let digest = image.digest()?.to_string();
+    let name = image.familiar();
+    let name = name.strip_suffix(&format!("@{digest}")).unwrap_or(&name);
+    Some(KeyPart::digest(name, digest))
 }
 
 /// The record of a canonical key.
@@ -49,7 +91,7 @@ pub fn stored_record(store: &Store, key: CacheKey) -> Result<Option<StoredRecord
 pub(crate) fn adopt(store: &Store, key: CacheKey, record: &StoredRecord, origin: &str) -> Result<()> {
     let invalid = |error: serde_json::Error| StoreError::invalid("record", error.to_string());
     let result = serde_json::to_string(&record.outputs).map_err(invalid)?;
-    let run = serde_json::to_string(&record.run).map_err(invalid)?;
+    let run = serde_json::to_string(&trace::without_parts(&record.run)).map_err(invalid)?;
     let cost = i64::try_from(record.run.took.as_nanos()).unwrap_or(i64::MAX);
     store.db().write(Durability::Cache, |tx| {
         let now = nanos(SystemTime::now());
@@ -58,6 +100,7 @@ pub(crate) fn adopt(store: &Store, key: CacheKey, record: &StoredRecord, origin:
                 "INSERT OR IGNORE INTO records (key, result, record, cost, created, used, volatile, origin) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             )?
             .execute(params![key.to_string(), result, run, cost, now, now, Db::mark(tx)?, origin])?;
+        trace::keep_imported(tx, key, &record.run)?;
         if new == 0 {
             return Ok(());
         }
@@ -67,6 +110,14 @@ pub(crate) fn adopt(store: &Store, key: CacheKey, record: &StoredRecord, origin:
         }
         Ok(())
     })
+}
+
+/// Writes down what a record from elsewhere says, without its result.
+///
+/// # Errors
+/// The database cannot be written.
+pub(crate) fn keep_evidence(store: &Store, key: CacheKey, run: &RunRecord) -> Result<()> {
+    store.db().write(Durability::Cache, |tx| trace::keep_imported(tx, key, run))
 }
 
 /// Replaces an output of a record, which now needs `target` to be of use. Nothing happens when somebody was faster.

@@ -55,6 +55,8 @@ struct Found {
     by_alias: HashMap<CacheKey, CacheKey>,
     /// By the step as people wrote it, wherever it stood.
     by_label: HashMap<String, Vec<(usize, usize)>>,
+    /// By where the step stood, however it was written.
+    by_spot: HashMap<String, Vec<(usize, usize)>>,
 }
 
 impl Found {
@@ -64,6 +66,9 @@ impl Found {
             for (n, record) in imported.records.iter().enumerate() {
                 found.by_key.entry(record.key).or_insert((cache, n));
                 found.by_label.entry(trace::label(&record.name).to_owned()).or_default().push((cache, n));
+                if let Some(spot) = trace::spot(&record.name) {
+                    found.by_spot.entry(spot).or_default().push((cache, n));
+                }
                 for alias in &record.aliases {
                     found.by_alias.entry(*alias).or_insert(record.key);
                 }
@@ -97,10 +102,11 @@ impl<C> Tiers<C> {
 impl<C: Elsewhere> Tiers<C> {
     /// Writes down here what was found elsewhere.
     async fn adopt(&self, backend: &dyn Backend, record: &PortableRecord) -> Result<(), CacheError> {
-        let run = execution(backend, record).await.unwrap_or_else(|error| {
-            tracing::debug!(%error, "a record came without its description");
-            None
-        });
+        // What came along is enough for a hit; only what came without any description is asked for.
+        let run = match &record.run {
+            Some(run) => Some(run.clone()),
+            None => described(backend, record).await,
+        };
         let outputs =
             (0..record.outputs.len()).map(|n| self.local.codec().encode_elsewhere(record, n, backend.place()));
         let adopted = StoredRecord {
@@ -114,15 +120,28 @@ impl<C: Elsewhere> Tiers<C> {
     /// Writes down records of the step `name`, which is about to have one of its own, for comparison.
     async fn keep_evidence(&self, name: &str, own: CacheKey) -> Result<(), CacheError> {
         let Some(found) = self.found.get() else { return Ok(()) };
-        let same = found.by_label.get(trace::label(name)).into_iter().flatten();
-        for at in same.take(EVIDENCE) {
+        let alike = found.by_label.get(trace::label(name)).into_iter().flatten().take(EVIDENCE);
+        let spot = trace::spot(name).and_then(|spot| found.by_spot.get(&spot));
+        let mut seen = std::collections::HashSet::new();
+        for at in alike.chain(spot.into_iter().flatten().take(EVIDENCE)).filter(|at| seen.insert(**at)) {
             let (backend, record) = found.at(*at);
             if record.key != own {
-                self.adopt(backend, record).await?;
+                if let Some(run) = described(backend, record).await {
+                    rows::keep_evidence(&self.store, record.key, &run)
+                        .map_err(|error| Arc::new(error) as CacheError)?;
+                }
             }
         }
         Ok(())
     }
+}
+
+/// What is known of the execution behind a record, if that can be had.
+async fn described(backend: &dyn Backend, record: &PortableRecord) -> Option<RunRecord> {
+    execution(backend, record).await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "a record came without its description");
+        record.run.clone()
+    })
 }
 
 /// What can be said of an execution that nobody described.

@@ -15,6 +15,8 @@ use rbuild_store::{Db, Durability, Result, StoreError};
 /// How many traces stay, and of those over 64 KiB (the number in the index that finds them).
 const KEPT: i64 = 8192;
 const KEPT_LARGE: i64 = 64;
+/// What the labels of traces from elsewhere begin with.
+const IMPORTED: char = '\u{2}';
 /// Bytes of a content hash that are kept.
 const SHORT: usize = 8;
 
@@ -24,6 +26,25 @@ pub fn label(name: &str) -> &str {
         Some((_, text)) => text,
         None => name,
     }
+}
+
+/// Where a step stood: its stage and its number there. `None` for what is no instruction of a stage.
+pub fn place(name: &str) -> Option<(&str, u32)> {
+    let (number, _) = name.strip_prefix('[')?.split_once("] ")?;
+    let (before, _) = number.rsplit_once('/')?;
+    let (stage, at) = before.rsplit_once(' ').unwrap_or(("", before));
+    Some((stage.trim_end(), at.parse().ok()?))
+}
+
+/// The instruction: `RUN`.
+pub fn verb(name: &str) -> &str {
+    label(name).split(' ').next().unwrap_or_default()
+}
+
+/// What two steps have in common that stand in the same place and are of the same kind. No step is written so.
+pub(crate) fn spot(name: &str) -> Option<String> {
+    let (stage, at) = place(name)?;
+    Some(format!("\u{1}{stage}\u{1}{at}\u{1}{}", verb(name)))
 }
 
 /// The beginning of a content hash: what a trace keeps of it.
@@ -57,6 +78,53 @@ pub fn keep(tx: &Transaction<'_>, key: CacheKey, record: &RunRecord) -> Result<(
         ],
     )?;
     Ok(())
+}
+
+/// Keeps what a record from elsewhere says, for comparison: under names of its own, because the step never ran here. It
+/// takes the place of a description that left out what the inputs were made of.
+///
+/// # Errors
+/// The database cannot be written.
+pub(crate) fn keep_imported(tx: &Transaction<'_>, key: CacheKey, record: &RunRecord) -> Result<()> {
+    let trace = encode(record)?;
+    let names = [Some(label(&record.name).to_owned()), spot(&record.name)];
+    let or = if crate::portable::lacks_parts(Some(record)) { "IGNORE" } else { "REPLACE" };
+    let sql = format!("INSERT OR {or} INTO traces (key, label, size, made, trace) VALUES (?, ?, ?, ?, ?)");
+    let mut insert = tx.prepare_cached(&sql)?;
+    for (n, name) in names.iter().enumerate() {
+        if let Some(name) = name {
+            let size = i64::try_from(trace.len()).unwrap_or(i64::MAX);
+            let name = format!("{IMPORTED}{name}");
+            insert.execute(params![imported(key, n).to_string(), name, size, nanos(SystemTime::now()), trace])?;
+        }
+    }
+    Ok(())
+}
+
+/// The name of a trace from elsewhere.
+fn imported(key: CacheKey, n: usize) -> CacheKey {
+    CacheKey::of(format!("imported {n} {key}").as_bytes())
+}
+
+/// The trace of a key that came from elsewhere.
+///
+/// # Errors
+/// The database cannot be read.
+pub fn find_imported(db: &Db, key: CacheKey) -> Result<Option<Trace>> {
+    find(db, imported(key, 0))
+}
+
+/// Traces from elsewhere of steps written as `name` is, then of those in its place, that came before `before`, at most
+/// `most` of each.
+///
+/// # Errors
+/// The database cannot be read.
+pub fn like_imported(db: &Db, name: &str, before: SystemTime, most: u32) -> Result<Vec<CacheKey>> {
+    let mut keys = like(db, &format!("{IMPORTED}{}", label(name)), before, most)?;
+    if let Some(spot) = spot(name) {
+        keys.extend(like(db, &format!("{IMPORTED}{spot}"), before, most)?);
+    }
+    Ok(keys)
 }
 
 /// The trace of a key.
@@ -271,6 +339,16 @@ mod tests {
             assert!(decode(&bytes[..cut]).is_none(), "{cut} of {} bytes", bytes.len());
         }
         assert!(decode(&[0xff; 64]).is_none());
+    }
+
+    #[test]
+    fn steps_have_places() {
+        assert_eq!(place("[build  2/15] RUN x"), Some(("build", 2)));
+        assert_eq!(place("[linux/amd64 build 2/5] RUN x"), Some(("linux/amd64 build", 2)));
+        assert_eq!(place("[2/5] RUN x"), Some(("", 2)));
+        assert_eq!(place("RUN x"), None);
+        assert_eq!(spot("[build 2/5] RUN x"), spot("[build  2/15] RUN y"));
+        assert_ne!(spot("[build 2/5] RUN x"), spot("[build 2/5] COPY x y"));
     }
 
     #[test]

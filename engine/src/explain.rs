@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use rbuild_cache::trace::{self, Trace};
-use rbuild_solver::{CacheKey, RunRecord};
+use rbuild_solver::{CacheKey, PartValue, RecordedInput, RunRecord};
 use rbuild_store::rusqlite::OptionalExtension;
 use serde::Serialize;
 
@@ -214,11 +214,19 @@ impl View<'_> {
             seen.push(keyed.key);
             let record = match &keyed.made_of {
                 Some(made_of) => Some((**made_of).clone()),
-                None => trace::find(db, self.canonical(keyed.key)?)?.map(|trace| trace.record),
+                None => {
+                    let canonical = self.canonical(keyed.key)?;
+                    let here = trace::find(db, canonical)?;
+                    let known = here.map_or_else(|| trace::find_imported(db, canonical), |here| Ok(Some(here)))?;
+                    known.map(|trace| trace.record)
+                }
             };
             found.extend(record.map(|record| Candidate { record, place: Some((build, journal, other)) }));
         }
-        for alike in trace::like(db, trace::label(&step.name), self.build.started, ALIKE)? {
+        let mut alike = trace::like(db, trace::label(&step.name), self.build.started, ALIKE)?;
+        // What this build imported came while it ran.
+        alike.extend(trace::like_imported(db, &step.name, self.build.started + self.build.duration(), ALIKE)?);
+        for alike in alike {
             if !seen.contains(&alike)
                 && let Some(Trace { record, .. }) = trace::find(db, alike)?
             {
@@ -251,16 +259,17 @@ impl View<'_> {
                 };
                 let old =
                     with.place.and_then(|(_, journal, step)| journal.step(*step.key.as_ref()?.inputs.get(index)?));
-                self.base(step, old).unwrap_or_else(|| self.before_it(step))
+                let noted = with.record.inputs.get(index).and_then(base_image);
+                self.base(step, old, noted).unwrap_or_else(|| self.before_it(step))
             }
         }
     }
 
     /// The cause when both steps are base images.
-    fn base(&self, new: &Step, old: Option<&Step>) -> Option<Cause> {
+    fn base(&self, new: &Step, old: Option<&Step>, noted: Option<(String, String)>) -> Option<Cause> {
         let image = |step: &Step| step.key.as_ref()?.image.clone();
         let (name, digest) = image(new)?;
-        let (old_name, old_digest) = old.and_then(image).unwrap_or((name.clone(), "another image".into()));
+        let (old_name, old_digest) = old.and_then(image).or(noted).unwrap_or((name.clone(), "another image".into()));
         Some(Cause::Base { old_image: old_name, image: name, old: old_digest, new: digest })
     }
 
@@ -297,39 +306,23 @@ fn counterpart<'j>(journal: &Journal, step: &Step, other: &'j Journal) -> Option
     if let Some(found) = same.nth(nth) {
         return Some(found);
     }
-    let (stage, at) = place(&step.name)?;
-    let verb = verb(&step.name);
-    let kind = |candidate: &&Step| verb == self::verb(&candidate.name);
-    other.shown().filter(kind).find(|candidate| place(&candidate.name).is_some_and(|found| found == (stage, at)))
+    let (stage, at) = trace::place(&step.name)?;
+    let verb = trace::verb(&step.name);
+    let kind = |candidate: &&Step| verb == trace::verb(&candidate.name);
+    other.shown().filter(kind).find(|candidate| trace::place(&candidate.name).is_some_and(|found| found == (stage, at)))
 }
 
 /// A step's text with its stage, without its number.
 fn written(name: &str) -> String {
-    let stage = place(name).map_or("", |(stage, _)| stage);
+    let stage = trace::place(name).map_or("", |(stage, _)| stage);
     format!("{stage}\0{}", trace::label(name))
 }
 
-/// `build 2/5` as the stage and the number.
-fn place(name: &str) -> Option<(&str, u32)> {
-    let (number, _) = name.strip_prefix('[')?.split_once("] ")?;
-    let (before, _) = number.rsplit_once('/')?;
-    let (stage, at) = before.rsplit_once(' ').unwrap_or(("", before));
-    Some((stage.trim_end(), at.parse().ok()?))
-}
-
-fn verb(name: &str) -> &str {
-    trace::label(name).split(' ').next().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn steps_have_places() {
-        assert_eq!(place("[build  2/15] RUN x"), Some(("build", 2)));
-        assert_eq!(place("[linux/amd64 build 2/5] RUN x"), Some(("linux/amd64 build", 2)));
-        assert_eq!(place("[2/5] RUN x"), Some(("", 2)));
-        assert_eq!(place("RUN x"), None);
+/// The base image that an input of a record from elsewhere was: its name, and what that stood for.
+fn base_image(input: &RecordedInput) -> Option<(String, String)> {
+    let part = input.parts.first().filter(|_| input.content.is_none())?;
+    match &part.value {
+        PartValue::Digest(digest) => Some((part.name.clone(), digest.clone())),
+        _ => None,
     }
 }

@@ -10,13 +10,13 @@ use crate::registry::Registry;
 use crate::scene::{Said, Scene};
 
 /// A machine of its own: a store that begins empty, in the scene's working directory.
-struct Machine<'a> {
+pub(crate) struct Machine<'a> {
     scene: &'a Scene,
     root: PathBuf,
 }
 
 impl<'a> Machine<'a> {
-    fn new(scene: &'a Scene, name: &str) -> Machine<'a> {
+    pub(crate) fn new(scene: &'a Scene, name: &str) -> Machine<'a> {
         Machine { scene, root: scene.root().join("machines").join(name) }
     }
 
@@ -27,12 +27,12 @@ impl<'a> Machine<'a> {
         command
     }
 
-    fn rb(&self, arguments: &[&str]) -> Said {
+    pub(crate) fn rb(&self, arguments: &[&str]) -> Said {
         Said::from(self.command(arguments).output().expect("the program starts"))
     }
 
     /// Builds the working directory.
-    fn build(&self, options: &[&str]) -> Said {
+    pub(crate) fn build(&self, options: &[&str]) -> Said {
         let arguments = [&["build", "-t", "built"], options, &["."]].concat();
         self.rb(&arguments)
     }
@@ -47,7 +47,7 @@ impl<'a> Machine<'a> {
 }
 
 /// Busybox in a registry, for bases that every machine can have.
-fn base(scene: &Scene, registry: &Registry) -> String {
+pub(crate) fn base(scene: &Scene, registry: &Registry) -> String {
     let name = registry.name("base/busybox:latest");
     scene.rb(&["tag", "busybox", &name]).ok();
     scene.rb(&["push", &name]).ok();

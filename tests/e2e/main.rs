@@ -22,6 +22,7 @@ mod diagnostics;
 mod disk;
 mod escapes;
 mod exchange;
+mod exchange_explained;
 mod faults;
 mod founding;
 mod history;
