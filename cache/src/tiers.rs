@@ -125,11 +125,10 @@ impl<C: Elsewhere> Tiers<C> {
         let mut seen = std::collections::HashSet::new();
         for at in alike.chain(spot.into_iter().flatten().take(EVIDENCE)).filter(|at| seen.insert(**at)) {
             let (backend, record) = found.at(*at);
-            if record.key != own {
-                if let Some(run) = described(backend, record).await {
-                    rows::keep_evidence(&self.store, record.key, &run)
-                        .map_err(|error| Arc::new(error) as CacheError)?;
-                }
+            if record.key != own
+                && let Some(run) = described(backend, record).await
+            {
+                rows::keep_evidence(&self.store, record.key, &run).map_err(|error| Arc::new(error) as CacheError)?;
             }
         }
         Ok(())
