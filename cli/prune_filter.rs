@@ -29,7 +29,7 @@ impl PruneFilter {
                 "label!" => all.labels.push((value.to_owned(), false)),
                 "until" => {
                     let invalid = || CliError::new(format!("invalid filter 'until={}'", terminal::clean_line(value)));
-                    let time = units::time_before(value, SystemTime::now()).ok_or_else(invalid)?;
+                    let time = units::point_in_time(value).map_err(|_| invalid())?;
                     all.until = Some(all.until.map_or(time, |other| other.min(time)));
                 }
                 _ => return Err(CliError::new(format!("invalid filter '{}'", terminal::clean_line(key)))),

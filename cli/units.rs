@@ -137,6 +137,29 @@ pub fn time_before(text: &str, now: SystemTime) -> Option<SystemTime> {
     now.checked_sub(before)
 }
 
+/// `2024-05-01T12:00:00Z`, `1714564800.5`, or `1h30m` before now.
+///
+/// # Errors
+/// None of these.
+pub fn point_in_time(text: &str) -> Result<SystemTime, String> {
+    use time::format_description::well_known::Rfc3339;
+    let wrong = || format!("failed to parse value as time or duration: \"{text}\"");
+    if let Some(ago) = duration(text) {
+        return SystemTime::now().checked_sub(ago).ok_or_else(wrong);
+    }
+    if let Ok(seconds) = text.parse::<f64>() {
+        let since = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
+        return SystemTime::UNIX_EPOCH.checked_add(since).ok_or_else(wrong);
+    }
+    let with_zone = |text: &str| time::OffsetDateTime::parse(text, &Rfc3339).ok();
+    // Without a zone it is taken as UTC: the program reads no zone files.
+    let parsed = with_zone(text)
+        .or_else(|| with_zone(&format!("{text}Z")))
+        .or_else(|| with_zone(&format!("{text}:00Z")))
+        .or_else(|| with_zone(&format!("{text}T00:00:00Z")));
+    parsed.map(SystemTime::from).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,5 +231,23 @@ mod tests {
         assert_eq!(ago(epoch, epoch + Duration::from_secs(9)), "N/A");
         assert_eq!(timestamp(epoch + Duration::from_secs(86_400)), "1970-01-02 00:00:00 +0000 UTC");
         assert_eq!(rfc3339(epoch + Duration::from_millis(1500)), "1970-01-01T00:00:01.5Z");
+    }
+
+    #[test]
+    fn points_in_time() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        for (text, want) in [
+            ("0", at(0)),
+            ("1714564800", at(1_714_564_800)),
+            ("2024-05-01T12:00:00Z", at(1_714_564_800)),
+            ("2024-05-01T12:00:00", at(1_714_564_800)),
+            ("2024-05-01T12:00", at(1_714_564_800)),
+            ("2024-05-01", at(1_714_521_600)),
+        ] {
+            assert_eq!(point_in_time(text), Ok(want), "{text}");
+        }
+        for text in ["", "yesterday", "-5", "2024-13-01"] {
+            assert!(point_in_time(text).is_err(), "{text}");
+        }
     }
 }

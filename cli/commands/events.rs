@@ -8,10 +8,9 @@ use rbuild_engine::store::{Event, EventKind};
 use serde::Serialize;
 
 use super::DONE;
-use super::logs::point_in_time;
 use crate::app::App;
 use crate::error::CliError;
-use crate::format;
+use crate::{format, units};
 
 /// Show what happens to containers, images, volumes and networks
 ///
@@ -26,10 +25,10 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
     /// Begin with what happened then: a time, seconds since 1970, or how long ago (10m)
-    #[arg(long, value_name = "TIME", value_parser = point_in_time)]
+    #[arg(long, value_name = "TIME", value_parser = units::point_in_time)]
     since: Option<SystemTime>,
     /// End with what happens then: a time, seconds since 1970, or how long ago
-    #[arg(long, value_name = "TIME", value_parser = point_in_time)]
+    #[arg(long, value_name = "TIME", value_parser = units::point_in_time)]
     until: Option<SystemTime>,
 }
 

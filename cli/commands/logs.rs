@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(short, long)]
     follow: bool,
     /// Only what was written since: a time, seconds since 1970, or how long ago (10m)
-    #[arg(long, value_name = "TIME", value_parser = point_in_time)]
+    #[arg(long, value_name = "TIME", value_parser = units::point_in_time)]
     since: Option<SystemTime>,
     /// Only the last lines: a number or 'all'
     #[arg(short = 'n', long, value_name = "N", default_value = "all", allow_hyphen_values = true)]
@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(short, long)]
     timestamps: bool,
     /// Only what was written before: a time, seconds since 1970, or how long ago
-    #[arg(long, value_name = "TIME", value_parser = point_in_time)]
+    #[arg(long, value_name = "TIME", value_parser = units::point_in_time)]
     until: Option<SystemTime>,
     #[arg(value_name = "CONTAINER")]
     container: String,
@@ -102,50 +102,4 @@ fn show(args: &Args, entry: &Entry) -> Result<(), CliError> {
         Stream::Stderr => std::io::stderr().lock().write_all(&line)?,
     }
     Ok(())
-}
-
-/// `2024-05-01T12:00:00Z`, `1714564800.5`, or `1h30m` before now.
-///
-/// # Errors
-/// None of these.
-pub fn point_in_time(text: &str) -> Result<SystemTime, String> {
-    use time::format_description::well_known::Rfc3339;
-    let wrong = || format!("failed to parse value as time or duration: \"{text}\"");
-    if let Some(ago) = units::duration(text) {
-        return SystemTime::now().checked_sub(ago).ok_or_else(wrong);
-    }
-    if let Ok(seconds) = text.parse::<f64>() {
-        let since = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
-        return SystemTime::UNIX_EPOCH.checked_add(since).ok_or_else(wrong);
-    }
-    let with_zone = |text: &str| time::OffsetDateTime::parse(text, &Rfc3339).ok();
-    // Without a zone it is taken as UTC: the program reads no zone files.
-    let parsed = with_zone(text)
-        .or_else(|| with_zone(&format!("{text}Z")))
-        .or_else(|| with_zone(&format!("{text}:00Z")))
-        .or_else(|| with_zone(&format!("{text}T00:00:00Z")));
-    parsed.map(SystemTime::from).ok_or_else(wrong)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn points_in_time() {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        for (text, want) in [
-            ("0", at(0)),
-            ("1714564800", at(1_714_564_800)),
-            ("2024-05-01T12:00:00Z", at(1_714_564_800)),
-            ("2024-05-01T12:00:00", at(1_714_564_800)),
-            ("2024-05-01T12:00", at(1_714_564_800)),
-            ("2024-05-01", at(1_714_521_600)),
-        ] {
-            assert_eq!(point_in_time(text), Ok(want), "{text}");
-        }
-        for text in ["", "yesterday", "-5", "2024-13-01"] {
-            assert!(point_in_time(text).is_err(), "{text}");
-        }
-    }
 }

@@ -172,3 +172,57 @@ impl fmt::Display for ProcessStatus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_have_their_words() {
+        let git = |message: &str| ExecutorError::Git { remote: "https://h/r.git".into(), message: message.into() };
+        let cached = ExecutorError::Cached { place: "h/cache".into(), message: "gone".into() };
+        for (error, want) in [
+            (ExecutorError::Changed { path: b"a".to_vec() }, "/a changed while it was being read; build again"),
+            (ExecutorError::read(b"a\x1bb", Errno::IO), "cannot read /a\u{fffd}b: Input/output error"),
+            (ExecutorError::read(b"", Errno::ACCESS), "cannot read /.: Permission denied"),
+            (ExecutorError::write(b"a", Errno::NOSPC), "cannot write /a: No space left on device"),
+            (ExecutorError::Unsupported { what: "this".into() }, "this is not supported yet"),
+            (cached, "cannot fetch a cached result from h/cache: gone"),
+            (git("no"), "failed to fetch remote https://h/r.git: no"),
+            (ExecutorError::not_brought(), "a file tree is not here"),
+        ] {
+            assert_eq!(error.to_string(), want);
+        }
+    }
+
+    #[test]
+    fn processes_end_in_the_words_of_a_shell() {
+        let not_started = ProcessStatus::NotStarted { code: 127, message: "x: not found".into() };
+        for (status, code, want) in [
+            (ProcessStatus::Code(3), 3, "exit code: 3"),
+            (ProcessStatus::Signal(15), 143, "exit code: 143"),
+            (ProcessStatus::OutOfMemory, 137, "cannot allocate memory: killed by the memory limit, exit code: 137"),
+            (not_started, 127, "x: not found, exit code: 127"),
+        ] {
+            assert_eq!(status.code(), code);
+            let error = ExecutorError::Process { command: "x".into(), status, log_tail: Vec::new(), disk_full: true };
+            assert_eq!(error.to_string(), format!("process \"x\" did not complete successfully: {want}"));
+            assert_eq!(error.hints(), [FULL_DISK_HINT]);
+        }
+    }
+
+    #[test]
+    fn hints_say_what_to_do() {
+        let git = ExecutorError::Git { remote: String::new(), message: "git is not installed".into() };
+        assert_eq!(git.hints(), ["install git (the Debian package is \"git\") and build again"]);
+        assert_eq!(ExecutorError::write(b"a", Errno::DQUOT).hints(), [FULL_DISK_HINT]);
+        let not_a_directory = ExecutorError::write(b"a", Errno::NOTDIR).hints();
+        assert_eq!(not_a_directory, ["a part of the path is a file, not a directory"]);
+        let known = ["nobody".to_owned(), "root".to_owned()];
+        assert_eq!(instead("user", "nobdy", "passwd", &known), "did you mean nobody?");
+        let far = instead("user", "somebody-else", "passwd", &known);
+        assert_eq!(far, "make the user in a step before, or use its number");
+        let none = instead("group", "wheel", "group", &[]);
+        assert_eq!(none, "there is no /etc/group with names here; use the number of the group");
+    }
+}

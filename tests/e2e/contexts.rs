@@ -117,6 +117,33 @@ fn a_web_server_gives_archives_and_dockerfiles() {
     scene.rb(&["build", "http://127.0.0.1:1/x.tar"]).refused(1, &["127.0.0.1:1"]);
 }
 
+#[test]
+fn downloads_and_addresses_that_are_wrong_are_named() {
+    let scene = Scene::new();
+    let web = serve(b"data".to_vec());
+    let checksum = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    scene.write("Dockerfile", format!("FROM scratch\nADD --checksum={checksum} {web}/f /\n"));
+    let found = "sha256:3a6eb0790f39ac87c94f3856b2dd2c5d110e6811602261a9a923d3bb23adc8b7";
+    let want = format!("cannot fetch {web}/f: digest mismatch {found}: {checksum}");
+    scene.rb(&["build", "-t", "bad", "."]).refused(1, &[&want, "Dockerfile:2\n", "   2 | >>> ADD --checksum"]);
+    scene.write("Dockerfile", "FROM scratch\nADD https://127.0.0.1:1/r.git#--upload-pack=x /\n");
+    scene.rb(&["build", "-t", "bad", "."]).refused(1, &["invalid git ref \"--upload-pack=x\"", "Dockerfile:2\n"]);
+    for (address, words) in [
+        ("https://127.0.0.1:1/r.git?colour=red", "invalid git context: unexpected query \"colour\" of a git URL"),
+        ("https://127.0.0.1:1/r.git#-x", "failed to load build context: invalid git ref \"-x\""),
+        ("git@-oProxyCommand=x:r", "\"git@-oProxyCommand=x:r\" is no address of a build context"),
+    ] {
+        scene.rb(&["build", "-t", "bad", address]).refused(1, &[words]);
+    }
+    let text = serve(b"FROM scratch\nCOPY f /\n".to_vec());
+    let named = ["build", "-t", "bad", "-f", "Other", &format!("{text}/Dockerfile")];
+    scene.rb(&named).refused(1, &["the build context is a Dockerfile itself, and another one was named"]);
+    scene
+        .rb_with_input(&["build", "-"], &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xff, 0xff, 0xff])
+        .refused(1, &["archive"]);
+    assert_eq!(scene.rb(&["images", "-q"]).ok().out, "", "nothing is built");
+}
+
 /// A layout with two images, made by this program.
 fn layout(scene: &Scene) -> std::path::PathBuf {
     let dir = scene.work().join("layout");
@@ -152,6 +179,10 @@ fn an_image_of_a_layout_stands_for_a_name() {
     assert_eq!(ran.ok().out, "two\n");
 }
 
+const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{
+    "mediaType":"application/vnd.oci.image.config.v1+json","size":2,
+    "digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},"layers":[]}"#;
+
 #[test]
 fn layouts_that_are_none_are_named() {
     let scene = Scene::with_busybox();
@@ -167,6 +198,13 @@ fn layouts_that_are_none_are_named() {
     refused("empty", &["empty is no OCI layout: it has no index.json"]);
     refused("layout:three", &["the layout has no image three", "it has one, two"]);
     refused("layout", &["the layout has no image latest"]);
+    // An index that is none.
+    let whole = std::fs::read(dir.join("index.json")).unwrap();
+    for (text, words) in [("{", "index.json: "), (MANIFEST, "index.json is a manifest")] {
+        std::fs::write(dir.join("index.json"), text).unwrap();
+        refused("layout:one", &[words]);
+    }
+    std::fs::write(dir.join("index.json"), whole).unwrap();
     // A blob that is not what its name says.
     let index: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("index.json")).unwrap()).unwrap();
     let digest = index["manifests"][0]["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();

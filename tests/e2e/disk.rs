@@ -384,6 +384,7 @@ fn pruning_keeps_to_its_filters() {
     assert_eq!(containers(), "other");
     scene.rb(&["container", "prune", "-f", "--filter", "label=keep=yes", "--filter", "until=0s"]).ok();
     assert_eq!(containers(), "");
+    scene.rb(&["network", "rm", "net-other"]).ok();
 
     for (line, words) in [
         (&["system", "prune", "-f", "--volumes", "--filter", "until=1h"][..], r#"The "until" filter is not supported"#),

@@ -491,3 +491,15 @@ fn start_error(op: &ExecOp, error: rbuild_runtime::Error) -> ExecutorError {
 fn command_line(args: &[String]) -> String {
     args.join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_there_is_not_is_named() {
+        let limit = Ulimit { name: "speed".into(), soft: 1, hard: 1 };
+        let error = set_limits(&mut Spec::default(), &[limit], None).unwrap_err();
+        assert_eq!(error.to_string(), "invalid ulimit type: speed");
+    }
+}

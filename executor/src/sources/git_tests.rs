@@ -187,9 +187,14 @@ async fn a_revision_is_checked_out_and_nothing_of_it_runs() {
 #[tokio::test]
 async fn what_cannot_be_fetched_is_named() {
     let served = Served::new();
-    served.sh("git init -q -b main r; cd r; mkdir d; ln -s /etc d/out; echo x >f; git add -A; git commit -qm 1");
+    served.sh("git init -q -b main r; cd r; mkdir d; ln -s /etc d/out; echo x >f; git add -A; git commit -qm 1
+         git init -q -b main ../unborn");
     let url = served.url("r");
+    let absent = "0123456789".repeat(4);
+    let no_commit = format!("repository does not contain commit {absent}");
     let cases = [
+        (source(&served.url("unborn")), "repository has no default branch"),
+        (GitSource { reference: Some(absent.clone()), ..source(&url) }, no_commit.as_str()),
         (GitSource { reference: Some("nope".into()), ..source(&url) }, "repository does not contain ref nope"),
         (GitSource { checksum: Some("0123456".into()), ..source(&url) }, "expected checksum to match 0123456, got "),
         (GitSource { subdir: Some("d/out".into()), ..source(&url) }, "failed to open subdir \"d/out\""),
@@ -201,6 +206,25 @@ async fn what_cannot_be_fetched_is_named() {
         let error = fetch(&served, &source, &at.to_string()).await.unwrap_err().to_string();
         assert!(error.contains(want), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_git_that_cannot_run_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let remote = source("https://127.0.0.1:1/r.git");
+    let failed = "failed to fetch remote https://127.0.0.1:1/r.git: ";
+    let error = Repository::new(None, &remote, dir.path().join("a")).err().unwrap();
+    assert_eq!(error.to_string(), format!("{failed}git is not installed"));
+    assert_eq!(error.hints().len(), 1);
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let error = Repository::new(Some(&options()), &remote, dir.path().join("file")).err().unwrap().to_string();
+    assert!(error.starts_with(&format!("{failed}cannot prepare git: ")), "{error}");
+    let absent = GitOptions { program: dir.path().join("no-git"), ..options() };
+    let repository = Repository::new(Some(&absent), &remote, dir.path().join("b")).unwrap();
+    let error = repository.pin().await.err().unwrap().to_string();
+    assert!(error.starts_with(&format!("{failed}cannot run git: No such file or directory")), "{error}");
+    let error = check_remote("--upload-pack=x").unwrap_err().to_string();
+    assert_eq!(error, "invalid git remote \"--upload-pack=x\": it is no address");
 }
 
 #[test]
