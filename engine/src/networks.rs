@@ -151,7 +151,7 @@ impl Networks {
             return Err(Error::not_found(format!("network {} not found", network.name)));
         }
         // Whoever was being connected meanwhile finds the row gone, and takes the bridge with him.
-        Bridge::remove(&network.bridge).map_err(failed)?;
+        Bridge::remove_freed(&network.bridge).map_err(failed)?;
         self.tell("destroy", network);
         Ok(())
     }

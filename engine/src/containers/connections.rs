@@ -143,7 +143,7 @@ impl Containers {
             if !self.has_network(&network.id)? {
                 // Removed while we were at it: its bridge is ours alone now.
                 drop(namespace);
-                Bridge::remove(&network.bridge).map_err(failed)?;
+                Bridge::remove_freed(&network.bridge).map_err(failed)?;
                 return Err(Error::not_found(format!("network {} not found", network.name)));
             }
         }

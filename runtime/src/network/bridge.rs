@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,9 @@ use super::{Error, Mac, Subnet, Subnet6, link};
 
 /// The name of the bridge that containers and RUN steps get unless told otherwise.
 pub const DEFAULT_BRIDGE: &str = "rbuild0";
+
+/// A namespace whose last process ended is gone by then, however much there is to take apart.
+const FREED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Before the state directory in the note on an interface.
 const NOTE: &str = "rbuild ";
@@ -143,6 +146,22 @@ impl Bridge {
             Rules { bridge: &options.name, subnet, subnet6, internal: options.internal }.remove()?;
         }
         Ok(true)
+    }
+
+    /// Removes a bridge that nobody connects to any more. What ended containers had on it is there a little longer than they
+    /// are: the kernel takes their namespaces apart in its own time, which is waited for. Whether it is gone.
+    ///
+    /// # Errors
+    /// Those of [`Bridge::remove`].
+    pub fn remove_freed(options: &BridgeOptions) -> Result<bool, Error> {
+        let start = Instant::now();
+        loop {
+            let gone = Self::remove(options)?;
+            if gone || start.elapsed() >= FREED_WITHIN {
+                return Ok(gone);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Bridges, nothing attached to them, whose state directory was removed by hand: nobody else will remove them. What is
