@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::XattrFlags;
 
+use crate::recopy::Dice;
 use crate::scene::Scene;
 
 /// In [`Step::on`]: the base image.
@@ -162,17 +163,6 @@ enum Changed {
         why: String,
         content: bool,
     },
-}
-
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % sides as u64) as usize
-    }
 }
 
 struct Campaign<'a> {

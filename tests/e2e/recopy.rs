@@ -26,10 +26,10 @@ const LOOK: &str = "cd /; find app fresh* made* | sort | while read -r p; do \
     find app fresh* made* -type l | sort | xargs -n1 readlink; find app fresh* made* -type f | sort | xargs md5sum";
 
 /// A generator that gives the same every time (xorshift).
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub(crate) fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
