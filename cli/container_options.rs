@@ -231,8 +231,16 @@ impl ContainerOptions {
             volumes_from: self.volumes_from.clone(),
             expose: self.network.exposed(),
             networks: self.network.memberships()?,
-            host: HostSettings { runtime: runtimes::chosen(self.runtime.as_deref(), settings)?, ..self.host()? },
+            host: self.host_with(settings)?,
         })
+    }
+
+    fn host_with(&self, settings: &Settings) -> Result<HostSettings, CliError> {
+        let mut host = self.host()?;
+        let config = settings.daemon_config()?;
+        host.runtime = runtimes::chosen(self.runtime.as_deref(), settings, &config)?;
+        self.isolation.set_users(&mut host, config.userns_remap.as_deref())?;
+        Ok(host)
     }
 
     fn host(&self) -> Result<HostSettings, CliError> {

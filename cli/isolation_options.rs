@@ -3,10 +3,10 @@
 
 use std::path::PathBuf;
 
-use rbuild_engine::containers::{BlockIo, HostSettings};
+use rbuild_engine::containers::{BlockIo, HostSettings, IdRange};
 
 use crate::error::CliError;
-use crate::values;
+use crate::{users, values};
 
 #[derive(Debug, clap::Args)]
 pub struct IsolationOptions {
@@ -58,9 +58,15 @@ pub struct IsolationOptions {
     /// no-new-privileges, seccomp=FILE|builtin|unconfined, apparmor=PROFILE, label=OPTION, systempaths=unconfined, mask=PATHS or unmask=PATHS
     #[arg(long, value_name = "OPTION")]
     security_opt: Vec<String>,
-    /// User namespace: host
-    #[arg(long, value_name = "MODE", value_parser = user_namespace)]
+    /// Whose users it has: host, remap[:USER[:GROUP]], auto[:size=N,uidmapping=IN:OUT:N,gidmapping=IN:OUT:N] or private
+    #[arg(long, value_name = "MODE", value_parser = users::mode)]
     userns: Option<Mode>,
+    /// Users of a user namespace of its own: those from INSIDE on are the machine's from OUTSIDE on
+    #[arg(long, value_name = "INSIDE:OUTSIDE:N", value_parser = users::range)]
+    uidmap: Vec<IdRange>,
+    /// The same for groups; without it they are as the users
+    #[arg(long, value_name = "INSIDE:OUTSIDE:N", value_parser = users::range)]
+    gidmap: Vec<IdRange>,
     /// Driver of the volumes it names; there is 'local' only
     #[arg(long, value_name = "DRIVER")]
     volume_driver: Option<String>,
@@ -68,7 +74,7 @@ pub struct IsolationOptions {
 
 /// A word that was checked.
 #[derive(Debug, Clone)]
-pub struct Mode(String);
+pub struct Mode(pub(crate) String);
 
 /// Names of devices.
 #[derive(Debug, Clone)]
@@ -79,6 +85,17 @@ pub struct Gpus(Vec<String>);
 pub struct Of<T>(PathBuf, T);
 
 impl IsolationOptions {
+    /// Whose users it has: as asked, else as `default` says, docker's `userns-remap`.
+    ///
+    /// # Errors
+    /// Maps that the kernel would not take, or beside a mode that has its own.
+    pub fn set_users(&self, host: &mut HostSettings, default: Option<&str>) -> Result<(), CliError> {
+        let asked = self.userns.as_ref().map_or("", |mode| mode.0.as_str());
+        host.users = users::wanted(asked, &self.uidmap, &self.gidmap, default.filter(|word| !word.is_empty()))?;
+        asked.clone_into(&mut host.users_mode);
+        Ok(())
+    }
+
     /// Sets what was asked for.
     ///
     /// # Errors
@@ -206,15 +223,6 @@ fn fields(text: &str) -> Vec<String> {
 
 fn cgroup_namespace(text: &str) -> Result<Mode, String> {
     one_of(text, &["", "private", "host"], || "invalid CGROUP mode".to_owned())
-}
-
-fn user_namespace(text: &str) -> Result<Mode, String> {
-    one_of(text, &["", "host"], || match text.split(':').next().unwrap_or_default() {
-        mode @ ("auto" | "keep-id" | "nomap" | "ns" | "private" | "remap" | "container") => {
-            format!("a user namespace of the container's own ({mode}) is not supported yet")
-        }
-        _ => "invalid USER mode".to_owned(),
-    })
 }
 
 fn isolation(text: &str) -> Result<Mode, String> {

@@ -51,6 +51,7 @@ mod signals;
 mod supervision;
 mod terminal;
 mod units;
+mod users;
 mod values;
 mod watched;
 mod whole_file;

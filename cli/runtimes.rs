@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rbuild_engine::containers::RuntimeRequest;
 
 use crate::error::CliError;
-use crate::settings::Settings;
+use crate::settings::{DaemonConfig, Settings};
 
 /// What this program itself is called.
 const OWN: &str = "rbuild";
@@ -19,8 +19,11 @@ const KNOWN: [&str; 6] = ["runc", "crun", "youki", "runsc", "kata-runtime", "kat
 ///
 /// # Errors
 /// There is no such runtime, in docker's words.
-pub fn chosen(asked: Option<&str>, settings: &Settings) -> Result<Option<RuntimeRequest>, CliError> {
-    let config = settings.daemon_config()?;
+pub fn chosen(
+    asked: Option<&str>,
+    settings: &Settings,
+    config: &DaemonConfig,
+) -> Result<Option<RuntimeRequest>, CliError> {
     let Some(name) = asked.filter(|name| !name.is_empty()).or(config.default_runtime.as_deref()) else {
         return Ok(None);
     };

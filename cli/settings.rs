@@ -44,6 +44,8 @@ pub struct DaemonConfig {
     /// By the names that `--runtime` gives.
     pub runtimes: BTreeMap<String, RuntimeConfig>,
     pub default_runtime: Option<String>,
+    /// Whose subordinate ids containers have that do not say: `default` or `USER[:GROUP]`.
+    pub userns_remap: Option<String>,
     builder: BuilderConfig,
 }
 

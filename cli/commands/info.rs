@@ -158,7 +158,10 @@ fn gather(app: &App) -> Result<Information, CliError> {
         live_restore_enabled: true,
         isolation: "",
         init_binary: "rbuild",
-        security_options: vec!["name=seccomp,profile=builtin"],
+        security_options: ["name=seccomp,profile=builtin"]
+            .into_iter()
+            .chain(config.userns_remap.as_ref().filter(|word| !word.is_empty()).map(|_| "name=userns"))
+            .collect(),
         warnings: missing.map(|(_, what)| format!("WARNING: No {what} support")).collect(),
         limits,
         containers: containers.len(),

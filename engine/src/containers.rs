@@ -12,6 +12,7 @@ mod create;
 mod etc;
 mod exec;
 mod health;
+mod ids;
 mod inspect;
 mod isolation;
 mod lifecycle;
@@ -42,9 +43,12 @@ pub use commit::CommitRequest;
 pub use copy::CopyOptions;
 pub use etc::HostNames;
 pub use exec::Executed;
+pub use ids::UserNamespace;
+pub(crate) use ids::give_tree;
 pub(crate) use inspect::timestamp;
 pub use isolation::{BlockIo, Security};
 pub use lifecycle::{Removal, signal_number};
+pub use rbuild_runtime::ids::{IdError, IdMaps, IdRange};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
     CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, Membership, MountRequest, MountWish,

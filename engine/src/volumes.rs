@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use rbuild_runtime::ids::IdMaps;
 use rbuild_store::root::Dir;
 use rbuild_store::rusqlite::{self, OptionalExtension, Row, Transaction};
 use rbuild_store::snapshots::copy_tree;
@@ -198,7 +199,9 @@ pub(crate) fn check_name(name: &str) -> Result<(), Error> {
 }
 
 /// Fills an empty volume with what the image has at the place it is mounted on: files, owners, modes.
-pub(crate) fn fill(volume: &Path, image: &Root, destination: &Path) -> Result<(), Error> {
+///
+/// Owners are given as a container with these ids has them.
+pub(crate) fn fill(volume: &Path, image: &Root, destination: &Path, ids: Option<&IdMaps>) -> Result<(), Error> {
     let failed = |e: io::Error| Error::internal(format!("cannot fill the volume for {}: {e}", destination.display()));
     // Two containers that share a new volume must not both fill it.
     let guard = fs::File::open(volume.parent().unwrap_or(volume)).map_err(failed)?;
@@ -210,10 +213,17 @@ pub(crate) fn fill(volume: &Path, image: &Root, destination: &Path) -> Result<()
     let from: Dir = match image.open_dir(destination, Walk::InRoot) {
         Ok(from) => from,
         // Nothing there, or a file: the volume stays empty.
-        Err(_) => return Ok(()),
+        Err(_) => return ids.map_or(Ok(()), |ids| give(volume, ids)),
     };
     let to = to.open_dir(Path::new("."), Walk::NoLinks).map_err(failed)?;
-    copy_tree(&from, &to).map_err(failed)
+    copy_tree(&from, &to).map_err(failed)?;
+    ids.map_or(Ok(()), |ids| give(volume, ids))
+}
+
+/// Gives a volume and what is in it to those who are in a container the users that they belong to now.
+pub(crate) fn give(volume: &Path, ids: &IdMaps) -> Result<(), Error> {
+    crate::containers::give_tree(volume, ids)
+        .map_err(|e| Error::internal(format!("cannot give the volume at {} to its container: {e}", volume.display())))
 }
 
 const COLUMNS: &str = "SELECT name, labels, anonymous, created FROM volumes";

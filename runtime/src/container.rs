@@ -23,12 +23,13 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::ids::IdMaps;
 use crate::logs::{LogLimits, Stream};
 use crate::monitor::wire::{Frame, Hello};
 use crate::network::{BridgeOptions, Endpoint, PortBinding, PortRequest, Wish};
 use crate::sandbox::{
     CgroupSpec, EnterSpec, EtcFiles, ExternalRuntime, ExternalSandbox, ExtraMount, MountSource, NativeSandbox, Network,
-    ProcessSpec, Sandbox, SandboxOptions, Seccomp, Stdio, Upper,
+    ProcessSpec, Sandbox, SandboxOptions, Seccomp, Stdio, Upper, UserIds,
 };
 
 /// Everything a monitor needs to run a container: a [`ProcessSpec`] in a form that crosses to another process.
@@ -66,6 +67,9 @@ pub struct ContainerSpec {
     /// See [`ProcessSpec::init`].
     #[serde(default)]
     pub init: bool,
+    /// What the user namespace maps that is handed over beside this value, if the container has one.
+    #[serde(default)]
+    pub ids: Option<IdMaps>,
     /// Who makes the sandbox, where it is not this program.
     #[serde(default)]
     pub runtime: Option<ExternalRuntime>,
@@ -250,7 +254,7 @@ impl ContainerSpec {
     }
 
     /// The sandbox's own form, with the sources of the binds opened.
-    pub(crate) fn process_spec(&self, namespace: Option<OwnedFd>) -> Result<ProcessSpec> {
+    pub(crate) fn process_spec(&self, Handles { user, network: namespace }: Handles) -> Result<ProcessSpec> {
         let network = match (&self.network, namespace) {
             (ContainerNetwork::Host, _) => Network::Host,
             (ContainerNetwork::None, _) => Network::None,
@@ -258,6 +262,11 @@ impl ContainerSpec {
             (ContainerNetwork::Attached, None) => {
                 return Err(Error::Refused("a container with a network was given none".to_owned()));
             }
+        };
+        let ids = match (self.ids.clone(), user) {
+            (Some(maps), Some(fd)) => Some(UserIds { maps, namespace: Arc::new(fd) }),
+            (None, _) => None,
+            (Some(_), None) => return Err(Error::Refused("a container with its own users was given none".to_owned())),
         };
         let stdio = match (self.terminal, self.stdin) {
             (Some((rows, columns)), _) => Stdio::Terminal { rows, columns },
@@ -293,7 +302,22 @@ impl ContainerSpec {
             cgroup: self.cgroup(),
             seccomp: self.seccomp.clone().into(),
             init: self.init,
+            ids,
         })
+    }
+}
+
+/// Namespaces that a container is given.
+#[derive(Debug, Default)]
+pub(crate) struct Handles {
+    pub(crate) user: Option<OwnedFd>,
+    pub(crate) network: Option<OwnedFd>,
+}
+
+impl Handles {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        let again = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
+        Ok(Self { user: again(&self.user)?, network: again(&self.network)? })
     }
 }
 
@@ -352,6 +376,9 @@ pub struct ExecSpec {
     /// Names it in what is told of it.
     #[serde(default)]
     pub exec_id: String,
+    /// What the container's own user namespace maps.
+    #[serde(default)]
+    pub ids: Option<IdMaps>,
 }
 
 impl ExecSpec {
@@ -363,6 +390,7 @@ impl ExecSpec {
             process: self.process.clone(),
             seccomp: self.seccomp.clone().into(),
             stdio,
+            ids: self.ids.clone(),
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod cdi;
 pub mod container;
 pub mod disk;
 mod error;
+pub mod ids;
 pub mod logs;
 pub mod monitor;
 mod neighbours;
@@ -22,6 +23,6 @@ pub mod users;
 pub use error::{Error, ExecFailure, Result};
 pub use sandbox::{
     CgroupSpec, EnterSpec, EtcFiles, Exit, ExternalRuntime, ExtraMount, MemoryFile, MountSource, NativeSandbox,
-    Network, ProcessSpec, Running, Sandbox, SandboxOptions, Seccomp, Stdio, Upper, default_spec, helper_main,
-    mount_detached,
+    Network, ProcessSpec, Running, Sandbox, SandboxOptions, Seccomp, Stdio, Upper, UserIds, UserNamespace,
+    default_spec, helper_main, mount_detached,
 };

@@ -77,6 +77,29 @@ pub fn group_id(root: &Root, text: &str) -> Result<u32, Error> {
     found.ok_or_else(|| unknown(root, "group", text, "group"))
 }
 
+/// The highest number that the image's databases name, nobody's apart.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn highest_id(root: &Root) -> Result<u32, Error> {
+    const NOBODY: u32 = 65534;
+    let mut highest = 0;
+    let mut see = |id: Option<&&str>| {
+        let id = id.and_then(|id| id.parse::<u32>().ok()).filter(|id| *id < NOBODY);
+        highest = highest.max(id.unwrap_or(0));
+    };
+    find::<()>(root, "etc/passwd", |fields| {
+        see(fields.get(2));
+        see(fields.get(3));
+        None
+    })?;
+    find::<()>(root, "etc/group", |fields| {
+        see(fields.get(2));
+        None
+    })?;
+    Ok(highest)
+}
+
 /// What the database has instead is told along, for whoever wants to guess what was meant.
 fn unknown(root: &Root, what: &'static str, name: &str, file: &'static str) -> Error {
     let mut known = Vec::new();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rbuild_oci::Digest;
@@ -121,11 +122,12 @@ impl Containers {
         Ok(Membership { network: network.id.clone(), network_name: network.name.clone(), ..wish })
     }
 
-    /// A namespace connected to the container's networks.
+    /// A namespace connected to the container's networks: `bare`, or a new one.
     pub(super) fn connected(
         &self,
         container: &Container,
         directory: &Path,
+        bare: Option<OwnedFd>,
     ) -> Result<(Namespace, Vec<Connection>), Error> {
         let memberships = container.memberships();
         // Where it was before, so that it has its addresses again if nobody took them.
@@ -138,7 +140,11 @@ impl Containers {
             networks.push(network);
         }
         let pairs: Vec<(&Bridge, Wish)> = bridges.iter().map(|(bridge, wish)| (bridge, wish.clone())).collect();
-        let namespace = Namespace::connected(&pairs).map_err(failed)?;
+        let namespace = match bare {
+            Some(fd) => Namespace::connect(fd, &pairs),
+            None => Namespace::connected(&pairs),
+        };
+        let namespace = namespace.map_err(failed)?;
         for network in networks.iter().filter(|network| !network.is_predefined()) {
             if !self.has_network(&network.id)? {
                 // Removed while we were at it: its bridge is ours alone now.

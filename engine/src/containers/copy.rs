@@ -9,6 +9,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 
+use rbuild_runtime::ids::IdMaps;
+use rbuild_runtime::sandbox::making_files_as;
 use rbuild_store::root::{Dir, Kind as FileKind, Metadata, set_mode, set_owner, set_times};
 use rbuild_store::{Mounts, Root, Walk};
 
@@ -26,6 +28,14 @@ pub struct CopyOptions {
     pub follow_link: bool,
 }
 
+/// A container's files, and a path in them.
+pub(super) struct Tree {
+    pub(super) root: Root,
+    pub(super) path: PathBuf,
+    /// How owners there are to be read, where they are those of a user namespace.
+    pub(super) ids: Option<IdMaps>,
+}
+
 /// A place in a file tree: a directory, and what in it is meant.
 pub(super) struct Place {
     pub(super) dir: Dir,
@@ -36,12 +46,19 @@ pub(super) struct Place {
 impl Containers {
     /// Copies from a container to the host.
     pub fn copy_out(&self, seen: &Seen, from: &Path, to: &Path, options: CopyOptions) -> Result<(), Error> {
-        let (root, inside) = self.tree(seen, from, false)?;
+        let Tree { root, path: inside, ids } = self.tree(seen, from, false)?;
         let source = source(&root, &inside, options).map_err(|e| not_there(&seen.container, from, &e))?;
         let host = Root::open(Path::new("/")).map_err(Error::internal)?;
         let to_absolute = std::path::absolute(to).map_err(Error::internal)?;
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        copy(&source, from, &host, &to_absolute, to, Copying { owner, keep: options.keep_owner })?;
+        copy(
+            &source,
+            from,
+            &host,
+            &to_absolute,
+            to,
+            &Copying { owner, keep: options.keep_owner, theirs: ids, ours: None },
+        )?;
         self.tell(&seen.container, "archive-path", &[]);
         Ok(())
     }
@@ -56,19 +73,25 @@ impl Containers {
             }
             _ => Error::internal(format!("cannot read {}: {e}", from.display())),
         })?;
-        let (root, inside) = self.tree(seen, to, true)?;
-        copy(&source, from, &root, &inside, to, Copying { owner: (0, 0), keep: options.keep_owner })?;
+        let Tree { root, path: inside, ids } = self.tree(seen, to, true)?;
+        let maker = ids.as_ref().map(|ids| ids.owner_outside((0, 0)));
+        let how = Copying { owner: (0, 0), keep: options.keep_owner, theirs: None, ours: ids };
+        let work = || copy(&source, from, &root, &inside, to, &how);
+        match maker {
+            Some(root_inside) => making_files_as(root_inside, work)??,
+            None => work()?,
+        }
         self.tell(&seen.container, "extract-to-dir", &[]);
         Ok(())
     }
 
     /// The tree in which a path of a container's lies, and the path in it.
-    pub(super) fn tree(&self, seen: &Seen, path: &Path, write: bool) -> Result<(Root, PathBuf), Error> {
+    pub(super) fn tree(&self, seen: &Seen, path: &Path, write: bool) -> Result<Tree, Error> {
         let container = &seen.container;
         let absolute = Path::new("/").join(path);
         if matches!(seen.status, Status::Running | Status::Paused) {
             let root = Root::open(Path::new(&format!("/proc/{}/root", seen.state.pid))).map_err(Error::internal)?;
-            return Ok((root, absolute));
+            return Ok(Tree { root, path: absolute, ids: container.ids.clone() });
         }
         // The deepest mount above the path is where it lies.
         let clean: PathBuf = absolute.components().filter(|c| !matches!(c, Component::CurDir)).collect();
@@ -88,7 +111,7 @@ impl Containers {
                 MountKind::Image { snapshot, .. } => {
                     let files = root_of(&self.store.snapshots().view(&snapshot.parse()?)?)?;
                     let below = mount.subpath.as_deref().unwrap_or(Path::new("")).join(rest);
-                    return Ok((files, Path::new("/").join(below)));
+                    return Ok(Tree { root: files, path: Path::new("/").join(below), ids: None });
                 }
             };
             if write && mount.read_only {
@@ -99,16 +122,19 @@ impl Containers {
                 if rest.as_os_str().is_empty() && !source.is_dir() {
                     let parent = source.parent().unwrap_or(Path::new("/"));
                     let name = source.file_name().unwrap_or_default();
-                    return Ok((Root::open(parent).map_err(Error::internal)?, Path::new("/").join(name)));
+                    let root = Root::open(parent).map_err(Error::internal)?;
+                    return Ok(Tree { root, path: Path::new("/").join(name), ids: container.ids.clone() });
                 }
                 let rest = mount.subpath.as_deref().unwrap_or(Path::new("")).join(rest);
                 let inside = Path::new("/").join(rest);
                 let inside = if ends_in_dot(path) { inside.join(".") } else { inside };
-                return Ok((Root::open(&source).map_err(Error::internal)?, inside));
+                let root = Root::open(&source).map_err(Error::internal)?;
+                return Ok(Tree { root, path: inside, ids: container.ids.clone() });
             }
         }
         let root = if write { self.writable_root(container)? } else { self.root(container)? };
-        Ok((root, absolute))
+        // Layers have the ids of images.
+        Ok(Tree { root, path: absolute, ids: None })
     }
 
     /// The root of a container that does not run, for writing, mounted nowhere.
@@ -159,14 +185,29 @@ pub(super) fn ends_in_dot(path: &Path) -> bool {
     bytes == b"." || bytes.ends_with(b"/.")
 }
 
-#[derive(Clone, Copy)]
 struct Copying {
     owner: (u32, u32),
     keep: bool,
+    /// How owners at the source are to be read, and those at the destination written.
+    theirs: Option<IdMaps>,
+    ours: Option<IdMaps>,
+}
+
+impl Copying {
+    /// Owner and group that a copy has.
+    fn owner_of(&self, metadata: &Metadata) -> (u32, u32) {
+        let there = (metadata.uid, metadata.gid);
+        let owner = match (self.keep, &self.theirs) {
+            (false, _) => self.owner,
+            (true, Some(ids)) => ids.owner_inside(there),
+            (true, None) => there,
+        };
+        self.ours.as_ref().map_or(owner, |ids| ids.owner_outside(owner))
+    }
 }
 
 /// Docker's rules for what the destination means, then the copy. `*_shown` are the paths as the user wrote them.
-fn copy(from: &Place, from_shown: &Path, root: &Root, to: &Path, to_shown: &Path, how: Copying) -> Result<(), Error> {
+fn copy(from: &Place, from_shown: &Path, root: &Root, to: &Path, to_shown: &Path, how: &Copying) -> Result<(), Error> {
     let failed =
         |e: io::Error| Error::internal(format!("cannot copy {} to {}: {e}", from_shown.display(), to_shown.display()));
     let is_dir = match &from.name {
@@ -240,7 +281,7 @@ fn directory_in(dir: &Dir, name: &OsStr) -> io::Result<Dir> {
 }
 
 /// Copies what is in `from` into `to`, over what is there, and gives `to` the attributes of `from`.
-fn tree(from: Dir, to: Dir, how: Copying) -> io::Result<()> {
+fn tree(from: Dir, to: Dir, how: &Copying) -> io::Result<()> {
     struct Frame {
         from: Dir,
         to: Dir,
@@ -268,16 +309,16 @@ fn tree(from: Dir, to: Dir, how: Copying) -> io::Result<()> {
     Ok(())
 }
 
-fn attributes_of_dir(from: &Dir, to: &Dir, how: Copying) -> io::Result<()> {
+fn attributes_of_dir(from: &Dir, to: &Dir, how: &Copying) -> io::Result<()> {
     let metadata = from.metadata()?;
-    let (uid, gid) = if how.keep { (metadata.uid, metadata.gid) } else { how.owner };
+    let (uid, gid) = how.owner_of(&metadata);
     set_owner(to.as_fd(), uid, gid)?;
     set_mode(to.as_fd(), metadata.mode)?;
     set_times(to.as_fd(), metadata.accessed, metadata.modified)
 }
 
 /// Copies one thing that is no directory; what has its name at the destination is replaced.
-fn node(from: &Dir, name: &OsStr, to: &Dir, as_name: &OsStr, how: Copying) -> io::Result<()> {
+fn node(from: &Dir, name: &OsStr, to: &Dir, as_name: &OsStr, how: &Copying) -> io::Result<()> {
     let metadata = from.stat(name)?;
     match to.stat(as_name) {
         Ok(there) if there.kind == FileKind::Dir => {
@@ -301,7 +342,7 @@ fn node(from: &Dir, name: &OsStr, to: &Dir, as_name: &OsStr, how: Copying) -> io
             return Err(io::Error::other(format!("{} is a device", Path::new(name).display())));
         }
     }
-    let (uid, gid) = if how.keep { (metadata.uid, metadata.gid) } else { how.owner };
+    let (uid, gid) = how.owner_of(&metadata);
     to.set_owner(as_name, uid, gid)?;
     if metadata.kind != FileKind::Symlink {
         to.set_mode(as_name, metadata.mode)?;
@@ -322,8 +363,8 @@ mod tests {
         let from_path = Path::new("/").join(from);
         let place = source(&root, &from_path, CopyOptions::default()).map_err(Error::internal)?;
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let how = Copying { owner, keep: false };
-        copy(&place, Path::new(from), &root, &Path::new("/").join(to), Path::new(to), how)
+        let how = Copying { owner, keep: false, theirs: None, ours: None };
+        copy(&place, Path::new(from), &root, &Path::new("/").join(to), Path::new(to), &how)
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rbuild_store::{Durability, ImageRecord, Lease, Root, Snapshot, StoreError, d
 
 use super::record::{self, Container, MountKind, MountPoint};
 use super::request::{CreateRequest, HostSettings, MountRequest, MountWish, NetworkMode};
-use super::{Containers, health, isolation, names, process, random_id};
+use super::{Containers, health, ids, isolation, names, process, random_id};
 use crate::error::{Error, Kind};
 use crate::volumes::{self, Place};
 
@@ -48,6 +48,8 @@ impl Containers {
     pub fn create_to_start(&self, request: &CreateRequest) -> Result<(Container, ContainerLock), Error> {
         check(request)?;
         let lease = self.store.lease("create")?;
+        // Until the row is there.
+        let _allotting = self.allotting(&request.host)?;
         let image = self.store.images().resolve(&request.image)?;
         let (manifest, config, _) = self.store.images().manifest(&image, &self.platform(&image))?;
         let parent = self.unpacked(&manifest, &config, &lease)?;
@@ -114,7 +116,9 @@ impl Containers {
                     Some(root) => root,
                     None => image_root.insert(self.image_root(&container)?),
                 };
-                volumes::fill(&path, root, Path::new(&mount.destination))?;
+                volumes::fill(&path, root, Path::new(&mount.destination), container.ids.as_ref())?;
+            } else if let Some(ids) = container.ids.as_ref().filter(|_| whole && is_empty(&path)) {
+                volumes::give(&path, ids)?;
             }
         }
         let durability = if container.host.auto_remove { Durability::Cache } else { Durability::Named };
@@ -208,12 +212,14 @@ impl Containers {
             host: request.host.clone(),
             config: merged,
             id,
+            ids: None,
         };
         if container.args().first().is_none_or(String::is_empty) {
             return Err(Error::invalid("no command specified"));
         }
         process::capabilities(&container.host)?;
         self.share(&mut container)?;
+        container.ids = self.ids(&container)?;
         Ok(container)
     }
 
@@ -391,6 +397,7 @@ pub(super) fn check_limits(host: &HostSettings) -> Result<(), Error> {
         return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
     }
     isolation::check(host)?;
+    ids::check(host)?;
     if host.nano_cpus.is_some() && (host.cpu_quota.is_some() || host.cpu_period.is_some()) {
         return Err(Error::invalid("conflicting options: CPU quota and CPUs cannot both be set"));
     }
@@ -457,12 +464,17 @@ fn is_host_byte(byte: u8) -> bool {
 impl Containers {
     /// The image's file tree, for reading, mounted nowhere.
     pub(super) fn image_root(&self, container: &Container) -> Result<Root, Error> {
-        let Some(parent) = &container.parent else {
-            let empty = self.directory(&container.id);
-            return Root::open(&empty.join("layer/fs")).map_err(Error::internal);
-        };
+        match self.image_root_or_none(container)? {
+            Some(root) => Ok(root),
+            None => self.upper(container),
+        }
+    }
+
+    /// The same; `None` for an image without files.
+    pub(super) fn image_root_or_none(&self, container: &Container) -> Result<Option<Root>, Error> {
+        let Some(parent) = &container.parent else { return Ok(None) };
         let id = parent.parse().map_err(|e: StoreError| Error::internal(e))?;
         let mounts = self.store.snapshots().view(&id)?;
-        super::root_of(&mounts)
+        super::root_of(&mounts).map(Some)
     }
 }

@@ -49,6 +49,7 @@ impl Containers {
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
             seccomp: if request.privileged { SeccompChoice::Unconfined } else { host.seccomp()? },
             runtime: host.runtime.as_ref().map(|runtime| runtime.external(&self.directory(&container.id))),
+            ids: container.ids.clone(),
         };
         let exec_id = spec.exec_id.clone();
         let command = request.command.join(" ");

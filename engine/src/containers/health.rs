@@ -83,6 +83,7 @@ pub(super) fn probe(container: &Container, root: &Root, directory: &Path) -> Res
             cgroup_parent: container.host.cgroup_parent.as_ref().map(PathBuf::from),
             seccomp: container.host.seccomp()?,
             runtime: container.host.runtime.as_ref().map(|runtime| runtime.external(directory)),
+            ids: container.ids.clone(),
         },
         interval: time(check.interval, INTERVAL),
         timeout: time(check.timeout, TIMEOUT),

@@ -302,7 +302,7 @@ fn isolation(host: &HostSettings) -> Map<String, Value> {
         "MemorySwappiness": host.memory_swappiness,
         "OomKillDisable": host.oom_kill_disable,
         "ReadonlyPaths": read_only,
-        "UsernsMode": "",
+        "UsernsMode": host.users_mode,
         "VolumeDriver": host.volume_driver.as_deref().unwrap_or_default(),
     });
     match value {

@@ -14,9 +14,9 @@ use rbuild_runtime::sandbox::{DEFAULT_CAPABILITIES, capability_sets, set_shm_siz
 use rbuild_runtime::users::{self, Identity};
 use rbuild_store::Root;
 
-use super::isolation;
 use super::record::Container;
 use super::request::{HostSettings, NamespaceMode};
+use super::{ids, isolation};
 use crate::error::Error;
 
 /// What a process gets as `PATH` when neither its image nor its caller says.
@@ -85,6 +85,7 @@ pub(super) fn spec(container: &Container, root: &Root) -> Result<Spec, Error> {
         writable_kernel_mounts(&mut spec);
     }
     isolation::apply(container, &mut spec)?;
+    ids::apply(container, &mut spec)?;
     Ok(spec)
 }
 

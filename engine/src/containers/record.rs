@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use rbuild_oci::{ContainerConfig, Digest};
 use rbuild_runtime::container::{State, is_locked};
+use rbuild_runtime::ids::IdMaps;
 use rbuild_store::db;
 use rbuild_store::rusqlite::{self, OptionalExtension, Row, Transaction};
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,9 @@ pub struct Container {
     #[serde(default)]
     pub networks: Option<Vec<Membership>>,
     pub host: HostSettings,
+    /// Which users of the machine its are; `None` for the same ones.
+    #[serde(default)]
+    pub ids: Option<IdMaps>,
 }
 
 /// Something mounted into a container.

@@ -12,6 +12,7 @@ use rbuild_runtime::logs::LogLimits;
 use rbuild_runtime::network::{Mac, PortRequest};
 use serde::{Deserialize, Serialize};
 
+use super::ids::UserNamespace;
 use super::isolation::{BlockIo, Security};
 
 /// A container to be made.
@@ -159,6 +160,12 @@ pub struct HostSettings {
     pub cgroup_host: bool,
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+    /// Whose users it has.
+    #[serde(default)]
+    pub users: UserNamespace,
+    /// That in the caller's words; empty where nothing was said.
+    #[serde(default)]
+    pub users_mode: String,
     /// Of volumes that it names: there is `local` only.
     #[serde(default)]
     pub volume_driver: Option<String>,

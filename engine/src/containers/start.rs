@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,7 @@ use rbuild_store::Store;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use super::ids::UserHandles;
 use super::record::{Container, MountKind, Status};
 use super::request::{NamespaceMode, NetworkMode};
 use super::{ContainerParts, Containers, etc, health, ports, process, signal_number};
@@ -41,6 +43,13 @@ pub struct StartRequest {
 struct Note {
     root: PathBuf,
     id: String,
+}
+
+/// What a monitor is given of a container.
+struct Prepared {
+    spec: ContainerSpec,
+    namespace: Option<Namespace>,
+    user: Option<OwnedFd>,
 }
 
 /// The network of a container that is being started.
@@ -78,7 +87,7 @@ impl Containers {
         lock: ContainerLock,
     ) -> Result<Attachment, Error> {
         let directory = self.directory(&container.id);
-        let (spec, namespace) = match self.prepare(container, request, &directory) {
+        let Prepared { spec, namespace, user } = match self.prepare(container, request, &directory) {
             Ok(prepared) => prepared,
             Err(error) => {
                 self.give_up(container);
@@ -94,7 +103,7 @@ impl Containers {
         if request.output {
             self.tell(container, "attach", &[]);
         }
-        let start = Start { spec, namespace, lock, stdin: request.stdin, output: request.output, note };
+        let start = Start { spec, namespace, user, lock, stdin: request.stdin, output: request.output, note };
         // What is to be started again needs somebody who lives longer than this command.
         let begun = if request.here && start.spec.restart == RestartPolicy::Never {
             let (containers, id) = (self.clone(), container.id.clone());
@@ -130,14 +139,11 @@ impl Containers {
         }
     }
 
-    fn prepare(
-        &self,
-        container: &Container,
-        request: &StartRequest,
-        directory: &Path,
-    ) -> Result<(ContainerSpec, Option<Namespace>), Error> {
+    fn prepare(&self, container: &Container, request: &StartRequest, directory: &Path) -> Result<Prepared, Error> {
         let host = &container.host;
-        let Attached { network, namespace, connections } = self.network(container, directory)?;
+        let new_network = matches!(host.network, NetworkMode::Bridge | NetworkMode::Named(_));
+        let UserHandles { user, network: bare } = self.user_namespace(container, new_network)?;
+        let Attached { network, namespace, connections } = self.network(container, directory, bare)?;
         let links = self.linked(container)?;
         let files = match &host.network {
             // Who shares a network shares what is known of it.
@@ -187,6 +193,7 @@ impl Containers {
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
             seccomp: host.seccomp()?,
             init: host.init,
+            ids: container.ids.clone(),
             runtime: host.runtime.as_ref().map(|runtime| runtime.external(directory)),
             log: host.log.kept(),
             health: health::probe(container, &root, directory)?.map(Box::new),
@@ -195,16 +202,16 @@ impl Containers {
             helper: self.parts.helper.clone(),
             state_dir: self.parts.state_dir.clone(),
         };
-        Ok((spec, namespace))
+        Ok(Prepared { spec, namespace, user })
     }
 
-    fn network(&self, container: &Container, directory: &Path) -> Result<Attached, Error> {
+    fn network(&self, container: &Container, directory: &Path, bare: Option<OwnedFd>) -> Result<Attached, Error> {
         let alone = |network| Attached { network, namespace: None, connections: Vec::new() };
         Ok(match &container.host.network {
             NetworkMode::Host => alone(ContainerNetwork::Host),
             NetworkMode::None => alone(ContainerNetwork::None),
             NetworkMode::Bridge | NetworkMode::Named(_) => {
-                let (namespace, connections) = self.connected(container, directory)?;
+                let (namespace, connections) = self.connected(container, directory, bare)?;
                 Attached { network: ContainerNetwork::Attached, namespace: Some(namespace), connections }
             }
             NetworkMode::Container(other) => {
@@ -230,7 +237,7 @@ impl Containers {
         Ok(())
     }
 
-    fn namespace_of(&self, id: &str, name: &str) -> Result<PathBuf, Error> {
+    pub(super) fn namespace_of(&self, id: &str, name: &str) -> Result<PathBuf, Error> {
         let seen = self.find(id)?;
         if seen.status != Status::Running {
             let message = format!("cannot join the {name} namespace of container {id}: it is not running");

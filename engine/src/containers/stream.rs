@@ -11,6 +11,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rbuild_runtime::ids::IdMaps;
+use rbuild_runtime::sandbox::making_files_as;
 use rbuild_store::layers::compress::Decompressed;
 use rbuild_store::layers::read::Reader;
 use rbuild_store::layers::tar::{Entry, EntryKind, Writer, Xattrs, travels};
@@ -18,7 +20,7 @@ use rbuild_store::root::{Dir, Kind as FileKind, Metadata, set_mode, set_owner, s
 use rbuild_store::{Root, StoreError, Walk};
 
 use super::Containers;
-use super::copy::{CopyOptions, ends_in_dot, not_there, source};
+use super::copy::{CopyOptions, Tree, ends_in_dot, not_there, source};
 use super::record::Seen;
 use crate::error::Error;
 
@@ -34,11 +36,11 @@ impl Containers {
         options: CopyOptions,
         out: &mut dyn Write,
     ) -> Result<(), Error> {
-        let (root, inside) = self.tree(seen, from, false)?;
+        let Tree { root, path: inside, ids } = self.tree(seen, from, false)?;
         let place = source(&root, &inside, options).map_err(|e| not_there(&seen.container, from, &e))?;
         let failed =
             |e: io::Error| Error::internal(format!("cannot copy {}:{}: {e}", seen.container.name, from.display()));
-        let mut archive = Archive { out: Writer::new(out), linked: HashMap::new() };
+        let mut archive = Archive { out: Writer::new(out), linked: HashMap::new(), ids };
         match &place.name {
             Some(name) => archive.node(&place.dir, name, name.as_bytes().to_vec()),
             None => {
@@ -57,7 +59,7 @@ impl Containers {
     /// # Errors
     /// No such directory; what is wrong with the archive, of which the part before that is unpacked by then.
     pub fn copy_in_from_tar(&self, seen: &Seen, archive: impl Read + Send, to: &Path) -> Result<(), Error> {
-        let (root, inside) = self.tree(seen, to, true)?;
+        let Tree { root, path: inside, ids } = self.tree(seen, to, true)?;
         let there = root.walk(&inside, Walk::InRoot).and_then(|fd| Metadata::of(fd.as_fd()));
         let there = there.map_err(|e| not_there(&seen.container, to, &e))?;
         if there.kind != FileKind::Dir {
@@ -65,7 +67,13 @@ impl Containers {
             return Err(Error::invalid(format!("destination \"{shown}\" must be a directory")));
         }
         let input = Decompressed::new(archive).map_err(|e| Error::invalid(format!("cannot read the archive: {e}")))?;
-        unpack(Reader::new(input), &root, &inside)?;
+        match &ids {
+            Some(ids) => {
+                let root_inside = ids.owner_outside((0, 0));
+                making_files_as(root_inside, || unpack(Reader::new(input), &root, &inside, Some(ids)))??;
+            }
+            None => unpack(Reader::new(input), &root, &inside, None)?,
+        }
         self.tell(&seen.container, "extract-to-dir", &[]);
         Ok(())
     }
@@ -76,6 +84,8 @@ struct Archive<W: Write> {
     out: Writer<W>,
     /// Where files with several names were written first, by device and number.
     linked: HashMap<(u64, u64), Vec<u8>>,
+    /// How owners are to be read.
+    ids: Option<IdMaps>,
 }
 
 impl<W: Write> Archive<W> {
@@ -85,7 +95,7 @@ impl<W: Write> Archive<W> {
         while let Some((dir, path)) = open.pop() {
             let metadata = dir.metadata()?;
             let attributes = xattrs(dir.as_fd())?;
-            self.out.entry(&entry(path.clone(), &metadata, EntryKind::Directory, attributes))?;
+            self.out.entry(&self.entry(path.clone(), &metadata, EntryKind::Directory, attributes))?;
             let mut names: Vec<OsString> = dir.entries()?.map(|one| Ok(one?.name)).collect::<io::Result<_>>()?;
             names.sort_unstable();
             for name in names {
@@ -132,8 +142,22 @@ impl<W: Write> Archive<W> {
         };
         let attributes = dir.xattrs(name)?;
         let is_file = matches!(kind, EntryKind::File { .. });
-        self.out.entry(&entry(path, &metadata, kind, attributes))?;
+        self.out.entry(&self.entry(path, &metadata, kind, attributes))?;
         if is_file { self.content(dir, name) } else { Ok(()) }
+    }
+
+    fn entry(
+        &self,
+        path: Vec<u8>,
+        metadata: &Metadata,
+        kind: EntryKind,
+        attributes: Vec<(OsString, Vec<u8>)>,
+    ) -> Entry {
+        let attributes = attributes.into_iter().map(|(name, value)| (name.into_vec(), value));
+        let xattrs: Xattrs = attributes.filter(|(name, _)| travels(name)).collect();
+        let Metadata { mode, uid, gid, modified, .. } = *metadata;
+        let (uid, gid) = self.ids.as_ref().map_or((uid, gid), |ids| ids.owner_inside((uid, gid)));
+        Entry { path, kind, mode, uid, gid, mtime: modified, xattrs }
     }
 
     /// As much of a file as its header says; zeros for what was cut off meanwhile.
@@ -155,18 +179,14 @@ impl<W: Write> Archive<W> {
     }
 }
 
-fn entry(path: Vec<u8>, metadata: &Metadata, kind: EntryKind, attributes: Vec<(OsString, Vec<u8>)>) -> Entry {
-    let attributes = attributes.into_iter().map(|(name, value)| (name.into_vec(), value));
-    let xattrs: Xattrs = attributes.filter(|(name, _)| travels(name)).collect();
-    let Metadata { mode, uid, gid, modified, .. } = *metadata;
-    Entry { path, kind, mode, uid, gid, mtime: modified, xattrs }
-}
-
 /// Unpacks into the directory `to` of a tree; what is there already stays unless the archive has it too.
-fn unpack<R: Read>(mut archive: Reader<R>, root: &Root, to: &Path) -> Result<(), Error> {
+fn unpack<R: Read>(mut archive: Reader<R>, root: &Root, to: &Path, ids: Option<&IdMaps>) -> Result<(), Error> {
     // Directories get their times last: what is written into them changes them.
     let mut directories: Vec<(PathBuf, Entry)> = Vec::new();
-    while let Some(entry) = archive.next()? {
+    while let Some(mut entry) = archive.next()? {
+        if let Some(ids) = ids {
+            (entry.uid, entry.gid) = ids.owner_outside((entry.uid, entry.gid));
+        }
         let shown = String::from_utf8_lossy(&entry.path).into_owned();
         let path = to.join(OsStr::from_bytes(&entry.path));
         place(&mut archive, &entry, root, to, &path).map_err(|error| match error {
@@ -262,7 +282,7 @@ mod tests {
     use super::*;
 
     fn packed(dir: &Path) -> Vec<u8> {
-        let mut archive = Archive { out: Writer::new(Vec::new()), linked: HashMap::new() };
+        let mut archive = Archive { out: Writer::new(Vec::new()), linked: HashMap::new(), ids: None };
         let root = Root::open(dir).expect("open");
         archive.directory(root.open_dir(Path::new("."), Walk::InRoot).expect("dir"), b"top".to_vec()).expect("pack");
         archive.out.finish().expect("the end").0
@@ -280,7 +300,7 @@ mod tests {
         let to = tempfile::tempdir().expect("tempdir");
         fs::create_dir(to.path().join("into")).expect("mkdir");
         let root = Root::open(to.path()).expect("open");
-        unpack(Reader::new(&packed(path)[..]), &root, Path::new("/into")).expect("unpack");
+        unpack(Reader::new(&packed(path)[..]), &root, Path::new("/into")).expect("unpack", None);
         let at = |name: &str| to.path().join("into/top").join(name);
         assert_eq!(fs::read_to_string(at("d/file")).expect("read"), "text");
         assert_eq!(fs::metadata(at("d/file")).expect("stat").mode() & 0o7777, 0o640);
@@ -289,7 +309,7 @@ mod tests {
         assert_eq!(fs::read_link(at("link")).expect("link"), Path::new("d/file"));
         let time = |path: &Path| fs::metadata(path).expect("stat").mtime();
         assert_eq!(time(&at("d")), time(&path.join("d")));
-        unpack(Reader::new(&packed(path)[..]), &root, Path::new("/into")).expect("over what is there");
+        unpack(Reader::new(&packed(path)[..]), &root, Path::new("/into")).expect("over what is there", None);
     }
 
     #[test]
@@ -302,7 +322,7 @@ mod tests {
         fs::write(from.path().join("planted"), "x").expect("write");
         let root = Root::open(to.path()).expect("open");
         // The link leads to a path of the tree's own, which is made or refused, never to the machine's.
-        let _ = unpack(Reader::new(&packed(from.path())[..]), &root, Path::new("/into"));
+        let _ = unpack(Reader::new(&packed(from.path())[..]), &root, Path::new("/into"), None);
         assert!(!outside.path().join("planted").exists());
     }
 }

@@ -287,6 +287,7 @@ fn process_spec(
         cgroup: CgroupSpec { parent: op.cgroup_parent.as_ref().map(PathBuf::from) },
         seccomp: if op.security == Security::Insecure { Seccomp::Unconfined } else { Seccomp::Default },
         init: false,
+        ids: None,
     })
 }
 

@@ -32,8 +32,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::container::{
-    Attached, Attachment, Change, ContainerLock, ContainerSpec, Ended, ExecSpec, Input, RestartPolicy, StartFailure,
-    State, connect, sandbox, socket_address,
+    Attached, Attachment, Change, ContainerLock, ContainerSpec, Ended, ExecSpec, Handles, Input, RestartPolicy,
+    StartFailure, State, connect, sandbox, socket_address,
 };
 use crate::error::{Error, Result};
 use crate::logs::{LogWriter, rfc3339};
@@ -56,6 +56,8 @@ const MARKER: &str = "rbuild-monitor";
 pub struct Start {
     pub spec: ContainerSpec,
     pub namespace: Option<Namespace>,
+    /// The user namespace of a container that has its own.
+    pub user: Option<OwnedFd>,
     pub lock: ContainerLock,
     /// Whether the starter's connection feeds the input, and whether it is told of output.
     pub stdin: bool,
@@ -91,6 +93,7 @@ pub fn spawn(start: Start) -> Result<Attachment> {
         .spawn()
         .map_err(|e| Error::system(format!("execute {}", program.display()), e))?;
     let mut fds = vec![start.lock.into_fd()];
+    fds.extend(start.user);
     fds.extend(start.namespace.map(Namespace::into_fd));
     let handed = Handed { spec: start.spec, stdin: start.stdin, output: start.output, note: start.note };
     let sent =
@@ -135,7 +138,9 @@ fn serve(at_end: AtEnd) -> io::Result<()> {
     let handed: Handed = serde_json::from_slice(&bytes)?;
     let mut fds = fds.into_iter();
     let lock = fds.next().ok_or(io::ErrorKind::InvalidData)?;
+    let user = if handed.spec.ids.is_some() { fds.next() } else { None };
     let start = Start {
+        user,
         namespace: fds.next().map(Namespace::from_fd),
         lock: ContainerLock::from_fd(lock),
         spec: handed.spec,
@@ -149,17 +154,17 @@ fn serve(at_end: AtEnd) -> io::Result<()> {
 
 /// A container from its first start to its last end. `stays` says that it may outlive the command that started it.
 fn monitor(start: Start, mut starter: UnixStream, at_end: AtEnd, stays: bool) {
-    let Start { spec, namespace, lock, stdin, output, note } = start;
+    let Start { spec, namespace, user, lock, stdin, output, note } = start;
     let book =
         Arc::new(Book::new(&spec.directory, State { connections: spec.connections.clone(), ..State::default() }));
-    let namespace = namespace.map(Namespace::into_fd);
+    let handles = Handles { user, network: namespace.map(Namespace::into_fd) };
     // Who is started once gives its network away: it is gone with the sandbox, without waiting for the monitor.
     let kept = match spec.restart {
         RestartPolicy::Never => Ok(None),
-        _ => namespace.as_ref().map(OwnedFd::try_clone).transpose(),
+        _ => handles.try_clone().map(Some),
     };
     let begun = kept.map_err(|e| Error::system("keep the network", e));
-    let begun = begun.and_then(|kept| begin(&spec, namespace).map(|begun| (begun, kept)));
+    let begun = begun.and_then(|kept| begin(&spec, handles).map(|begun| (begun, kept)));
     let (Begun { session, outputs, listener, wiring }, kept) = match begun {
         Ok(begun) => begun,
         Err(error) => {
@@ -311,14 +316,16 @@ struct Begun {
     wiring: Wiring,
 }
 
-fn begin(spec: &ContainerSpec, namespace: Option<OwnedFd>) -> Result<Begun> {
+fn begin(spec: &ContainerSpec, handles: Handles) -> Result<Begun> {
     let listener = bind(spec)?;
     let log = spec.log.map(|limits| LogWriter::open(&spec.directory.join("log"), limits)).transpose();
     let log = log.map_err(|e| Error::system("open the container's log", e))?;
-    let namespace = namespace.map(Namespace::from_fd);
+    let Handles { user, network } = handles;
+    let namespace = network.map(Namespace::from_fd);
     let wiring = Wiring::start(spec, namespace.as_ref())?;
     let sandbox = spec.sandbox()?;
-    let running = sandbox.start(spec.process_spec(namespace.map(Namespace::into_fd))?)?;
+    let handles = Handles { user, network: namespace.map(Namespace::into_fd) };
+    let running = sandbox.start(spec.process_spec(handles)?)?;
     let (session, outputs) = Session::new(running, log, spec.stdin, spec.stop_signal)?;
     Ok(Begun { session, outputs, listener, wiring })
 }

@@ -1,11 +1,10 @@
 //! The terms on which a container lives, which a command may change while it runs: its limits, and when it is started again.
 
-use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::LinuxResources;
 
-use crate::container::{ContainerNetwork, ContainerSpec, NewTerms, RestartPolicy};
+use crate::container::{ContainerNetwork, ContainerSpec, Handles, NewTerms, RestartPolicy};
 use crate::error::{Error, Result};
 use crate::sandbox::{NativeSandbox, ProcessSpec};
 
@@ -15,13 +14,13 @@ struct Now {
     restart: RestartPolicy,
     /// The limits in place of those it was started with.
     resources: Option<LinuxResources>,
-    /// Its network, for the next life; nobody else keeps it.
-    namespace: Option<OwnedFd>,
+    /// Its namespaces, for the next life; nobody else keeps them.
+    kept: Option<Handles>,
 }
 
 impl Terms {
-    pub(super) fn new(restart: RestartPolicy, namespace: Option<OwnedFd>) -> Self {
-        Self(Mutex::new(Now { restart, resources: None, namespace }))
+    pub(super) fn new(restart: RestartPolicy, kept: Option<Handles>) -> Self {
+        Self(Mutex::new(Now { restart, resources: None, kept }))
     }
 
     pub(super) fn restart(&self) -> RestartPolicy {
@@ -36,10 +35,9 @@ impl Terms {
             now.resources = Some(resources.clone());
         }
         if let Some(restart) = new.restart {
-            // One that was to live once has given its network away.
-            let keeps = restart != RestartPolicy::Never && matches!(spec.network, ContainerNetwork::Attached);
-            if keeps && now.namespace.is_none() {
-                now.namespace = Some(super::wiring::namespace_of(pid)?.into_fd());
+            // One that was to live once has given its namespaces away.
+            if restart != RestartPolicy::Never && now.kept.is_none() {
+                now.kept = Some(handles_of(spec, pid)?);
             }
             now.restart = restart;
         }
@@ -49,8 +47,9 @@ impl Terms {
     /// What its next life is to be.
     pub(super) fn next_life(&self, spec: &ContainerSpec) -> Result<ProcessSpec> {
         let now = self.lock();
-        let namespace = now.namespace.as_ref().map(OwnedFd::try_clone).transpose();
-        let mut next = spec.process_spec(namespace.map_err(|e| Error::system("keep the network", e))?)?;
+        let kept = now.kept.as_ref().map(Handles::try_clone).transpose();
+        let mut next =
+            spec.process_spec(kept.map_err(|e| Error::system("keep the network", e))?.unwrap_or_default())?;
         if let (Some(new), Some(linux)) = (&now.resources, next.spec.linux_mut()) {
             let mut resources = new.clone();
             // Which devices it may use is none of the limits.
@@ -63,4 +62,20 @@ impl Terms {
     fn lock(&self) -> MutexGuard<'_, Now> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The namespaces that a running container was given.
+fn handles_of(spec: &ContainerSpec, pid: i32) -> Result<Handles> {
+    let network = match spec.network {
+        ContainerNetwork::Attached => Some(super::wiring::namespace_of(pid)?.into_fd()),
+        ContainerNetwork::Host | ContainerNetwork::None => None,
+    };
+    let user = match spec.ids {
+        Some(_) => {
+            let file = std::fs::File::open(format!("/proc/{pid}/ns/user"));
+            Some(file.map_err(|e| Error::system("keep the user namespace", e))?.into())
+        }
+        None => None,
+    };
+    Ok(Handles { user, network })
 }

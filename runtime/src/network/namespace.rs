@@ -89,14 +89,18 @@ impl Namespace {
         let mut host = open()?;
         on_thread(move || {
             let (fd, mut inside) = enter_new()?;
-            let mut namespace = Self { fd, endpoints: Vec::with_capacity(bridges.len()) };
-            for (bridge, wish) in bridges {
-                let way_out = !bridge.internal && namespace.endpoints.iter().all(|e| e.internal);
-                let place = Place { namespace: namespace.fd.as_fd(), number: namespace.endpoints.len(), way_out };
-                let endpoint = attach(&mut host, &mut inside, place, bridge, wish)?;
-                namespace.endpoints.push(endpoint);
-            }
-            Ok(namespace)
+            attach_all(fd, &mut host, &mut inside, bridges)
+        })
+    }
+
+    /// As [`Namespace::connected`], of a namespace that is there and in which nothing is set up yet.
+    pub fn connect(fd: OwnedFd, bridges: &[(&Bridge, Wish)]) -> Result<Self, Error> {
+        let mut host = open()?;
+        on_thread(move || {
+            move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::Network))
+                .map_err(|e| Error::kernel("enter the network namespace", e))?;
+            let mut inside = open_first()?;
+            attach_all(fd, &mut host, &mut inside, bridges)
         })
     }
 
@@ -189,9 +193,30 @@ fn enter_new() -> Result<(OwnedFd, Socket), Error> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
         .map_err(|e| Error::kernel("make a network namespace", e))?;
     let fd = File::open("/proc/thread-self/ns/net").map_err(|e| Error::kernel("open the network namespace", e))?.into();
+    Ok((fd, open_first()?))
+}
+
+/// A netlink socket in a namespace that is entered for the first time; sets loopback up.
+fn open_first() -> Result<Socket, Error> {
     let mut inside = open()?;
     link::configure(&mut inside, LOOPBACK, &[], None).map_err(|e| Error::kernel("set loopback up", e))?;
-    Ok((fd, inside))
+    Ok(inside)
+}
+
+fn attach_all(
+    fd: OwnedFd,
+    host: &mut Socket,
+    inside: &mut Socket,
+    bridges: &[(&Bridge, Wish)],
+) -> Result<Namespace, Error> {
+    let mut namespace = Namespace { fd, endpoints: Vec::with_capacity(bridges.len()) };
+    for (bridge, wish) in bridges {
+        let way_out = !bridge.internal && namespace.endpoints.iter().all(|e| e.internal);
+        let place = Place { namespace: namespace.fd.as_fd(), number: namespace.endpoints.len(), way_out };
+        let endpoint = attach(host, inside, place, bridge, wish)?;
+        namespace.endpoints.push(endpoint);
+    }
+    Ok(namespace)
 }
 
 /// Where the inner end of a pair goes.

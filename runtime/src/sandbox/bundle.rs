@@ -122,8 +122,8 @@ impl Bundle {
         if start.binds.iter().any(|bind| matches!(bind.source, BindSource::Memory { .. })) {
             return Err(Failure::Unsupported(format!("a file in memory with the runtime {}", runtime.name)));
         }
-        let Prepared { trees, made } = stubs::prepare(start, fds)?;
-        let root = root::layers(start, trees.stubs)?;
+        let Prepared { trees, made } = stubs::prepare(start, fds, None)?;
+        let root = root::layers(start, trees.stubs, None)?;
         sys::unshare_mounts().doing(|| "make a mount namespace".to_owned())?;
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
             .doing(|| "keep mounts to ourselves".to_owned())?;

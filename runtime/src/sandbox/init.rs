@@ -16,7 +16,9 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
+use super::apart::{self, Outside};
 use super::cgroups::Cgroup;
+use super::dev::Nodes;
 use super::namespaces::Namespaces;
 use super::process::{self, Stage};
 use super::root::{Anchor, Root};
@@ -32,6 +34,9 @@ pub(super) enum Report {
     Terminal,
     /// The next thing is `execve`: the channel closing is its success.
     Executing,
+    /// The one who was to set up a sandbox with users of its own has done what needs the machine's root, and leaves the
+    /// rest to another process, whose pidfd this carries.
+    Succeeded,
     Failed(Failure),
 }
 
@@ -51,58 +56,120 @@ pub(super) fn start(
     trees: Trees,
     channel: UnixStream,
 ) -> Failure {
-    let run = || {
+    go_on(&channel, || {
         let _ = setsid();
-        namespaces.complete()?;
-        name_host(&start.spec, namespaces)?;
+        namespaces.join()?;
         let anchor = Anchor::new(&start.anchor)?;
-        let mut root = Root::assemble(start, &anchor, trees.stubs)?;
-        let cgroup_mount = root.mount_all(start, trees, &anchor)?;
-        let process = start.spec.process().as_ref().ok_or_else(|| Failure::refused("a spec without process"))?;
-        let stdio = match start.stdio[0] {
-            Stream::Terminal { rows, columns } => {
-                let terminal = root.open_terminal()?;
-                let slave = open_slave(&terminal, rows, columns)?;
-                root.mount_console(&slave)?;
-                wire::send(&channel, &Report::Terminal, &[terminal.as_fd()])
-                    .doing(|| "send the terminal".to_owned())?;
-                terminal_stdio(slave)?
-            }
-            _ => plain_stdio(&start.stdio, &mut fds, || anchor.null())?,
-        };
-        root.create_cwd(process.cwd())?;
-        let private_proc = mounts::make("proc", &mounts::Options::default())?;
-        root.confine(&start.spec, &anchor)?;
-        if let Some(most) = start.most_pids {
-            process::limit_pids(&private_proc, most)?;
-        }
+        let layers = super::root::layers(start, trees.stubs, None)?;
+        let root = Root::new(layers, &anchor, Nodes::Made)?;
+        furnish(start, &mut fds, namespaces, cgroup, trees, &channel, Place { anchor, root, apart: false })
+    })
+}
+
+/// As [`start`], in a user namespace: what `outside` has was made by the machine's root.
+pub(super) fn start_apart(
+    start: &Start,
+    mut fds: Fds,
+    namespaces: &Namespaces,
+    cgroup: &Cgroup,
+    trees: Trees,
+    outside: Outside,
+    channel: UnixStream,
+) -> Failure {
+    go_on(&channel, || {
+        let _ = setsid();
+        // Whoever began this has ended by then, and the supervisor has done its part.
         wait_for_cgroup(&channel)?;
-        namespaces.make_cgroup()?;
-        if let Some(mount) = cgroup_mount {
-            root.mount_cgroup(mount, cgroup, namespaces)?;
+        let anchor = Anchor::apart(&outside.null)?;
+        let root = Root::new(outside.root, &anchor, Nodes::Bound(outside.nodes))?;
+        furnish(start, &mut fds, namespaces, cgroup, trees, &channel, Place { anchor, root, apart: true })
+    })
+}
+
+/// Where a sandbox is being set up.
+struct Place {
+    anchor: Anchor,
+    root: Root,
+    /// In a user namespace of its own: it is in its cgroup, and has its cgroup namespace.
+    apart: bool,
+}
+
+fn furnish<'a>(
+    start: &'a Start,
+    fds: &mut Fds,
+    namespaces: &Namespaces,
+    cgroup: &Cgroup,
+    trees: Trees,
+    channel: &UnixStream,
+    place: Place,
+) -> Result<Stage<'a>, Failure> {
+    let Place { anchor, mut root, apart } = place;
+    namespaces.raise_loopback()?;
+    name_host(&start.spec, namespaces)?;
+    let cgroup_mount = root.mount_all(start, trees, &anchor)?;
+    let process = start.spec.process().as_ref().ok_or_else(|| Failure::refused("a spec without process"))?;
+    let stdio = match start.stdio[0] {
+        Stream::Terminal { rows, columns } => {
+            let terminal = root.open_terminal()?;
+            let slave = open_slave(&terminal, rows, columns)?;
+            root.mount_console(&slave)?;
+            wire::send(channel, &Report::Terminal, &[terminal.as_fd()]).doing(|| "send the terminal".to_owned())?;
+            terminal_stdio(slave)?
         }
-        root.protect(&start.spec, cgroup.guards_devices())?;
-        switch(root)?;
-        process::sysctls(&start.spec, namespaces, &private_proc)?;
-        Ok(Stage { process, stdio, filter: &start.filter, private_proc: Some(private_proc), init: start.init })
+        _ => plain_stdio(&start.stdio, fds, || anchor.null())?,
     };
-    match run() {
-        Ok(stage) => process::become_it(stage, &channel),
+    root.create_cwd(process.cwd())?;
+    let private_proc = mounts::make("proc", &mounts::Options::default())?;
+    root.confine(&start.spec, &anchor)?;
+    if let Some(most) = start.most_pids {
+        process::limit_pids(&private_proc, most)?;
+    }
+    if !apart {
+        wait_for_cgroup(channel)?;
+        namespaces.make_cgroup()?;
+    }
+    if let Some(mount) = cgroup_mount {
+        root.mount_cgroup(mount, cgroup, namespaces)?;
+    }
+    root.protect(&start.spec, cgroup.guards_devices())?;
+    switch(root)?;
+    process::sysctls(&start.spec, namespaces, &private_proc)?;
+    let filter = &start.filter;
+    Ok(Stage { process, stdio, filter, private_proc: Some(private_proc), init: start.init, limited: apart })
+}
+
+/// Takes the last steps when what is before them succeeds.
+fn go_on<'a>(channel: &UnixStream, before: impl FnOnce() -> Result<Stage<'a>, Failure>) -> Failure {
+    match before() {
+        Ok(stage) => process::become_it(stage, channel),
         Err(failure) => failure,
     }
 }
 
 /// Becomes one more process of a living sandbox.
 pub(super) fn enter(enter: &Enter, mut fds: Fds, target: &OwnedFd, channel: UnixStream) -> Failure {
-    let mut run = || {
+    go_on(&channel, || {
         let _ = setsid();
-        let kinds = ThreadNameSpaceType::MOUNT
+        let mut kinds = ThreadNameSpaceType::MOUNT
             | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
             | ThreadNameSpaceType::NETWORK
             | ThreadNameSpaceType::CONTROL_GROUP;
+        // Made outside: inside, nobody may mount a procfs of which more is seen than there is.
+        let mut private_proc = None;
+        if let Some(maps) = &enter.ids {
+            kinds |= ThreadNameSpaceType::USER;
+            if lsm::wants_label(&enter.process) {
+                private_proc = Some(mounts::make("proc", &mounts::Options::default())?);
+            }
+            process::set_limits(&enter.process)?;
+            fds.own(&enter.stdio, maps.owner_outside((enter.process.user().uid(), 0)).0);
+        }
         // Joining a mount namespace also changes root and working directory to its root.
         move_into_thread_name_spaces(target.as_fd(), kinds).doing(|| "join the container's namespaces".to_owned())?;
+        if enter.ids.is_some() {
+            apart::become_root()?;
+        }
         let stdio = match enter.stdio[0] {
             Stream::Terminal { rows, columns } => {
                 let root = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).doing(|| "open /".to_owned())?;
@@ -114,21 +181,17 @@ pub(super) fn enter(enter: &Enter, mut fds: Fds, target: &OwnedFd, channel: Unix
             }
             _ => plain_stdio(&enter.stdio, &mut fds, super::root::null_of)?,
         };
-        let private_proc = match lsm::wants_label(&enter.process) {
-            true => Some(mounts::make("proc", &mounts::Options::default())?),
-            false => None,
-        };
+        if enter.ids.is_none() && lsm::wants_label(&enter.process) {
+            private_proc = Some(mounts::make("proc", &mounts::Options::default())?);
+        }
         wait_for_cgroup(&channel)?;
-        Ok(Stage { process: &enter.process, stdio, filter: &enter.filter, private_proc, init: false })
-    };
-    match run() {
-        Ok(stage) => process::become_it(stage, &channel),
-        Err(failure) => failure,
-    }
+        let limited = enter.ids.is_some();
+        Ok(Stage { process: &enter.process, stdio, filter: &enter.filter, private_proc, init: false, limited })
+    })
 }
 
 /// Moving into a v1 cgroup may take ten milliseconds, so the supervisor does it while the root is built.
-fn wait_for_cgroup(channel: &UnixStream) -> Result<(), Failure> {
+pub(super) fn wait_for_cgroup(channel: &UnixStream) -> Result<(), Failure> {
     let order = wire::receive::<Order>(channel).doing(|| "hear from the supervisor".to_owned())?;
     match order {
         Some((Order::Joined, _)) => Ok(()),

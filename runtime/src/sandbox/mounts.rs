@@ -22,6 +22,8 @@ pub(super) struct Options {
     pub(super) clear: u64,
     pub(super) bind: Option<BindDepth>,
     pub(super) propagation: u64,
+    /// Shown with the ids of the sandbox's user namespace.
+    pub(super) map_ids: bool,
     /// For the file system itself: `size=1m`, `mode=755`.
     pub(super) parameters: Vec<(String, Option<String>)>,
     /// What the mount table calls it; its kind where nothing is given.
@@ -75,8 +77,12 @@ impl Options {
                     parsed.propagation = libc::MS_SHARED;
                     continue;
                 }
-                "sync" | "dirsync" | "mand" | "tmpcopyup" | "copy-up" | "idmap" | "ridmap" | "unbindable"
-                | "runbindable" => {
+                // All of a bind is mapped or nothing.
+                "idmap" | "ridmap" => {
+                    parsed.map_ids = true;
+                    continue;
+                }
+                "sync" | "dirsync" | "mand" | "tmpcopyup" | "copy-up" | "unbindable" | "runbindable" => {
                     return Err(Failure::Unsupported(format!("the mount option {option}")));
                 }
                 other => {
@@ -214,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_is_not_done_is_refused() {
-        let refused = Options::parse(&["idmap".to_owned()]);
-        assert!(matches!(refused, Err(Failure::Unsupported(what)) if what.contains("idmap")));
+        let refused = Options::parse(&["dirsync".to_owned()]);
+        assert!(matches!(refused, Err(Failure::Unsupported(what)) if what.contains("dirsync")));
     }
 }

@@ -101,11 +101,21 @@ impl Namespaces {
         if self.cgroup { sys::unshare_cgroup().doing(|| "create a cgroup namespace".to_owned()) } else { Ok(()) }
     }
 
-    /// The rest, by the init.
-    pub(super) fn complete(&self) -> Result<(), Failure> {
+    /// The same and all that [`Namespaces::make_cgroup`] makes, for one who is in the cgroup already.
+    pub(super) fn to_create_with_cgroup(&self) -> i32 {
+        self.create | if self.cgroup { libc::CLONE_NEWCGROUP } else { 0 }
+    }
+
+    /// Those of others, by whoever is to be in them.
+    pub(super) fn join(&self) -> Result<(), Failure> {
         for (kind, fd) in &self.join {
             move_into_link_name_space(fd.as_fd(), Some(*kind)).doing(|| format!("join a namespace ({kind:?})"))?;
         }
+        Ok(())
+    }
+
+    /// By the init, in its network.
+    pub(super) fn raise_loopback(&self) -> Result<(), Failure> {
         if self.new_network {
             sys::bring_up(c"lo").doing(|| "bring the loopback interface up".to_owned())?;
         }

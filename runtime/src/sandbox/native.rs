@@ -17,10 +17,11 @@ use super::limits;
 use super::running::{Running, Started, Streams};
 use super::seccomp;
 use super::spec::{CgroupSpec, EnterSpec, MemoryFile, MountSource, Network, ProcessSpec, Seccomp, Stdio, Upper};
-use super::supervise::{Bind, BindSource, Enter, Net, Reply, Request, Start, Stream};
+use super::supervise::{Bind, BindSource, Enter, Ids, Net, Reply, Request, Start, Stream};
 use super::supervisors::Supervisors;
 use super::{Sandbox, wire};
 use crate::error::{Error, Result};
+use crate::ids::IdMaps;
 
 /// What a [`NativeSandbox`] needs of its program.
 #[derive(Debug, Clone)]
@@ -29,6 +30,13 @@ pub struct SandboxOptions {
     pub helper: PathBuf,
     /// A private directory, made if missing, that lives as long as the sandboxes.
     pub state_dir: PathBuf,
+}
+
+/// Namespaces without a process in them; they end with their descriptors and what uses them.
+#[derive(Debug)]
+pub struct UserNamespace {
+    pub user: OwnedFd,
+    pub network: Option<OwnedFd>,
 }
 
 /// The sandbox made by this crate, as root of the machine. Cheap to share between threads.
@@ -73,6 +81,32 @@ impl NativeSandbox {
     /// The cgroup a sandbox of this id has or had.
     pub fn cgroup(&self, spec: &CgroupSpec, id: &str) -> Result<Cgroup> {
         Ok(Cgroup::open(&self.hierarchies, &cgroup_path(spec, id)?))
+    }
+
+    /// A user namespace with these ids, for sandboxes, or `joined`, which has them; with `network` also a network namespace
+    /// that belongs to it, in which nothing is set up.
+    ///
+    /// # Errors
+    /// The kernel makes none, or takes no such maps.
+    pub fn user_namespace(&self, maps: &IdMaps, joined: Option<OwnedFd>, network: bool) -> Result<UserNamespace> {
+        if let (Some(user), false) = (&joined, network) {
+            return Ok(UserNamespace { user: user.try_clone().map_err(duplicating)?, network: None });
+        }
+        let (mut child, socket) = self.supervisors.take()?;
+        let request = Request::UserNamespace { maps: maps.clone(), network };
+        let fds: Vec<BorrowedFd<'_>> = joined.iter().map(AsFd::as_fd).collect();
+        let answer = wire::send(&socket, &request, &fds).and_then(|()| wire::receive::<Reply>(&socket));
+        drop(socket);
+        let status = child.wait();
+        match answer {
+            Ok(Some((Reply::UserNamespace, mut fds))) if fds.len() == 1 + usize::from(network) => {
+                let network = if network { fds.pop() } else { None };
+                let user = fds.pop().ok_or_else(|| Error::Lost("it sent no namespace".to_owned()))?;
+                Ok(UserNamespace { user, network })
+            }
+            Ok(Some((Reply::Failed(failure), _))) => Err(failure.into()),
+            _ => Err(Error::Lost(status.map_or_else(|error| error.to_string(), |status| status.to_string()))),
+        }
     }
 
     /// Changes the limits of a sandbox that runs.
@@ -131,6 +165,15 @@ impl NativeSandbox {
             Network::None => Net::New,
             Network::Namespace(fd) => Net::Joined(fds.add(fd.try_clone().map_err(duplicating)?)),
         };
+        let ids = match spec.ids {
+            Some(ids) => {
+                let namespace = fds.add(ids.namespace.try_clone().map_err(duplicating)?);
+                Some(Ids { namespace, maps: ids.maps })
+            }
+            None => None,
+        };
+        // Ours, so that they may be its root's.
+        let shown = ids.is_some().then(|| "idmap".to_owned());
         let etc = [
             ("/etc/hosts", &spec.etc.hosts),
             ("/etc/hostname", &spec.etc.hostname),
@@ -141,7 +184,7 @@ impl NativeSandbox {
             .filter_map(|(destination, source)| Some((destination, source.clone()?)))
             .map(|(destination, source)| Bind {
                 destination: destination.into(),
-                options: vec!["nosuid".to_owned(), "nodev".to_owned(), "noexec".to_owned()],
+                options: ["nosuid", "nodev", "noexec"].map(str::to_owned).into_iter().chain(shown.clone()).collect(),
                 source: BindSource::Path(source),
             })
             .collect();
@@ -172,6 +215,7 @@ impl NativeSandbox {
             most_pids,
             filter,
             init: spec.init,
+            ids,
         };
         Ok((start, fds, streams))
     }
@@ -250,6 +294,7 @@ impl Sandbox for NativeSandbox {
             stdio,
             cgroup,
             hierarchies: self.hierarchies.clone(),
+            ids: spec.ids,
         };
         self.run(&Request::Enter(Box::new(enter)), &fds.0, streams, None)
     }

@@ -32,6 +32,8 @@ pub(super) struct Stage<'a> {
     pub(super) private_proc: Option<OwnedFd>,
     /// Whether it runs as the child of an init.
     pub(super) init: bool,
+    /// Whether somebody with more rights has set its limits already.
+    pub(super) limited: bool,
 }
 
 /// Executes the program; returns only with the reason why not.
@@ -43,8 +45,8 @@ pub(super) fn become_it(stage: Stage<'_>, channel: &UnixStream) -> Failure {
 }
 
 fn prepare_and_execute(stage: Stage<'_>, channel: &UnixStream) -> Result<std::convert::Infallible, Failure> {
-    let Stage { process, stdio, filter, private_proc, init } = stage;
-    if let (Some(score), Some(proc)) = (process.oom_score_adj(), &private_proc) {
+    let Stage { process, stdio, filter, private_proc, init, limited } = stage;
+    if let (Some(score), Some(proc), false) = (process.oom_score_adj(), &private_proc, limited) {
         write_beneath(proc, "self/oom_score_adj", &score.to_string())?;
     }
     if let Some(proc) = &private_proc {
@@ -53,7 +55,9 @@ fn prepare_and_execute(stage: Stage<'_>, channel: &UnixStream) -> Result<std::co
     drop(private_proc);
     // Without the right to have another keyring the old one holds nothing either.
     let _ = sys::new_session_keyring();
-    set_limits(process)?;
+    if !limited {
+        set_limits(process)?;
+    }
     enter_cwd(process.cwd())?;
     let user = process.user();
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
@@ -104,7 +108,7 @@ fn prepare_and_execute(stage: Stage<'_>, channel: &UnixStream) -> Result<std::co
 }
 
 /// Gives a pipe or terminal to the user, so that `/dev/stdout` can be opened again. Nothing else is touched: it may be a file of the host's.
-fn own(fd: &OwnedFd, uid: Uid) {
+pub(super) fn own(fd: &OwnedFd, uid: Uid) {
     let Ok(stat) = fstat(fd) else { return };
     let kind = FileType::from_raw_mode(stat.st_mode);
     let terminal = kind.is_char_device() && rustix::termios::isatty(fd);
@@ -113,7 +117,22 @@ fn own(fd: &OwnedFd, uid: Uid) {
     }
 }
 
-fn set_limits(process: &Process) -> Result<(), Failure> {
+pub(super) fn set_limits(process: &Process) -> Result<(), Failure> {
+    limits(process, sys::set_limit)
+}
+
+/// Does for another process what that one has no right to: sets its limits and its place among those that are killed
+/// when memory is short.
+pub(super) fn prepare_other(pid: i32, process: &Process) -> Result<(), Failure> {
+    limits(process, |kind, soft, hard| sys::set_limit_of(pid, kind, soft, hard))?;
+    match process.oom_score_adj() {
+        Some(score) => std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+            .doing(|| "write oom_score_adj".to_owned()),
+        None => Ok(()),
+    }
+}
+
+fn limits(process: &Process, set: impl Fn(u32, u64, u64) -> std::io::Result<()>) -> Result<(), Failure> {
     for limit in process.rlimits().iter().flatten() {
         let kind = match limit.typ() {
             PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
@@ -133,7 +152,7 @@ fn set_limits(process: &Process) -> Result<(), Failure> {
             PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
             PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
         };
-        sys::set_limit(kind, limit.soft(), limit.hard())
+        set(kind, limit.soft(), limit.hard())
             .doing(|| format!("set the limit {} to {}:{}", limit.typ(), limit.soft(), limit.hard()))?;
     }
     Ok(())

@@ -1,16 +1,18 @@
 //! Assembling a sandbox's root inside its own mount namespace, by descriptors from beginning to end.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
 use rbuild_store::Mounts;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, openat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, chownat, makedev, mkdirat, mknodat, openat, statat};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Gid, Uid};
 
+use super::apart::Mapped;
 use super::cgroups::Cgroup;
+use super::dev::Nodes;
 use super::mounts::{self, BindDepth, Options};
 use super::namespaces::Namespaces;
 use super::overlay::{self, Overlay};
@@ -27,6 +29,30 @@ pub(super) struct Anchor(OwnedFd);
 impl Anchor {
     /// Cuts this mount namespace off from the caller's first.
     pub(super) fn new(at: &Path) -> Result<Self, Failure> {
+        let tree = Self::make()?;
+        mknodat(&tree, c"null", FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))
+            .doing(|| "make a null device".to_owned())?;
+        let target = openat(rustix::fs::CWD, at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .doing(|| format!("open {}", at.display()))?;
+        mounts::attach(&tree, target.as_fd()).doing(|| "attach the anchor".to_owned())?;
+        Ok(Anchor(tree))
+    }
+
+    /// The same in a user namespace, where nobody can make a device: `null` is one. It lies over the root, the one place that
+    /// is there and that its root may reach on every machine.
+    pub(super) fn apart(null: &OwnedFd) -> Result<Self, Failure> {
+        let tree = Self::make()?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        openat(&tree, c"null", flags, Mode::from_raw_mode(0o600)).doing(|| "prepare the anchor".to_owned())?;
+        let target = openat(rustix::fs::CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .doing(|| "open /".to_owned())?;
+        mounts::attach(&tree, target.as_fd()).doing(|| "attach the anchor".to_owned())?;
+        let anchor = Anchor(tree);
+        mounts::attach(null, anchor.open("null")?.as_fd()).doing(|| "attach a null device".to_owned())?;
+        Ok(anchor)
+    }
+
+    fn make() -> Result<OwnedFd, Failure> {
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .doing(|| "make the mounts private".to_owned())?;
         let options = Options::parse(&["nosuid".to_owned(), "noexec".to_owned(), "mode=700".to_owned()])?;
@@ -34,12 +60,29 @@ impl Anchor {
         for name in [c"root", c"empty", c"layers"] {
             mkdirat(&tree, name, Mode::from_raw_mode(0o755)).doing(|| "prepare the anchor".to_owned())?;
         }
-        mknodat(&tree, c"null", FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))
-            .doing(|| "make a null device".to_owned())?;
-        let target = openat(rustix::fs::CWD, at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .doing(|| format!("open {}", at.display()))?;
-        mounts::attach(&tree, target.as_fd()).doing(|| "attach the anchor".to_owned())?;
-        Ok(Anchor(tree))
+        Ok(tree)
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// The way to one of its directories, for this process.
+    pub(super) fn path_of(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd())).join(name)
+    }
+
+    /// A null device of that owner, mounted nowhere.
+    pub(super) fn null_for(&self, (uid, gid): (u32, u32)) -> Result<OwnedFd, Failure> {
+        chownat(&self.0, c"null", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)
+            .doing(|| "give the null device away".to_owned())?;
+        mounts::clone_fd(self.open("null")?, BindDepth::Single).doing(|| "clone the null device".to_owned())
+    }
+
+    /// Attaches a mount at a new directory.
+    pub(super) fn hang(&self, tree: &OwnedFd, name: &str) -> Result<(), Failure> {
+        mkdirat(&self.0, name, Mode::from_raw_mode(0o755)).doing(|| format!("make the anchor's {name}"))?;
+        mounts::attach(tree, self.open(name)?.as_fd()).doing(|| format!("attach the anchor's {name}"))
     }
 
     fn open(&self, name: &str) -> Result<OwnedFd, Failure> {
@@ -62,8 +105,8 @@ impl Anchor {
     }
 }
 
-/// The layers of the root, mounted nowhere yet; with `stubs` those over the image's.
-pub(super) fn layers(start: &Start, stubs: bool) -> Result<OwnedFd, Failure> {
+/// The layers of the root, mounted nowhere yet; with `stubs` those over the image's, and shown as `mapped` says.
+pub(super) fn layers(start: &Start, stubs: bool, mapped: Option<&Mapped<'_>>) -> Result<OwnedFd, Failure> {
     match &start.rootfs {
         Mounts::Overlay { lowers, upper, work } => {
             let mut all: Vec<&Path> = stubs.then_some(start.stub_dir.as_path()).into_iter().collect();
@@ -75,9 +118,17 @@ pub(super) fn layers(start: &Start, stubs: bool) -> Result<OwnedFd, Failure> {
             if upper.is_none() && all.len() < 2 {
                 return Err(Failure::refused("a root without layers"));
             }
-            Overlay { lowers: all, upper, volatile: start.volatile }.mount(&labelled(&start.spec, Options::default()))
+            let overlay = Overlay { lowers: all, upper, volatile: start.volatile };
+            let options = labelled(&start.spec, Options::default());
+            match mapped {
+                Some(mapped) => mapped.overlay(&overlay, &options),
+                None => overlay.mount(&options),
+            }
         }
-        bind @ Mounts::Bind { .. } => overlay::detached(bind, false),
+        bind @ Mounts::Bind { .. } => match mapped {
+            Some(mapped) => mapped.layers(bind),
+            None => overlay::detached(bind, false),
+        },
     }
 }
 
@@ -86,6 +137,7 @@ pub(super) struct Root {
     fd: OwnedFd,
     devpts: Option<OwnedFd>,
     dev: Option<OwnedFd>,
+    nodes: Nodes,
 }
 
 impl Root {
@@ -93,11 +145,10 @@ impl Root {
         self.fd.as_fd()
     }
 
-    /// Mounts the layers, the stubs over the image's.
-    pub(super) fn assemble(start: &Start, anchor: &Anchor, stubs: bool) -> Result<Self, Failure> {
-        let fd = layers(start, stubs)?;
-        mounts::attach(&fd, anchor.open("root")?.as_fd()).doing(|| "attach the root".to_owned())?;
-        Ok(Root { fd, devpts: None, dev: None })
+    /// Of these layers.
+    pub(super) fn new(layers: OwnedFd, anchor: &Anchor, nodes: Nodes) -> Result<Self, Failure> {
+        mounts::attach(&layers, anchor.open("root")?.as_fd()).doing(|| "attach the root".to_owned())?;
+        Ok(Root { fd: layers, devpts: None, dev: None, nodes })
     }
 
     /// Everything but the view of the cgroup, which is handed back: the sandbox may not be in it yet.
@@ -120,7 +171,7 @@ impl Root {
         for (bind, tree) in start.binds.iter().zip(trees.extra.drain(..)) {
             self.bind(bind, tree, anchor).map_err(|failure| name_mount(failure, &bind.destination))?;
         }
-        dev::outside(&start.spec, self.fd.as_fd(), anchor.0.as_fd())?;
+        dev::outside(&start.spec, self.fd.as_fd(), anchor.0.as_fd(), &self.nodes)?;
         Ok(cgroup)
     }
 
@@ -159,8 +210,15 @@ impl Root {
                 let tree = mounts::make(kind, &options)?;
                 if destination == Path::new("/dev") {
                     let target = self.plain_directory(destination)?;
-                    dev::populate(tree.as_fd(), spec)?;
+                    // Complete before it is attached, unless its nodes are mounts, which want a place.
+                    let bound = matches!(self.nodes, Nodes::Bound(_));
+                    if !bound {
+                        dev::populate(tree.as_fd(), spec, &self.nodes)?;
+                    }
                     mounts::attach(&tree, target.as_fd()).doing(|| "attach /dev".to_owned())?;
+                    if bound {
+                        dev::populate(tree.as_fd(), spec, &self.nodes)?;
+                    }
                     self.dev = Some(tree);
                     return Ok(());
                 }
@@ -390,7 +448,7 @@ fn memory_file(content: OwnedFd, mode: u32, (uid, gid): (u32, u32)) -> Result<Ow
 
 /// A part of an unattached mount as a mount of its own. It is attached for a moment, because only a mount of this
 /// namespace can be cloned.
-fn subtree(whole: &OwnedFd, path: &Path, anchor: &Anchor) -> Result<OwnedFd, Failure> {
+pub(super) fn subtree(whole: &OwnedFd, path: &Path, anchor: &Anchor) -> Result<OwnedFd, Failure> {
     mounts::attach(whole, anchor.open("layers")?.as_fd()).doing(|| "attach a mount source".to_owned())?;
     let source = mounts::walk(whole.as_fd(), path, ResolveFlags::empty())
         .doing(|| format!("find the mount source {}", path.display()))?;

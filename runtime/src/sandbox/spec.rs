@@ -14,6 +14,8 @@ use oci_spec::runtime::{
 };
 use rbuild_store::Mounts;
 
+use crate::ids::IdMaps;
+
 /// What a [`super::Sandbox`] runs.
 #[derive(Debug)]
 pub struct ProcessSpec {
@@ -38,6 +40,17 @@ pub struct ProcessSpec {
     pub seccomp: Seccomp,
     /// Whether the program runs under a first process that passes signals on and takes in orphans.
     pub init: bool,
+    /// Users of its own; `None` are the caller's.
+    pub ids: Option<UserIds>,
+}
+
+/// A user namespace made ready by [`super::NativeSandbox::user_namespace`]. A sandbox in it has its own root, who is
+/// somebody without rights on the machine: every other namespace that it makes belongs to that user namespace, and the
+/// files of its layers are shown with its ids. A network or other namespace that it joins must belong to it already.
+#[derive(Debug, Clone)]
+pub struct UserIds {
+    pub maps: IdMaps,
+    pub namespace: Arc<OwnedFd>,
 }
 
 /// What a [`super::Sandbox`] runs beside a living process ("exec").
@@ -52,6 +65,8 @@ pub struct EnterSpec {
     pub process: oci_spec::runtime::Process,
     pub seccomp: Seccomp,
     pub stdio: Stdio,
+    /// The ids of the user namespace that `target` is in, unless it is the caller's.
+    pub ids: Option<IdMaps>,
 }
 
 /// How an overlay's writable layer treats `sync` calls.
@@ -87,7 +102,7 @@ pub struct ExtraMount {
     /// Absolute path inside; links are resolved inside the root.
     pub destination: PathBuf,
     pub source: MountSource,
-    /// OCI mount options: `ro`, `nosuid`, `noexec`, …
+    /// OCI mount options: `ro`, `nosuid`, `noexec`, …; `idmap` shows its files with the ids of the sandbox's user namespace.
     pub options: Vec<String>,
 }
 

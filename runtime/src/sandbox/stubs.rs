@@ -17,6 +17,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
+use super::apart;
 use super::mounts::{self, BindDepth, Options};
 use super::overlay;
 use super::supervise::{Bind, BindSource, Fds, Start};
@@ -38,7 +39,8 @@ pub(super) struct Trees {
     pub(super) stubs: bool,
 }
 
-pub(super) fn prepare(start: &Start, fds: &mut Fds) -> Result<Prepared, Failure> {
+/// `user` is the sandbox's own user namespace.
+pub(super) fn prepare(start: &Start, fds: &mut Fds, user: Option<&OwnedFd>) -> Result<Prepared, Failure> {
     let mut trees = Trees::default();
     let mut wanted: Vec<(PathBuf, Kind)> = Vec::new();
     for mount in start.spec.mounts().iter().flatten() {
@@ -51,11 +53,13 @@ pub(super) fn prepare(start: &Start, fds: &mut Fds) -> Result<Prepared, Failure>
             (Some(_), None) => return Err(Failure::refused("a bind mount without source")),
             (None, _) => None,
         };
+        let recursive = bind == Some(BindDepth::Recursive);
+        show_mapped(tree.as_ref(), &options, recursive, user, mount.destination())?;
         wanted.push((mount.destination().clone(), tree.as_ref().map_or(Ok(Kind::Directory), kind_of)?));
         trees.spec.push(tree);
     }
     for bind in &start.binds {
-        let tree = bind_tree(bind, fds)?;
+        let tree = bind_tree(bind, fds, user)?;
         let kind = match &tree {
             Some(tree) => kind_of(tree)?,
             None => layers_kind(bind, &start.empty)?,
@@ -103,11 +107,11 @@ pub(super) fn prepare(start: &Start, fds: &mut Fds) -> Result<Prepared, Failure>
 }
 
 /// The source of a bind, cloned; `None` for one that is found later.
-fn bind_tree(bind: &Bind, fds: &mut Fds) -> Result<Option<OwnedFd>, Failure> {
+fn bind_tree(bind: &Bind, fds: &mut Fds, user: Option<&OwnedFd>) -> Result<Option<OwnedFd>, Failure> {
     let options = Options::parse(&bind.options)?;
     let depth = options.bind.unwrap_or(BindDepth::Single);
     let action = || format!("bind the source of {}", bind.destination.display());
-    Ok(match &bind.source {
+    let tree = match &bind.source {
         BindSource::Path(path) => Some(mounts::clone_path(path, depth).doing(action)?),
         BindSource::Fd(place) => {
             let fd = fds.take(*place)?;
@@ -126,7 +130,28 @@ fn bind_tree(bind: &Bind, fds: &mut Fds) -> Result<Option<OwnedFd>, Failure> {
             parameters.extend(size.map(|size| ("size".to_owned(), Some(size.to_string()))));
             Some(mounts::make("tmpfs", &Options { parameters, ..Options::default() })?)
         }
-    })
+    };
+    show_mapped(tree.as_ref(), &options, depth == BindDepth::Recursive, user, &bind.destination)?;
+    Ok(tree)
+}
+
+/// The option `idmap` of a mount. Layers are mapped in any case.
+fn show_mapped(
+    tree: Option<&OwnedFd>,
+    options: &Options,
+    recursive: bool,
+    user: Option<&OwnedFd>,
+    at: &Path,
+) -> Result<(), Failure> {
+    match (tree, user) {
+        _ if !options.map_ids => Ok(()),
+        (Some(tree), Some(user)) => apart::map_ids(tree, recursive, user, || format!("the source of {}", at.display())),
+        (_, Some(_)) => Ok(()),
+        (_, None) => {
+            let message = format!("{} cannot be mounted with idmap: there is no user namespace", at.display());
+            Err(Failure::refused(message))
+        }
+    }
 }
 
 fn kind_of(tree: &OwnedFd) -> Result<Kind, Failure> {

@@ -17,6 +17,7 @@ use rustix::process::{DumpableBehavior, Signal, pidfd_send_signal, set_dumpable_
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
+use super::apart::{self, Apart};
 use super::bundle;
 use super::cgroups::Cgroup;
 use super::external::ExternalRuntime;
@@ -26,8 +27,9 @@ use super::namespaces::Namespaces;
 use super::running::Exit;
 use super::stubs::{self, Prepared};
 use super::sys::{self, Cloned};
-use super::wire;
+use super::{process, wire};
 use crate::error::{Doing, Failure};
+use crate::ids::IdMaps;
 
 /// Argument zero of the re-executed program.
 pub(super) const MARKER: &str = "rbuild-sandbox";
@@ -39,6 +41,11 @@ pub(super) enum Request {
     /// By another runtime.
     Outer(Box<Outer>),
     OuterEnter(Box<OuterEnter>),
+    /// Makes a user namespace, or takes the one that is its only descriptor, and makes no sandbox.
+    UserNamespace {
+        maps: IdMaps,
+        network: bool,
+    },
 }
 
 /// A [`super::ProcessSpec`] with places in the frame's descriptors instead of descriptors.
@@ -63,6 +70,14 @@ pub(super) struct Start {
     pub(super) filter: Vec<u64>,
     /// See [`super::ProcessSpec::init`].
     pub(super) init: bool,
+    pub(super) ids: Option<Ids>,
+}
+
+/// The user namespace of a sandbox that has its own: the place of its descriptor, and what it maps.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Ids {
+    pub(super) namespace: usize,
+    pub(super) maps: IdMaps,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -73,6 +88,7 @@ pub(super) struct Enter {
     pub(super) cgroup: PathBuf,
     pub(super) hierarchies: Hierarchies,
     pub(super) filter: Vec<u64>,
+    pub(super) ids: Option<IdMaps>,
 }
 
 /// A sandbox that another runtime makes.
@@ -143,6 +159,8 @@ pub(super) enum Reply {
     },
     Failed(Failure),
     Exited(Exit),
+    /// Carries the user namespace, and the network namespace if one was asked for.
+    UserNamespace,
 }
 
 /// Becomes the sandbox's supervisor when the program was started as one, and says with which status to exit; `None` in
@@ -172,12 +190,16 @@ fn serve() -> Result<(), Failure> {
     let Some((request, fds)) = wire::receive::<Request>(&starter).doing(|| "read the request".to_owned())? else {
         return Ok(());
     };
-    let fds = Fds(fds.into_iter().map(Some).collect());
+    let mut fds = Fds(fds.into_iter().map(Some).collect());
     let served = match request {
         Request::Start(start) => start_sandbox(&starter, *start, fds),
         Request::Enter(enter) => enter_sandbox(&starter, *enter, fds),
         Request::Outer(outer) => bundle::start(&starter, *outer, fds),
         Request::OuterEnter(enter) => bundle::enter(&starter, *enter, fds),
+        Request::UserNamespace { maps, network } => {
+            let joined = if fds.0.is_empty() { None } else { Some(fds.take(0)?) };
+            apart::make(&starter, &maps, joined, network)
+        }
     };
     if let Err(failure) = served {
         wire::send(&starter, &Reply::Failed(failure), &[]).doing(|| "answer".to_owned())?;
@@ -195,6 +217,17 @@ impl Fds {
             .and_then(Option::take)
             .ok_or_else(|| Failure::refused("a sandbox request lacks a descriptor it names"))
     }
+
+    /// Gives the streams among them to a user of the machine's, see [`process::own`].
+    pub(super) fn own(&self, streams: &[Stream; 3], uid: u32) {
+        for stream in streams {
+            if let Stream::Fd(place) = stream
+                && let Some(Some(fd)) = self.0.get(*place)
+            {
+                process::own(fd, rustix::process::Uid::from_raw(uid));
+            }
+        }
+    }
 }
 
 fn start_sandbox(starter: &UnixStream, start: Start, mut fds: Fds) -> Result<(), Failure> {
@@ -207,12 +240,24 @@ fn start_sandbox(starter: &UnixStream, start: Start, mut fds: Fds) -> Result<(),
     // Limits that were changed meanwhile may have brought hierarchies of their own.
     let at_end = || Cgroup::open(&start.hierarchies, &start.cgroup);
     let guard = Removed(&at_end);
-    let Prepared { trees, made } = stubs::prepare(&start, &mut fds)?;
-    namespaces.join_before_clone()?;
-    let child = Child::clone(namespaces.to_create(), &cgroup, |channel| {
-        init::start(&start, fds, &namespaces, &cgroup, trees, channel)
-    })?;
-    let watched = child.watch(starter, &cgroup, Scope::Sandbox, &at_end);
+    let user = start.ids.as_ref().map(|ids| fds.take(ids.namespace)).transpose()?;
+    let Prepared { trees, made } = stubs::prepare(&start, &mut fds, user.as_ref())?;
+    let watched = match (&start.ids, user) {
+        (Some(ids), Some(user)) => {
+            let apart = Apart { maps: &ids.maps, user };
+            let child = Child::clone(libc::CLONE_NEWNS, &cgroup, |channel| {
+                apart::start(&start, fds, &namespaces, &cgroup, trees, &apart, channel)
+            })?;
+            child.succeed(starter, &cgroup, &start.spec)?.watch(starter, &cgroup, Scope::Sandbox, &at_end)
+        }
+        _ => {
+            namespaces.join_before_clone()?;
+            let child = Child::clone(namespaces.to_create(), &cgroup, |channel| {
+                init::start(&start, fds, &namespaces, &cgroup, trees, channel)
+            })?;
+            child.watch(starter, &cgroup, Scope::Sandbox, &at_end)
+        }
+    };
     drop(made);
     let exit = watched?;
     if let Some(exit) = exit {
@@ -260,6 +305,8 @@ struct Child {
     pid: i32,
     pidfd: OwnedFd,
     channel: UnixStream,
+    /// Whether it was in its cgroup from the beginning, in every hierarchy.
+    joined: bool,
 }
 
 impl Child {
@@ -270,7 +317,7 @@ impl Child {
         match cloned.doing(|| "create the namespaces of the sandbox".to_owned())? {
             Cloned::Parent { pid, pidfd } => {
                 drop(theirs);
-                Ok(Child { pid, pidfd, channel })
+                Ok(Child { pid, pidfd, channel, joined: false })
             }
             Cloned::Child => {
                 drop(channel);
@@ -281,6 +328,31 @@ impl Child {
                 }
                 sys::exit_now(1)
             }
+        }
+    }
+
+    /// Lets the first child of a sandbox with its own users do its part, and goes on with the one it leaves behind, which
+    /// is in the same cgroup. What that one may not do for itself any more is done here.
+    fn succeed(self, starter: &UnixStream, cgroup: &Cgroup, spec: &Spec) -> Result<Self, Failure> {
+        let heard = self.join(cgroup).and_then(|()| match wait_readable(&self.channel, starter)? {
+            Side::Starter => Err(Failure::refused("the starter of the sandbox is gone")),
+            Side::Sandbox => wire::receive::<Report>(&self.channel).doing(|| "hear from the sandbox".to_owned()),
+        });
+        if !matches!(heard, Ok(Some((Report::Succeeded, _)))) {
+            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        }
+        let ended = sys::wait4(self.pid);
+        match heard? {
+            Some((Report::Succeeded, mut fds)) => {
+                let pidfd = fds.pop().ok_or_else(|| Failure::refused("the sandbox has no process"))?;
+                let pid = apart::pid_of(&pidfd)?;
+                if let Some(process) = spec.process() {
+                    process::prepare_other(pid, process)?;
+                }
+                Ok(Child { pid, pidfd, channel: self.channel, joined: true })
+            }
+            Some((Report::Failed(failure), _)) => Err(failure),
+            _ => Err(died(ended.map(|ended| ended.status).unwrap_or_default(), cgroup, Scope::Sandbox)),
         }
     }
 
@@ -333,7 +405,9 @@ impl Child {
     }
 
     fn join(&self, cgroup: &Cgroup) -> Result<(), Failure> {
-        cgroup.take_in(self.pid)?;
+        if !self.joined {
+            cgroup.take_in(self.pid)?;
+        }
         // An init that has failed meanwhile has said so, and reads no more.
         let _ = wire::send(&self.channel, &Order::Joined, &[]);
         Ok(())
@@ -351,6 +425,7 @@ impl Child {
                 Some((Report::Failed(failure), _)) => return Err(failure),
                 Some((Report::Terminal, mut fds)) => terminal = fds.pop(),
                 Some((Report::Executing, _)) => break,
+                Some((Report::Succeeded, _)) => return Err(Failure::refused("a sandbox with two beginnings")),
             }
         }
         // Only now is it decided: the channel closes with a successful exec, or brings its error.

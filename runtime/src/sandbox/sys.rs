@@ -19,13 +19,23 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 ///
 /// Only for a process with a single thread: the child gets no other, and whatever lock one held would stay locked.
 pub(crate) fn clone3(namespaces: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
-    let mut pidfd: RawFd = -1;
     let into_cgroup = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
+    clone_with(namespaces as u64 | into_cgroup, libc::SIGCHLD as u64, cgroup)
+}
+
+/// As [`clone3`], but a child of the caller's parent, and in the caller's cgroup.
+pub(crate) fn clone_sibling(namespaces: c_int) -> io::Result<Cloned> {
+    // A sibling's end is told as the caller's is.
+    clone_with(namespaces as u64 | libc::CLONE_PARENT as u64, 0, None)
+}
+
+fn clone_with(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain integers; zero is "not given" for each.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = namespaces as u64 | libc::CLONE_PIDFD as u64 | into_cgroup;
+    args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = ptr::from_mut(&mut pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    args.exit_signal = exit_signal;
     args.cgroup = cgroup.map_or(0, |fd| fd.as_raw_fd() as u64);
     // SAFETY: without CLONE_VM the child has its own copy of memory and stack, so returning in it is sound; the caller
     // promises a single thread, so that no lock is held by a thread the child lacks.
@@ -42,6 +52,21 @@ pub(crate) fn clone3(namespaces: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::R
 pub(crate) fn unshare_cgroup() -> io::Result<()> {
     // SAFETY: no memory or descriptor table is unshared.
     check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }.into())
+}
+
+/// A new network namespace for the calling process.
+pub(crate) fn unshare_network() -> io::Result<()> {
+    // SAFETY: no memory or descriptor table is unshared.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }.into())
+}
+
+/// Makes files for another user, by the calling thread alone. Cannot fail for who may be anybody.
+pub(crate) fn set_file_ids(uid: u32, gid: u32) {
+    // SAFETY: changes two numbers of the calling thread's credentials.
+    unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+    }
 }
 
 /// A new mount namespace for the calling process, which must have one thread only.
@@ -76,7 +101,17 @@ pub(crate) fn mount_setattr(
     clear: u64,
     propagation: u64,
 ) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
+    set_attributes(fd, recursive, libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 })
+}
+
+/// Shows the files of the unattached mount `fd` stands for with the ids of a user namespace: what is 0 on the disk belongs
+/// to its root. Linux 5.12 and later, for file systems that can.
+pub(crate) fn map_ids(fd: BorrowedFd<'_>, recursive: bool, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let (set, userns_fd) = (libc::MOUNT_ATTR_IDMAP, user_namespace.as_raw_fd() as u64);
+    set_attributes(fd, recursive, libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd })
+}
+
+fn set_attributes(fd: BorrowedFd<'_>, recursive: bool, attributes: libc::mount_attr) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string and the structure lives across the call, with its true size.
     check(unsafe {
@@ -251,6 +286,13 @@ pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: the structure lives across the call.
     check(unsafe { libc::setrlimit(resource as _, &raw const limit) }.into())
+}
+
+/// The same of another process.
+pub(crate) fn set_limit_of(pid: i32, resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the structure lives across the call; no old limit is asked for.
+    check(unsafe { libc::prlimit(pid, resource as _, &raw const limit, ptr::null_mut()) }.into())
 }
 
 /// `bpf(2)`: loads a program that decides about devices of a cgroup. `instructions` are eBPF, eight bytes each.

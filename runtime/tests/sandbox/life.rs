@@ -320,6 +320,7 @@ fn entering() {
             process,
             seccomp: Seccomp::Default,
             stdio,
+            ids: None,
         })
     };
     let script = "readlink /proc/self/cwd; all=$(ps -o pid,args); echo \"$all\" | grep -v ps; ls /proc/self/fd | wc -l; \

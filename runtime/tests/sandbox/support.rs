@@ -77,6 +77,7 @@ impl Image {
             cgroup: CgroupSpec { parent: Some("/rbuild-test".into()) },
             seccomp: Seccomp::Default,
             init: false,
+            ids: None,
         }
     }
 
