@@ -1,8 +1,8 @@
 //! `-v`, `--mount` and `--tmpfs`: docker's three ways to say what is mounted where.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, PathBuf};
 
-use rbuild_engine::containers::{MountRequest, MountWish};
+use rbuild_engine::containers::{Looks, MountRequest, MountWish, Relabel};
 
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
 
@@ -25,16 +25,17 @@ pub fn volume(text: &str) -> Result<MountRequest, String> {
     if !destination.starts_with('/') {
         return Err(format!("{}: mount path must be absolute: '{destination}'", invalid()));
     }
-    let (mut read_only, mut copy, mut propagation) = (false, true, None);
+    let (mut read_only, mut copy, mut propagation, mut looks) = (false, true, None, Looks::default());
     for option in options.split(',').filter(|o| !o.is_empty()) {
         match option {
             "ro" => read_only = true,
             // What the caches of other systems do; Linux has none here.
             "rw" | "consistent" | "cached" | "delegated" => {}
             "nocopy" => copy = false,
-            // Labels for SELinux; without it there is nothing to label.
-            "z" | "Z" if !Path::new("/sys/fs/selinux/enforce").exists() => {}
-            "z" | "Z" => return Err(format!("mode '{option}' (SELinux labels) is not supported yet")),
+            "z" | "Z" if looks.label.is_some() => return Err(format!("invalid mode: {options}")),
+            "z" => looks.label = Some(Relabel::Shared),
+            "Z" => looks.label = Some(Relabel::Private),
+            "idmap" => looks.idmap = true,
             other if PROPAGATIONS.contains(&other) => propagation = Some(other.to_owned()),
             other => return Err(format!("invalid mode: {other}")),
         }
@@ -44,7 +45,7 @@ pub fn volume(text: &str) -> Result<MountRequest, String> {
         Some(path) if path.starts_with('.') => bind(absolute(path)?, propagation),
         name => MountWish::Volume { name: name.map(str::to_owned), copy },
     };
-    Ok(MountRequest { source, destination: destination.to_owned(), read_only, subpath: None })
+    Ok(MountRequest { source, destination: destination.to_owned(), read_only, subpath: None, looks })
 }
 
 fn bind(source: PathBuf, propagation: Option<String>) -> MountWish {
@@ -67,7 +68,8 @@ pub fn tmpfs(text: &str) -> Result<MountRequest, String> {
     let options: Vec<String> = options.split(',').filter(|o| !o.is_empty()).map(str::to_owned).collect();
     let read_only = options.iter().any(|o| o == "ro");
     let options = options.into_iter().filter(|o| o != "ro" && o != "rw").collect();
-    Ok(MountRequest { source: MountWish::Tmpfs { options }, destination: path.to_owned(), read_only, subpath: None })
+    let (destination, looks) = (path.to_owned(), Looks::default());
+    Ok(MountRequest { source: MountWish::Tmpfs { options }, destination, read_only, subpath: None, looks })
 }
 
 /// The fields of a `--mount` as far as they were given.
@@ -85,6 +87,7 @@ struct Fields {
     tmpfs_mode: Option<String>,
     /// For which type, and which.
     subpath: Option<(&'static str, PathBuf)>,
+    looks: Looks,
 }
 
 /// `--mount type=…,source=…,target=…`.
@@ -138,6 +141,7 @@ impl Fields {
             "readonly" | "ro" => return switch().map(|on| self.read_only = on),
             "volume-nocopy" => return switch().map(|on| self.no_copy = on),
             "bind-nonrecursive" => return switch().map(|on| self.non_recursive = on),
+            "idmap" => return switch().map(|on| self.looks.idmap = on),
             "bind-create-src" => return switch().map(|on| self.make = on),
             _ => {}
         }
@@ -150,6 +154,8 @@ impl Fields {
             "bind-recursive" if value == "enabled" => self.non_recursive = false,
             "bind-recursive" if value == "disabled" => self.non_recursive = true,
             "consistency" => {}
+            "relabel" if value == "shared" => self.looks.label = Some(Relabel::Shared),
+            "relabel" if value == "private" => self.looks.label = Some(Relabel::Private),
             "tmpfs-size" => self.tmpfs_size = Some(crate::values::bytes(value)?),
             "tmpfs-mode" if value.bytes().all(|b| (b'0'..=b'7').contains(&b)) => {
                 self.tmpfs_mode = Some(value.to_owned());
@@ -160,7 +166,7 @@ impl Fields {
             "volume-driver" | "volume-opt" | "volume-label" | "bind-recursive" => {
                 return Err(format!("'{field}' is not supported yet"));
             }
-            "bind-propagation" | "tmpfs-mode" => return Err(format!("invalid value for {key}: {value}")),
+            "bind-propagation" | "tmpfs-mode" | "relabel" => return Err(format!("invalid value for {key}: {value}")),
             _ => return Err(format!("unexpected key '{key}' in '{field}'")),
         }
         Ok(())
@@ -178,6 +184,9 @@ impl Fields {
         ];
         if let Some((other, _)) = for_others.iter().find(|(other, given)| *given && *other != kind) {
             return Err(format!("cannot mix '{other}-*' options with mount type '{kind}'"));
+        }
+        if self.looks != Looks::default() && !matches!(kind, "bind" | "volume") {
+            return Err(format!("cannot mix 'idmap' or 'relabel' with mount type '{kind}'"));
         }
         let source = match (kind, self.source) {
             ("bind", None) => {
@@ -206,7 +215,8 @@ impl Fields {
             }
             (other, _) => return Err(format!("invalid mount config: mount type unknown: \"{other}\"")),
         };
-        Ok(MountRequest { source, destination, read_only: self.read_only, subpath: self.subpath.map(|(_, path)| path) })
+        let subpath = self.subpath.map(|(_, path)| path);
+        Ok(MountRequest { source, destination, read_only: self.read_only, subpath, looks: self.looks })
     }
 }
 
@@ -227,10 +237,26 @@ mod tests {
             ("v:/c:nocopy,ro", named("v", false), "/c", true),
             ("/c", MountWish::Volume { name: None, copy: true }, "/c", false),
         ] {
-            let want = MountRequest { source, destination: destination.into(), read_only, subpath: None };
+            let want = MountRequest {
+                source,
+                destination: destination.into(),
+                read_only,
+                subpath: None,
+                looks: Looks::default(),
+            };
             assert_eq!(volume(text), Ok(want), "{text}");
         }
-        for wrong in ["", ":", "a:", ":/c", "a:b", "/a:/b:ro:x", "/a:/b:nope", "rel"] {
+        for (text, label, idmap) in [
+            ("/h:/c:z", Some(Relabel::Shared), false),
+            ("v:/c:ro,Z", Some(Relabel::Private), false),
+            ("/h:/c:idmap", None, true),
+        ] {
+            assert_eq!(volume(text).map(|request| request.looks), Ok(Looks { label, idmap }), "{text}");
+        }
+        assert!(mount("type=bind,source=/h,target=/c,idmap").unwrap().looks.idmap);
+        assert!(mount("type=tmpfs,target=/c,idmap").unwrap_err().contains("cannot mix"));
+        assert!(mount("type=volume,source=h,target=/c,relabel=shared").unwrap().looks.label == Some(Relabel::Shared));
+        for wrong in ["/a:/b:z,Z", "", ":", "a:", ":/c", "a:b", "/a:/b:ro:x", "/a:/b:nope", "rel"] {
             assert!(volume(wrong).is_err(), "{wrong}");
         }
     }
@@ -251,7 +277,8 @@ mod tests {
                 false,
             ),
         ] {
-            let want = MountRequest { source, destination: "/c".into(), read_only, subpath: None };
+            let want =
+                MountRequest { source, destination: "/c".into(), read_only, subpath: None, looks: Looks::default() };
             assert_eq!(mount(text), Ok(want), "{text}");
         }
         for (text, part) in [

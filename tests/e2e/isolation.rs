@@ -140,7 +140,6 @@ fn odd_limits_are_refused_in_dockers_words() {
     for (option, value, words) in [
         ("--cgroupns", "mine", "invalid CGROUP mode"),
         ("--userns", "mine", "invalid USER mode"),
-        ("--userns", "auto", "not supported yet"),
         ("--isolation", "hyperv", "linux only supports 'default'"),
         ("--attach", "stdwhat", "valid streams are STDIN, STDOUT and STDERR"),
         ("--device-read-iops", "sda:5", "bad format for device path: sda:5"),

@@ -51,5 +51,6 @@ mod storage_size;
 mod supervision;
 mod system;
 mod usage;
+mod users;
 mod volumes;
 mod watching;

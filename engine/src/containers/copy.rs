@@ -114,6 +114,8 @@ impl Containers {
                     return Ok(Tree { root: files, path: Path::new("/").join(below), ids: None });
                 }
             };
+            // Shown mapped, it has the ids of the inside on the disk.
+            let ids = container.ids.clone().filter(|_| !mount.looks.idmap);
             if write && mount.read_only {
                 return Err(Error::invalid(format!("{} is mounted read-only", mount.destination)));
             }
@@ -123,13 +125,13 @@ impl Containers {
                     let parent = source.parent().unwrap_or(Path::new("/"));
                     let name = source.file_name().unwrap_or_default();
                     let root = Root::open(parent).map_err(Error::internal)?;
-                    return Ok(Tree { root, path: Path::new("/").join(name), ids: container.ids.clone() });
+                    return Ok(Tree { root, path: Path::new("/").join(name), ids });
                 }
                 let rest = mount.subpath.as_deref().unwrap_or(Path::new("")).join(rest);
                 let inside = Path::new("/").join(rest);
                 let inside = if ends_in_dot(path) { inside.join(".") } else { inside };
                 let root = Root::open(&source).map_err(Error::internal)?;
-                return Ok(Tree { root, path: inside, ids: container.ids.clone() });
+                return Ok(Tree { root, path: inside, ids });
             }
         }
         let root = if write { self.writable_root(container)? } else { self.root(container)? };

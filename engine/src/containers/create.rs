@@ -11,8 +11,9 @@ use rbuild_oci::{ContainerConfig, EmptyObject, ImageConfig, Platform};
 use rbuild_runtime::container::{ContainerLock, RestartPolicy};
 use rbuild_store::{Durability, ImageRecord, Lease, Root, Snapshot, StoreError, db};
 
+use super::ids::UserNamespace;
 use super::record::{self, Container, MountKind, MountPoint};
-use super::request::{CreateRequest, HostSettings, MountRequest, MountWish, NetworkMode};
+use super::request::{CreateRequest, HostSettings, Looks, MountRequest, MountWish, NetworkMode};
 use super::{Containers, health, ids, isolation, names, process, random_id};
 use crate::error::{Error, Kind};
 use crate::volumes::{self, Place};
@@ -111,13 +112,14 @@ impl Containers {
             // What a part of a volume is, is for who fills the volume to say.
             let whole = mount.subpath.is_none();
             let Place::Directory(path) = volumes::place(self.store.root(), name, path)? else { continue };
+            let ids = container.ids.as_ref().filter(|_| !mount.looks.idmap);
             if whole && wants_copy(request, &mount.destination) && is_empty(&path) {
                 let root = match &image_root {
                     Some(root) => root,
                     None => image_root.insert(self.image_root(&container)?),
                 };
-                volumes::fill(&path, root, Path::new(&mount.destination), container.ids.as_ref())?;
-            } else if let Some(ids) = container.ids.as_ref().filter(|_| whole && is_empty(&path)) {
+                volumes::fill(&path, root, Path::new(&mount.destination), ids)?;
+            } else if let Some(ids) = ids.filter(|_| whole && is_empty(&path)) {
                 volumes::give(&path, ids)?;
             }
         }
@@ -246,7 +248,7 @@ impl Containers {
         let mut mounts: Vec<MountPoint> = Vec::new();
         let mut places = BTreeSet::new();
         for mount in &request.mounts {
-            let point = self.mount_point(mount, lease)?;
+            let point = self.mount_point(mount, &request.host.users, lease)?;
             if !places.insert(clean(&point.destination)) {
                 return Err(Error::invalid(format!("Duplicate mount point: {}", point.destination)));
             }
@@ -270,7 +272,13 @@ impl Containers {
         for place in config.volumes.keys() {
             if place.starts_with('/') && places.insert(clean(place)) {
                 let kind = MountKind::Volume { name: random_id()?, anonymous: true };
-                mounts.push(MountPoint { kind, destination: place.clone(), read_only: false, subpath: None });
+                mounts.push(MountPoint {
+                    kind,
+                    destination: place.clone(),
+                    read_only: false,
+                    subpath: None,
+                    looks: Looks::default(),
+                });
             }
         }
         // What lies deeper is mounted later.
@@ -278,7 +286,12 @@ impl Containers {
         Ok(mounts)
     }
 
-    fn mount_point(&self, mount: &MountRequest, lease: &Lease) -> Result<MountPoint, Error> {
+    fn mount_point(
+        &self,
+        mount: &MountRequest,
+        request_users: &UserNamespace,
+        lease: &Lease,
+    ) -> Result<MountPoint, Error> {
         let destination = mount.destination.clone();
         if !destination.starts_with('/') {
             let message = format!("invalid mount config: mount path must be absolute: {destination}");
@@ -314,7 +327,14 @@ impl Containers {
             MountWish::Image { name } => self.image_mount(name, lease)?,
         };
         let read_only = mount.read_only || matches!(kind, MountKind::Image { .. });
-        Ok(MountPoint { kind, destination, read_only, subpath: mount.subpath.clone() })
+        if mount.looks.idmap && request_users == &UserNamespace::Host {
+            let message = format!("invalid mount config for {destination}: idmap needs a user namespace");
+            return Err(Error::invalid(message).with_hint("give --userns=auto or --userns=remap"));
+        }
+        if let (MountKind::Bind { source, .. }, Some(_)) = (&kind, mount.looks.label) {
+            isolation::check_relabelling(source)?;
+        }
+        Ok(MountPoint { kind, destination, read_only, subpath: mount.subpath.clone(), looks: mount.looks })
     }
 
     fn image_mount(&self, name: &str, lease: &Lease) -> Result<MountKind, Error> {

@@ -207,6 +207,12 @@ pub(super) struct UserHandles {
 /// Changes the specification to what can be mounted in a user namespace.
 pub(super) fn apply(container: &Container, spec: &mut Spec) -> Result<(), Error> {
     let Some(ids) = &container.ids else { return Ok(()) };
+    let host_queues = container.host.ipc == NamespaceMode::Host;
+    if let Some(mounts) = spec.mounts_mut() {
+        // The queues are the machine's, and may be mounted by its root alone: where it has, they are bound.
+        let there = Path::new("/dev/mqueue").is_dir();
+        mounts.retain(|mount| there || !host_queues || mount.typ().as_deref() != Some("mqueue"));
+    }
     for mount in spec.mounts_mut().iter_mut().flatten() {
         match mount.typ().as_deref() {
             // An option of a group that nobody is.
@@ -215,12 +221,11 @@ pub(super) fn apply(container: &Container, spec: &mut Spec) -> Result<(), Error>
                 options.retain(|option| !option.starts_with("gid="));
                 mount.set_options(Some(options));
             }
-            // The queues are the machine's, and may be mounted by its root alone.
-            Some("mqueue") if container.host.ipc == NamespaceMode::Host => {
+            Some("mqueue") if host_queues => {
                 *mount = MountBuilder::default()
                     .destination(mount.destination())
                     .typ("bind")
-                    .source(mount.destination())
+                    .source("/dev/mqueue")
                     .options(["rbind", "nosuid", "noexec", "nodev"].map(str::to_owned).to_vec())
                     .build()
                     .map_err(Error::internal)?;

@@ -62,7 +62,7 @@ impl Containers {
     }
 
     fn mount(&self, mount: &MountPoint) -> Value {
-        let mode = if mount.read_only { "ro" } else { "" };
+        let mode = mount.mode();
         let common = |kind: &str, source: Value, propagation: &str| {
             json!({
                 "Type": kind,
@@ -178,8 +178,9 @@ fn host_config(container: &Container) -> Value {
                 MountKind::Volume { name, anonymous: false } => name.clone(),
                 _ => return None,
             };
-            let mode = if mount.read_only { ":ro" } else { "" };
-            Some(format!("{source}:{}{mode}", mount.destination))
+            let mode = mount.mode();
+            let separator = if mode.is_empty() { "" } else { ":" };
+            Some(format!("{source}:{}{separator}{mode}", mount.destination))
         })
         .collect();
     let tmpfs: Map<String, Value> = container

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process;
 use super::record::Container;
-use super::request::HostSettings;
+use super::request::{HostSettings, Relabel};
 use crate::error::Error;
 
 /// What `--security-opt` can say beside "no new privileges" and "no filter of system calls".
@@ -320,6 +320,56 @@ pub(super) fn process_label(container: &Container) -> Result<Option<String>, Err
     Ok(labels.map(|labels| labels.process))
 }
 
+/// Refuses to label what the machine itself lives on, which would lock its own programs out of it.
+pub(super) fn check_relabelling(source: &Path) -> Result<(), Error> {
+    const KEPT: [&str; 18] = [
+        "/",
+        "/bin",
+        "/boot",
+        "/dev",
+        "/etc",
+        "/etc/passwd",
+        "/etc/pki",
+        "/etc/shadow",
+        "/home",
+        "/lib",
+        "/lib64",
+        "/proc",
+        "/root",
+        "/run",
+        "/sys",
+        "/tmp",
+        "/usr",
+        "/var",
+    ];
+    let plain: PathBuf = source.components().filter(|part| !matches!(part, std::path::Component::CurDir)).collect();
+    if lsm::has_selinux() && KEPT.iter().any(|kept| plain == Path::new(kept)) {
+        return Err(Error::invalid(format!("SELinux relabeling of {} is not allowed", source.display())));
+    }
+    Ok(())
+}
+
+/// Gives what is mounted the label of files that the container may use; without SELinux there are no labels.
+pub(super) fn relabel(container: &Container, source: &Path, how: Relabel) -> Result<(), Error> {
+    let security = &container.host.security;
+    if !lsm::has_selinux() || security.labels.iter().any(|option| option == "disable") {
+        return Ok(());
+    }
+    check_relabelling(source)?;
+    let label = file_label(&lsm::container_contexts(), &security.labels, &container.id, how)?;
+    lsm::relabel(source, &label)
+        .map_err(|e| Error::internal(format!("cannot give {} the SELinux label {label}: {e}", source.display())))
+}
+
+/// Without categories every container may use what is labelled so.
+fn file_label(contexts: &lsm::Contexts, options: &[String], id: &str, how: Relabel) -> Result<String, Error> {
+    let own = labels(contexts, options, id)?.file;
+    match how {
+        Relabel::Private => Ok(own),
+        Relabel::Shared => Ok(own.splitn(4, ':').take(3).chain(["s0"]).collect::<Vec<_>>().join(":")),
+    }
+}
+
 /// The labels that the policy has for containers, with fields of the caller's; without a level of his the processes of
 /// each container get two categories of their own.
 fn labels(contexts: &lsm::Contexts, options: &[String], id: &str) -> Result<Labels, Error> {
@@ -396,6 +446,10 @@ mod tests {
         assert_eq!(both.process, "system_u:system_r:spc_t:s0:c1,c2");
         assert_eq!(both.file, "system_u:object_r:container_file_t:s0:c1,c2");
         assert_eq!(of(&["filetype:x_t"]).unwrap().file, "system_u:object_r:x_t:s0:c2,c5");
+        let shared = file_label(&contexts, &[], "00000805aaaa", Relabel::Shared).unwrap();
+        assert_eq!(shared, "system_u:object_r:container_file_t:s0");
+        let private = file_label(&contexts, &[], "00000805aaaa", Relabel::Private).unwrap();
+        assert_eq!(private, "system_u:object_r:container_file_t:s0:c2,c5");
         assert!(of(&["shoe:size"]).is_err());
         assert!(of(&["nothing"]).is_err());
     }

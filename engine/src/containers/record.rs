@@ -11,7 +11,7 @@ use rbuild_store::db;
 use rbuild_store::rusqlite::{self, OptionalExtension, Row, Transaction};
 use serde::{Deserialize, Serialize};
 
-use super::request::{HostSettings, Membership};
+use super::request::{HostSettings, Looks, Membership, Relabel};
 
 /// A container's configuration: the row of the table `containers`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,6 +55,20 @@ pub struct MountPoint {
     /// Of the volume or image only this path.
     #[serde(default)]
     pub subpath: Option<PathBuf>,
+    #[serde(default)]
+    pub looks: Looks,
+}
+
+impl MountPoint {
+    /// Its options as `-v` takes them.
+    pub(super) fn mode(&self) -> String {
+        let label = self.looks.label.map(|label| match label {
+            Relabel::Shared => "z",
+            Relabel::Private => "Z",
+        });
+        let words = [self.read_only.then_some("ro"), label, self.looks.idmap.then_some("idmap")];
+        words.into_iter().flatten().collect::<Vec<_>>().join(",")
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

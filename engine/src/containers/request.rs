@@ -61,6 +61,25 @@ pub struct MountRequest {
     pub read_only: bool,
     /// Of the volume or image only this path.
     pub subpath: Option<PathBuf>,
+    pub looks: Looks,
+}
+
+/// How the files of a bind or volume look to whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Looks {
+    /// They get an SELinux label that containers may use, where the machine has SELinux.
+    pub label: Option<Relabel>,
+    /// Owners are as on the disk, also in a container with other users.
+    pub idmap: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Relabel {
+    /// Every container may use them.
+    Shared,
+    /// This one alone.
+    Private,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::ids::UserHandles;
 use super::record::{Container, MountKind, Status};
 use super::request::{NamespaceMode, NetworkMode};
-use super::{ContainerParts, Containers, etc, health, ports, process, signal_number};
+use super::{ContainerParts, Containers, etc, health, isolation, ports, process, signal_number};
 use crate::error::{Error, Kind};
 use crate::volumes::{self, Place};
 
@@ -265,6 +265,9 @@ impl Containers {
         let mut mounts = Vec::new();
         for point in &container.mounts {
             let mut options = Vec::new();
+            if point.looks.idmap {
+                options.push("idmap".to_owned());
+            }
             if point.read_only {
                 options.push("ro".to_owned());
             }
@@ -301,6 +304,9 @@ impl Containers {
                     None
                 }
             };
+            if let (Some(label), Some(source)) = (point.looks.label, &source) {
+                isolation::relabel(container, source, label)?;
+            }
             let destination = PathBuf::from(&point.destination);
             let subpath = point.subpath.clone();
             mounts.push(InsideMount { source, layers, subpath, destination, options });

@@ -300,7 +300,7 @@ mod tests {
         let to = tempfile::tempdir().expect("tempdir");
         fs::create_dir(to.path().join("into")).expect("mkdir");
         let root = Root::open(to.path()).expect("open");
-        unpack(Reader::new(&packed(path)[..]), &root, Path::new("/into")).expect("unpack", None);
+        unpack(Reader::new(&packed(path)[..]), &root, Path::new("/into"), None).expect("unpack");
         let at = |name: &str| to.path().join("into/top").join(name);
         assert_eq!(fs::read_to_string(at("d/file")).expect("read"), "text");
         assert_eq!(fs::metadata(at("d/file")).expect("stat").mode() & 0o7777, 0o640);
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(fs::read_link(at("link")).expect("link"), Path::new("d/file"));
         let time = |path: &Path| fs::metadata(path).expect("stat").mtime();
         assert_eq!(time(&at("d")), time(&path.join("d")));
-        unpack(Reader::new(&packed(path)[..]), &root, Path::new("/into")).expect("over what is there", None);
+        unpack(Reader::new(&packed(path)[..]), &root, Path::new("/into"), None).expect("over what is there");
     }
 
     #[test]

@@ -219,10 +219,12 @@ fn switch(root: Root) -> Result<(), Failure> {
     fchdir(root.as_fd()).doing(|| "enter the root".to_owned())?;
     match pivot_root(".", ".") {
         Ok(()) => {
-            // The old root now lies on the new one; its whole tree goes at once.
+            // The old root now lies on the new one; its whole tree goes at once. What lies on it itself, as an anchor may,
+            // is what `.` means first: until nothing is left, or who enters later finds the machine's files at the top.
             fchdir(&old).doing(|| "enter the old root".to_owned())?;
-            rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)
-                .doing(|| "detach the old root".to_owned())?;
+            let detach = || rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH);
+            detach().doing(|| "detach the old root".to_owned())?;
+            while detach().is_ok() {}
         }
         Err(Errno::INVAL) => {
             return Err(Failure::Unsupported("a machine that runs from its initial ramdisk".to_owned()));
