@@ -200,6 +200,10 @@ fn a_container_whose_directory_goes_does_not_stay() {
     let pid = container.field("{{.State.Pid}}");
     let process = std::path::PathBuf::from(format!("/proc/{pid}"));
     assert!(process.exists());
-    std::fs::remove_dir_all(scene.root().join("containers")).expect("remove");
+    // Its monitor may be writing something meanwhile.
+    until(|| match std::fs::remove_dir_all(scene.root().join("containers")) {
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        Ok(()) => true,
+    });
     until(|| !process.exists());
 }
