@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -483,7 +483,9 @@ fn standard_input() -> Result<Vec<u8>, CliError> {
 /// Puts `text` into a file that is either not there or complete.
 fn write_whole(path: &Path, text: &str) -> Result<(), CliError> {
     let written = whole_file::write(path, Like::Mode(0o666), |out| out.write_all(text.as_bytes()));
-    written.map_err(|Failure::Content(error)| Failure::File(error) | cannot_write(path, &error))
+    written.map_err(|failure| match failure {
+        Failure::Content(error) | Failure::File(error) => cannot_write(path, &error),
+    })
 }
 
 fn cannot_write(path: &Path, error: &std::io::Error) -> CliError {

@@ -250,12 +250,12 @@ fn an_output_that_cannot_be_written_is_told_apart_from_a_full_store() {
     .unwrap();
     let container = scene.rb(&["create", "busybox"]).ok().out;
     for (arguments, words) in [
-        (&["save", "-o", "full", "busybox"][..], &["No space left", "somewhere else"][..]),
-        (&["export", "-o", "full", container.trim()], &["No space left", "somewhere else"]),
-        (&["build", "-o", "type=tar,dest=full", "."], &["No space left", "somewhere else"]),
-        (&["build", "-o", "type=oci,dest=full", "."], &["No space left", "somewhere else"]),
-        (&["build", "--metadata-file", "full", "."], &["No space left"]),
-        (&["build", "--iidfile", "full", "."], &["No space left"]),
+        (&["save", "-o", "full", "busybox"][..], &["no space left", "somewhere else"][..]),
+        (&["export", "-o", "full", container.trim()], &["no space left", "somewhere else"]),
+        (&["build", "-o", "type=tar,dest=full", "."], &["no space left", "somewhere else"]),
+        (&["build", "-o", "type=oci,dest=full", "."], &["no space left", "somewhere else"]),
+        (&["build", "--metadata-file", "full", "."], &["no space left"]),
+        (&["build", "--iidfile", "full", "."], &["no space left"]),
     ] {
         scene.rb(arguments).refused(1, words);
         assert!(full.symlink_metadata().unwrap().file_type().is_char_device(), "{arguments:?} replaced a device");
