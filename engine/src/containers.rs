@@ -47,8 +47,8 @@ pub use isolation::{BlockIo, Security};
 pub use lifecycle::{Removal, signal_number};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
-    CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, Membership, MountRequest, MountWish,
-    NamespaceMode, NetworkMode, RuntimeRequest,
+    BindDepth, CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, Membership, MountRequest, MountWish,
+    NamespaceMode, NetworkMode, RuntimeRequest, VolumeTerms,
 };
 pub use start::{StartRequest, helper_main};
 pub use update::UpdateRequest;

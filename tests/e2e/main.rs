@@ -15,6 +15,7 @@ mod concurrency;
 mod container_files;
 mod containers;
 mod contexts;
+mod copying;
 mod crash;
 mod determinism;
 mod devices;

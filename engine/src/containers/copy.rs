@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use rbuild_store::root::{Dir, Kind as FileKind, Metadata, set_mode, set_owner, set_times};
 use rbuild_store::{Mounts, Root, Walk};
 
-use super::record::{Container, MountKind, Seen, Status};
+use super::record::{Container, MountKind, MountPoint, Seen, Status};
 use super::{Containers, root_of};
 use crate::error::Error;
 use crate::volumes;
@@ -77,13 +77,14 @@ impl Containers {
             let rest = clean.strip_prefix(&mount.destination).unwrap_or(&clean);
             let source = match &mount.kind {
                 MountKind::Bind { source, .. } => Some(source.clone()),
-                MountKind::Volume { name, .. } => {
-                    let root = self.store.root();
-                    match volumes::place(root, name, volumes::path(root, name))? {
-                        volumes::Place::Directory(path) => Some(path),
-                        volumes::Place::Memory(_) => None,
+                MountKind::Volume { name, .. } => match volumes::place(self.store.root(), name)? {
+                    volumes::Place::Directory(path) => Some(path),
+                    volumes::Place::Filesystem(_) if write && mount.read_only => None,
+                    volumes::Place::Filesystem(_) => {
+                        let files = volumes::open(self.store.root(), name)?;
+                        return Ok((files, below(mount, rest, path)));
                     }
-                }
+                },
                 MountKind::Tmpfs { .. } => None,
                 MountKind::Image { snapshot, .. } => {
                     let files = root_of(&self.store.snapshots().view(&snapshot.parse()?)?)?;
@@ -101,10 +102,7 @@ impl Containers {
                     let name = source.file_name().unwrap_or_default();
                     return Ok((Root::open(parent).map_err(Error::internal)?, Path::new("/").join(name)));
                 }
-                let rest = mount.subpath.as_deref().unwrap_or(Path::new("")).join(rest);
-                let inside = Path::new("/").join(rest);
-                let inside = if ends_in_dot(path) { inside.join(".") } else { inside };
-                return Ok((Root::open(&source).map_err(Error::internal)?, inside));
+                return Ok((Root::open(&source).map_err(Error::internal)?, below(mount, rest, path)));
             }
         }
         let root = if write { self.writable_root(container)? } else { self.root(container)? };
@@ -118,6 +116,12 @@ impl Containers {
             overlay => root_of(&overlay),
         }
     }
+}
+
+/// A path in what is mounted, of which `rest` is the part below the place it is mounted on.
+fn below(mount: &MountPoint, rest: &Path, path: &Path) -> PathBuf {
+    let inside = Path::new("/").join(mount.subpath.as_deref().unwrap_or(Path::new("")).join(rest));
+    if ends_in_dot(path) { inside.join(".") } else { inside }
 }
 
 pub(super) fn not_there(container: &Container, path: &Path, error: &io::Error) -> Error {

@@ -1,6 +1,6 @@
 //! Making a container: its configuration from image and request, its layer, its volumes, its row.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -12,7 +12,7 @@ use rbuild_runtime::container::{ContainerLock, RestartPolicy};
 use rbuild_store::{Durability, ImageRecord, Lease, Root, Snapshot, StoreError, db};
 
 use super::record::{self, Container, MountKind, MountPoint};
-use super::request::{CreateRequest, HostSettings, MountRequest, MountWish, NetworkMode};
+use super::request::{BindDepth, CreateRequest, HostSettings, MountRequest, MountWish, NetworkMode, VolumeTerms};
 use super::{Containers, health, isolation, names, process, random_id};
 use crate::error::{Error, Kind};
 use crate::volumes::{self, Place};
@@ -105,16 +105,19 @@ impl Containers {
         let mut image_root = None;
         for mount in &container.mounts {
             let MountKind::Volume { name, .. } = &mount.kind else { continue };
-            let path = self.volumes().make_directory(name)?;
+            self.volumes().make_ready(name, terms(request, &mount.destination))?;
             // What a part of a volume is, is for who fills the volume to say.
             let whole = mount.subpath.is_none();
-            let Place::Directory(path) = volumes::place(self.store.root(), name, path)? else { continue };
-            if whole && wants_copy(request, &mount.destination) && is_empty(&path) {
+            let may_be_empty = match volumes::place(self.store.root(), name)? {
+                Place::Directory(path) => is_empty(&path),
+                Place::Filesystem(_) => true,
+            };
+            if whole && wants_copy(request, &mount.destination) && may_be_empty {
                 let root = match &image_root {
                     Some(root) => root,
                     None => image_root.insert(self.image_root(&container)?),
                 };
-                volumes::fill(&path, root, Path::new(&mount.destination))?;
+                volumes::fill(self.store.root(), name, root, Path::new(&mount.destination))?;
             }
         }
         let durability = if container.host.auto_remove { Durability::Cache } else { Durability::Named };
@@ -129,9 +132,9 @@ impl Containers {
                     return Ok(Some(other.id));
                 }
                 for mount in &container.mounts {
-                    if let MountKind::Volume { name, anonymous } = &mount.kind
-                        && volumes::insert(tx, name, &BTreeMap::new(), *anonymous)?
-                    {
+                    let MountKind::Volume { name, anonymous } = &mount.kind else { continue };
+                    let labels = terms(request, &mount.destination).map(|terms| terms.labels.clone());
+                    if volumes::insert(tx, name, &labels.unwrap_or_default(), *anonymous)? {
                         fresh.push(name.clone());
                     }
                 }
@@ -282,7 +285,7 @@ impl Containers {
             return Err(Error::invalid("invalid specification: destination can't be '/'"));
         }
         let kind = match &mount.source {
-            MountWish::Bind { source, make, propagation, recursive } => {
+            MountWish::Bind { source, make, propagation, depth } => {
                 if !source.is_absolute() {
                     let message = format!("invalid mount path: '{}' mount path must be absolute", source.display());
                     return Err(Error::invalid(message));
@@ -297,7 +300,12 @@ impl Containers {
                     fs::create_dir_all(source)
                         .map_err(|e| Error::invalid(format!("cannot make {}: {e}", source.display())))?;
                 }
-                MountKind::Bind { source: source.clone(), propagation: propagation.clone(), recursive: *recursive }
+                MountKind::Bind {
+                    source: source.clone(),
+                    propagation: propagation.clone(),
+                    recursive: *depth != BindDepth::Single,
+                    writable_below: *depth == BindDepth::WritableBelow,
+                }
             }
             MountWish::Volume { name: Some(name), .. } => {
                 volumes::check_name(name)?;
@@ -444,6 +452,14 @@ fn wants_copy(request: &CreateRequest, destination: &str) -> bool {
         .mounts
         .iter()
         .any(|mount| mount.destination == destination && matches!(mount.source, MountWish::Volume { copy: false, .. }))
+}
+
+/// What the user said of a volume that may have to be made for this place.
+fn terms<'a>(request: &'a CreateRequest, destination: &str) -> Option<&'a VolumeTerms> {
+    request.mounts.iter().find_map(|mount| match &mount.source {
+        MountWish::Volume { terms, .. } if mount.destination == destination => terms.as_deref(),
+        _ => None,
+    })
 }
 
 fn is_empty(directory: &Path) -> bool {

@@ -39,6 +39,7 @@ mod wire;
 pub use cgroups::Cgroup;
 pub use external::{ExternalRuntime, ExternalSandbox};
 pub use hierarchies::Hierarchies;
+pub use mounts::WRITABLE_BELOW;
 pub use native::{NativeSandbox, SandboxOptions};
 pub use overlay::mount_detached;
 pub use running::{Exit, Running};
