@@ -48,7 +48,7 @@ pub use exchange::{CacheMode, CachePlace, CacheSource, CacheTarget};
 pub use export::squash::Squash;
 pub use lending::LONGEST_SECRET;
 pub use output::{
-    Annotated, Annotation, Destination, FilesMode, ImageOutput, MediaTypes, Output, OutputStream, Packing, Push,
+    Annotated, Annotation, Destination, FilesMode, ImageOutput, Keep, MediaTypes, Output, OutputStream, Packing, Push,
 };
 pub use request::{
     AgentSource, BuildContext, BuildRequest, BuildResult, DeviceGrants, DockerfileSource, InputStream, LayoutImage,

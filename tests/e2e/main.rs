@@ -24,6 +24,7 @@ mod disk;
 mod escapes;
 mod exchange;
 mod exchange_explained;
+mod exchange_passed_on;
 mod faults;
 mod founding;
 mod history;
