@@ -1,8 +1,9 @@
 //! `-v`, `--mount` and `--tmpfs`: docker's three ways to say what is mounted where.
 
+use std::collections::BTreeMap;
 use std::path::{Component, PathBuf};
 
-use rbuild_engine::containers::{Looks, MountRequest, MountWish, Relabel};
+use rbuild_engine::containers::{BindDepth, Looks, MountRequest, MountWish, Relabel, VolumeTerms};
 
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "shared", "rshared", "slave", "rslave"];
 
@@ -43,13 +44,13 @@ pub fn volume(text: &str) -> Result<MountRequest, String> {
     let source = match source {
         Some(path) if path.starts_with('/') => bind(PathBuf::from(path), propagation),
         Some(path) if path.starts_with('.') => bind(absolute(path)?, propagation),
-        name => MountWish::Volume { name: name.map(str::to_owned), copy },
+        name => MountWish::Volume { name: name.map(str::to_owned), copy, terms: None },
     };
     Ok(MountRequest { source, destination: destination.to_owned(), read_only, subpath: None, looks })
 }
 
 fn bind(source: PathBuf, propagation: Option<String>) -> MountWish {
-    MountWish::Bind { source, make: true, propagation, recursive: true }
+    MountWish::Bind { source, make: true, propagation, depth: BindDepth::Whole }
 }
 
 fn absolute(path: &str) -> Result<PathBuf, String> {
@@ -80,9 +81,13 @@ struct Fields {
     target: Option<String>,
     read_only: bool,
     propagation: Option<String>,
-    non_recursive: bool,
+    depth: BindDepth,
+    /// `bind-recursive=readonly`.
+    read_only_below: bool,
     make: bool,
     no_copy: bool,
+    driver: Option<String>,
+    terms: VolumeTerms,
     tmpfs_size: Option<u64>,
     tmpfs_mode: Option<String>,
     /// For which type, and which.
@@ -120,6 +125,12 @@ pub fn split_fields(text: &str) -> Vec<String> {
     fields
 }
 
+/// Takes in `KEY[=VALUE]`.
+fn set(pairs: &mut BTreeMap<String, String>, text: &str) {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    pairs.insert(key.to_owned(), value.to_owned());
+}
+
 /// A path below something: relative, and not leading out of it.
 fn below(key: &str, value: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(value);
@@ -140,8 +151,10 @@ impl Fields {
         match key {
             "readonly" | "ro" => return switch().map(|on| self.read_only = on),
             "volume-nocopy" => return switch().map(|on| self.no_copy = on),
-            "bind-nonrecursive" => return switch().map(|on| self.non_recursive = on),
             "idmap" => return switch().map(|on| self.looks.idmap = on),
+            "bind-nonrecursive" => {
+                return switch().map(|on| self.depth = if on { BindDepth::Single } else { BindDepth::Whole });
+            }
             "bind-create-src" => return switch().map(|on| self.make = on),
             _ => {}
         }
@@ -151,22 +164,36 @@ impl Fields {
             "source" | "src" => self.source = Some(value.to_owned()),
             "target" | "dst" | "destination" => self.target = Some(value.to_owned()),
             "bind-propagation" if PROPAGATIONS.contains(&value) => self.propagation = Some(value.to_owned()),
-            "bind-recursive" if value == "enabled" => self.non_recursive = false,
-            "bind-recursive" if value == "disabled" => self.non_recursive = true,
-            "consistency" => {}
             "relabel" if value == "shared" => self.looks.label = Some(Relabel::Shared),
             "relabel" if value == "private" => self.looks.label = Some(Relabel::Private),
+            "bind-recursive" => {
+                (self.depth, self.read_only_below) = match value {
+                    "enabled" => (BindDepth::Whole, false),
+                    "disabled" => (BindDepth::Single, false),
+                    "writable" => (BindDepth::WritableBelow, false),
+                    // What a read-only bind is anyway.
+                    "readonly" => (BindDepth::Whole, true),
+                    _ => {
+                        return Err(format!(
+                            "invalid value for {key}: {value} (must be \"enabled\", \"disabled\", \"writable\", or \"readonly\")"
+                        ));
+                    }
+                }
+            }
+            // What the caches of other systems do; Linux has none here.
+            "consistency" if ["default", "consistent", "cached", "delegated"].contains(&value) => {}
             "tmpfs-size" => self.tmpfs_size = Some(crate::values::bytes(value)?),
             "tmpfs-mode" if value.bytes().all(|b| (b'0'..=b'7').contains(&b)) => {
                 self.tmpfs_mode = Some(value.to_owned());
             }
-            "volume-driver" if value == "local" => {}
+            "volume-driver" => self.driver = Some(value.to_owned()),
+            "volume-opt" => set(&mut self.terms.options, value),
+            "volume-label" => set(&mut self.terms.labels, value),
             "volume-subpath" => self.subpath = Some(("volume", below(key, value)?)),
             "image-subpath" => self.subpath = Some(("image", below(key, value)?)),
-            "volume-driver" | "volume-opt" | "volume-label" | "bind-recursive" => {
-                return Err(format!("'{field}' is not supported yet"));
+            "bind-propagation" | "tmpfs-mode" | "consistency" | "relabel" => {
+                return Err(format!("invalid value for {key}: {value}"));
             }
-            "bind-propagation" | "tmpfs-mode" | "relabel" => return Err(format!("invalid value for {key}: {value}")),
             _ => return Err(format!("unexpected key '{key}' in '{field}'")),
         }
         Ok(())
@@ -176,8 +203,8 @@ impl Fields {
         let destination = self.target.clone().filter(|t| !t.is_empty()).ok_or("target is required")?;
         let kind = self.kind.as_deref().unwrap_or("volume");
         let for_others = [
-            ("bind", self.propagation.is_some() || self.non_recursive || self.make),
-            ("volume", self.no_copy),
+            ("bind", self.propagation.is_some() || self.depth != BindDepth::Whole || self.read_only_below || self.make),
+            ("volume", self.no_copy || self.driver.is_some() || self.terms != VolumeTerms::default()),
             ("tmpfs", self.tmpfs_size.is_some() || self.tmpfs_mode.is_some()),
             ("volume", self.subpath.as_ref().is_some_and(|(of, _)| *of == "volume")),
             ("image", self.subpath.as_ref().is_some_and(|(of, _)| *of == "image")),
@@ -188,16 +215,31 @@ impl Fields {
         if self.looks != Looks::default() && !matches!(kind, "bind" | "volume") {
             return Err(format!("cannot mix 'idmap' or 'relabel' with mount type '{kind}'"));
         }
+        if let Some(driver) = self.driver.filter(|driver| !["", "local"].contains(&driver.as_str())) {
+            return Err(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found"));
+        }
+        let of_read_only = [("writable", self.depth == BindDepth::WritableBelow), ("readonly", self.read_only_below)];
+        if let Some((value, _)) = of_read_only.iter().find(|(_, given)| *given && !self.read_only) {
+            return Err(format!("option 'bind-recursive={value}' requires 'readonly' to be specified in conjunction"));
+        }
+        if self.read_only_below && self.propagation.as_deref() != Some("rprivate") {
+            return Err(
+                "option 'bind-recursive=readonly' requires 'bind-propagation=rprivate' to be specified in conjunction"
+                    .into(),
+            );
+        }
         let source = match (kind, self.source) {
             ("bind", None) => {
                 return Err("invalid mount config for type \"bind\": field Source must not be empty".into());
             }
             ("bind", Some(source)) => {
                 let path = if source.starts_with('.') { absolute(&source)? } else { PathBuf::from(source) };
-                let (propagation, recursive) = (self.propagation, !self.non_recursive);
-                MountWish::Bind { source: path, make: self.make, propagation, recursive }
+                MountWish::Bind { source: path, make: self.make, propagation: self.propagation, depth: self.depth }
             }
-            ("volume", name) => MountWish::Volume { name: name.filter(|n| !n.is_empty()), copy: !self.no_copy },
+            ("volume", name) => {
+                let terms = Some(self.terms).filter(|terms| *terms != VolumeTerms::default()).map(Box::new);
+                MountWish::Volume { name: name.filter(|n| !n.is_empty()), copy: !self.no_copy, terms }
+            }
             ("tmpfs", None) => {
                 let size = self.tmpfs_size.map(|bytes| format!("size={bytes}"));
                 let mode = self.tmpfs_mode.map(|mode| format!("mode={mode}"));
@@ -209,9 +251,6 @@ impl Fields {
             ("image", Some(name)) if !name.is_empty() => MountWish::Image { name },
             ("image", _) => {
                 return Err("invalid mount config for type \"image\": field Source must not be empty".into());
-            }
-            (other @ ("npipe" | "cluster"), _) => {
-                return Err(format!("mount type {other} is not supported yet"));
             }
             (other, _) => return Err(format!("invalid mount config: mount type unknown: \"{other}\"")),
         };
@@ -225,7 +264,15 @@ mod tests {
     use super::*;
 
     fn named(name: &str, copy: bool) -> MountWish {
-        MountWish::Volume { name: Some(name.into()), copy }
+        MountWish::Volume { name: Some(name.into()), copy, terms: None }
+    }
+
+    fn made_of_memory() -> VolumeTerms {
+        let pairs = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        VolumeTerms {
+            options: pairs(&[("type", "tmpfs"), ("device", "tmpfs"), ("o", "size=1m,uid=1")]),
+            labels: pairs(&[("a", "b"), ("c", "")]),
+        }
     }
 
     #[test]
@@ -235,7 +282,7 @@ mod tests {
             ("/h:/c:ro,rslave", bind("/h".into(), Some("rslave".into())), "/c", true),
             ("v:/c", named("v", true), "/c", false),
             ("v:/c:nocopy,ro", named("v", false), "/c", true),
-            ("/c", MountWish::Volume { name: None, copy: true }, "/c", false),
+            ("/c", MountWish::Volume { name: None, copy: true, terms: None }, "/c", false),
         ] {
             let want = MountRequest {
                 source,
@@ -266,11 +313,31 @@ mod tests {
         for (text, source, read_only) in [
             (
                 "type=bind,source=/h,target=/c,readonly",
-                MountWish::Bind { source: "/h".into(), make: false, propagation: None, recursive: true },
+                MountWish::Bind { source: "/h".into(), make: false, propagation: None, depth: BindDepth::Whole },
                 true,
             ),
+            (
+                "type=bind,source=/h,target=/c,readonly,bind-recursive=writable",
+                MountWish::Bind {
+                    source: "/h".into(),
+                    make: false,
+                    propagation: None,
+                    depth: BindDepth::WritableBelow,
+                },
+                true,
+            ),
+            (
+                "type=bind,source=/h,target=/c,bind-nonrecursive,consistency=cached",
+                MountWish::Bind { source: "/h".into(), make: false, propagation: None, depth: BindDepth::Single },
+                false,
+            ),
+            (
+                "source=v,target=/c,volume-driver=local,volume-opt=type=tmpfs,volume-opt=device=tmpfs,\"volume-opt=o=size=1m,uid=1\",volume-label=a=b,volume-label=c",
+                MountWish::Volume { name: Some("v".into()), copy: true, terms: Some(Box::new(made_of_memory())) },
+                false,
+            ),
             ("type=volume,src=v,dst=/c,volume-nocopy", named("v", false), false),
-            ("target=/c", MountWish::Volume { name: None, copy: true }, false),
+            ("target=/c", MountWish::Volume { name: None, copy: true, terms: None }, false),
             (
                 "type=tmpfs,destination=/c,tmpfs-size=2m,tmpfs-mode=1770",
                 MountWish::Tmpfs { options: vec!["size=2097152".into(), "mode=1770".into()] },
@@ -289,7 +356,13 @@ mod tests {
             ("type=volume,target=/x,tmpfs-size=1", "cannot mix"),
             ("target", "must be a key=value pair"),
             ("target=/x,nope=1", "unexpected key 'nope'"),
-            ("target=/x,volume-opt=a", "not supported yet"),
+            ("target=/x,volume-driver=nfs", "plugin \"nfs\" not found"),
+            ("type=bind,source=/a,target=/x,volume-label=b", "cannot mix 'volume-*' options"),
+            ("type=bind,source=/a,target=/x,bind-recursive=some", "invalid value for bind-recursive: some"),
+            ("type=bind,source=/a,target=/x,bind-recursive=writable", "requires 'readonly'"),
+            ("type=bind,source=/a,target=/x,ro,bind-recursive=readonly", "requires 'bind-propagation=rprivate'"),
+            ("type=npipe,source=/a,target=/x", "mount type unknown: \"npipe\""),
+            ("target=/x,consistency=some", "invalid value for consistency: some"),
             ("target=/x,volume-subpath=../y", "must be a relative path"),
             ("type=image,target=/x", "Source must not be empty"),
             ("type=bind,source=/a,target=/x,image-subpath=b", "cannot mix"),

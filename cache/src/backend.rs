@@ -2,7 +2,7 @@
 
 use futures::future::BoxFuture;
 use rbuild_oci::{Descriptor, DiffId, ImageConfig, Manifest};
-use rbuild_registry::{LayerPacking, PackedLayer, Progress};
+use rbuild_registry::{LayerPacking, LayerSource, PackedLayer, Progress};
 use rbuild_store::{Lease, Snapshot, Store};
 
 use crate::error::Error;
@@ -47,6 +47,18 @@ pub trait Backend: Send + Sync {
         lease: &'a Lease,
         report: Report<'a>,
     ) -> BoxFuture<'a, Result<Option<Snapshot>, Error>>;
+
+    /// Brings layers here as they are, compressed, and checked.
+    fn bring_packed<'a>(
+        &'a self,
+        layers: &'a [PackedLayer],
+        store: &'a Store,
+        lease: &'a Lease,
+        report: Report<'a>,
+    ) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// A layer on its way to somebody else, who may have it already: nothing is asked before it is read.
+    fn source(&self, layer: &Descriptor) -> LayerSource;
 
     /// Whether a layer is there, or can be had there from `origin` without moving it.
     fn has<'a>(

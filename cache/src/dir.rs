@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use rbuild_oci::{
     Compression, Descriptor, DiffId, Digest, Document, ImageConfig, Index, Manifest, MediaType, Sha256, limits,
 };
-use rbuild_registry::{LayerPacking, PackedLayer};
+use rbuild_registry::{LayerPacking, LayerSource, PackedLayer};
 use rbuild_store::layers::compress::Compressor;
 use rbuild_store::lock::{Lock, lock, try_lock};
 use rbuild_store::{Lease, Root, Snapshot, Store, Walk};
@@ -204,7 +204,17 @@ impl Inner {
         let root = self.open()?.ok_or_else(|| Error::NotFound(self.place.clone()))?;
         let diff_ids: Vec<DiffId> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let (here, _) = store.layers().deepest(&diff_ids, lease)?;
-        for PackedLayer { blob, .. } in &layers[here..] {
+        self.bring_packed(&root, &layers[here..], store, lease)?;
+        let mut config = ImageConfig::default();
+        config.rootfs.diff_ids = diff_ids;
+        let blobs = layers.iter().map(|layer| layer.blob.clone()).collect();
+        let snapshot = store.layers().unpack(&Manifest::new(config.descriptor(), blobs), &config, lease)?;
+        crate::import::date(layers, snapshot.as_ref(), store)?;
+        Ok(snapshot)
+    }
+
+    fn bring_packed(&self, root: &Root, layers: &[PackedLayer], store: &Store, lease: &Lease) -> Result<(), Error> {
+        for PackedLayer { blob, .. } in layers {
             if store.blobs().hold(&blob.digest, lease)? {
                 continue;
             }
@@ -215,12 +225,22 @@ impl Inner {
             io::copy(&mut file.take(blob.size.saturating_add(1)), &mut writer).map_err(Error::io(what()))?;
             writer.commit(Some(&blob.digest), Some(blob.size))?;
         }
-        let mut config = ImageConfig::default();
-        config.rootfs.diff_ids = diff_ids;
-        let blobs = layers.iter().map(|layer| layer.blob.clone()).collect();
-        let snapshot = store.layers().unpack(&Manifest::new(config.descriptor(), blobs), &config, lease)?;
-        crate::import::date(layers, snapshot.as_ref(), store)?;
-        Ok(snapshot)
+        Ok(())
+    }
+
+    /// Passes a blob on, checked. `out` sees all of it before it is known to be wrong, and an error in its place then.
+    fn pass_on(&self, blob: &Descriptor, out: &mut dyn Write) -> io::Result<()> {
+        let root = self.open().map_err(io::Error::other)?;
+        let root = root.ok_or_else(|| io::Error::other(Error::NotFound(self.place.clone())))?;
+        let what = || self.what(&blob.digest.to_string());
+        let open = root.open_file(&blob_path(&blob.digest), Walk::NoLinks);
+        let file = open.map_err(|error| io::Error::other(Error::io(what())(error)))?;
+        let mut hashed = Hashed { out, hash: Sha256::new(), size: 0 };
+        io::copy(&mut file.take(blob.size.saturating_add(1)), &mut hashed)?;
+        match hashed.size == blob.size && hashed.hash.finish() == blob.digest {
+            true => Ok(()),
+            false => Err(io::Error::other(Error::refused(what(), "its content has another digest"))),
+        }
     }
 
     fn has(&self, root: &Root, blob: &Descriptor) -> bool {
@@ -387,6 +407,25 @@ impl Backend for DirectoryBackend {
     ) -> BoxFuture<'a, Result<Option<Snapshot>, Error>> {
         let (layers, store, lease) = (layers.to_vec(), store.clone(), lease.clone());
         self.blocking(move |inner| inner.bring(&layers, &store, &lease))
+    }
+
+    fn bring_packed<'a>(
+        &'a self,
+        layers: &'a [PackedLayer],
+        store: &'a Store,
+        lease: &'a Lease,
+        _report: Report<'a>,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        let (layers, store, lease) = (layers.to_vec(), store.clone(), lease.clone());
+        self.blocking(move |inner| {
+            let root = inner.open()?.ok_or_else(|| Error::NotFound(inner.place.clone()))?;
+            inner.bring_packed(&root, &layers, &store, &lease)
+        })
+    }
+
+    fn source(&self, layer: &Descriptor) -> LayerSource {
+        let (inner, layer) = (self.inner.clone(), layer.clone());
+        LayerSource { repository: None, bytes: Arc::new(move |out| inner.pass_on(&layer, out)) }
     }
 
     fn has<'a>(

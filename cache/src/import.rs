@@ -137,7 +137,10 @@ pub async fn execution(
 }
 
 /// Notes of brought layers how new they are: an image made of them dates itself as it does where they were made.
-pub(crate) fn date(layers: &[PackedLayer], top: Option<&Snapshot>, store: &Store) -> rbuild_store::Result<()> {
+///
+/// # Errors
+/// The store cannot be read or written.
+pub fn date(layers: &[PackedLayer], top: Option<&Snapshot>, store: &Store) -> rbuild_store::Result<()> {
     let Some(top) = top else { return Ok(()) };
     for (layer, id) in layers.iter().zip(store.snapshots().chain(top.id())?) {
         let row = store.snapshots().row(&id)?;

@@ -3,7 +3,7 @@
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rbuild_oci::{Descriptor, DiffId, Document, ImageConfig, Platform, Reference, limits};
-use rbuild_registry::{Client, Error as RegistryError, LayerPacking, PackedLayer, Sending};
+use rbuild_registry::{Client, Error as RegistryError, LayerPacking, LayerSource, PackedLayer, Sending};
 use rbuild_store::{Lease, Snapshot, Store};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
@@ -124,6 +124,24 @@ impl Backend for RegistryBackend {
             Ok(snapshot)
         }
         .boxed()
+    }
+
+    fn bring_packed<'a>(
+        &'a self,
+        layers: &'a [PackedLayer],
+        store: &'a Store,
+        lease: &'a Lease,
+        report: Report<'a>,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        async move {
+            let blobs: Vec<Descriptor> = layers.iter().map(|layer| layer.blob.clone()).collect();
+            Ok(self.client.bring_packed(&self.reference, &blobs, store, lease, report).await?)
+        }
+        .boxed()
+    }
+
+    fn source(&self, layer: &Descriptor) -> LayerSource {
+        self.client.layer_source(&self.reference, layer)
     }
 
     fn has<'a>(

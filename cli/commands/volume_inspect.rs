@@ -27,10 +27,14 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
 
 /// A volume as docker's JSON shows it.
 pub(super) fn detail(volume: &Volume) -> Value {
+    let mut labels = volume.labels.clone();
+    if volume.anonymous {
+        labels.insert("com.docker.volume.anonymous".to_owned(), String::new());
+    }
     json!({
         "CreatedAt": units::rfc3339(volume.created),
         "Driver": "local",
-        "Labels": volume.labels,
+        "Labels": if labels.is_empty() { Value::Null } else { json!(labels) },
         "Mountpoint": volume.mountpoint,
         "Name": volume.name,
         "Options": if volume.options.is_empty() { Value::Null } else { json!(volume.options) },

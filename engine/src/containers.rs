@@ -51,8 +51,8 @@ pub use lifecycle::{Removal, signal_number};
 pub use rbuild_runtime::ids::{IdError, IdMaps, IdRange};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
-    CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, Looks, Membership, MountRequest, MountWish,
-    NamespaceMode, NetworkMode, Relabel, RuntimeRequest,
+    BindDepth, CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, Looks, Membership, MountRequest,
+    MountWish, NamespaceMode, NetworkMode, Relabel, RuntimeRequest, VolumeTerms,
 };
 pub use start::{StartRequest, helper_main};
 pub use update::UpdateRequest;

@@ -1,6 +1,7 @@
 //! Volumes: directories that outlive containers.
 
 mod driver;
+mod filesystem;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,10 +16,11 @@ use rbuild_store::rusqlite::{self, OptionalExtension, Row, Transaction};
 use rbuild_store::snapshots::copy_tree;
 use rbuild_store::{Durability, Event, EventKind, Root, Store, Walk, db};
 
-use crate::containers::{Container, MountKind, containers_in};
+use crate::containers::{Container, MountKind, VolumeTerms, containers_in};
 use crate::error::{Error, Kind};
 
-pub(crate) use driver::{Place, place};
+pub(crate) use driver::{Place, hold, open, place};
+pub(crate) use filesystem::release;
 
 /// A volume of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,8 +77,7 @@ impl Volumes {
         }
         self.make_directory(name)?;
         if !exists {
-            driver::keep(self.store.root(), name, options)
-                .map_err(|e| Error::internal(format!("cannot keep the options of volume {name}: {e}")))?;
+            driver::keep(self.store.root(), name, options).map_err(|e| kept(name, &e))?;
         }
         let (made, volume) = self
             .store
@@ -153,8 +154,20 @@ impl Volumes {
         Ok(gone.into_iter().map(|v| (v.name.clone(), self.remove_files(&v.name))).collect())
     }
 
+    /// Makes the directory of a volume that a container is to have, if it is missing, and keeps with it how the volume
+    /// is to be then. One that is there stays as it is.
+    pub(crate) fn make_ready(&self, name: &str, terms: Option<&VolumeTerms>) -> Result<(), Error> {
+        let wished = terms.map(|terms| &terms.options).filter(|options| !options.is_empty());
+        if let Some(options) = wished.filter(|_| self.find(name).is_err()) {
+            driver::check(options).map_err(|reason| Error::invalid(format!("create {name}: {reason}")))?;
+            self.make_directory(name)?;
+            return driver::keep(self.store.root(), name, options).map_err(|e| kept(name, &e));
+        }
+        self.make_directory(name).map(|_| ())
+    }
+
     /// The directory for a volume of this name, made if it is missing.
-    pub(crate) fn make_directory(&self, name: &str) -> Result<PathBuf, Error> {
+    fn make_directory(&self, name: &str) -> Result<PathBuf, Error> {
         let path = path(self.store.root(), name);
         let failed = |e: io::Error| Error::internal(format!("cannot make volume {name}: {e}"));
         if !path.exists() {
@@ -168,13 +181,18 @@ impl Volumes {
     /// next sweep.
     pub(crate) fn remove_files(&self, name: &str) -> u64 {
         self.tell("destroy", name);
-        let removed = Root::open(self.store.root())
+        let removed = filesystem::clear(&path(self.store.root(), name))
+            .and_then(|()| Root::open(self.store.root()))
             .and_then(|root| root.remove_all(&Path::new("volumes").join(name), Walk::NoLinks));
         removed.unwrap_or_else(|error| {
             tracing::warn!(%error, volume = name, "files of a removed volume stay");
             0
         })
     }
+}
+
+fn kept(name: &str, error: &io::Error) -> Error {
+    Error::internal(format!("cannot keep the options of volume {name}: {error}"))
 }
 
 /// Where the files of a volume are.
@@ -184,11 +202,14 @@ pub(crate) fn path(store: &Path, name: &str) -> PathBuf {
 
 /// Refuses what is no volume name, in docker's words.
 pub(crate) fn check_name(name: &str) -> Result<(), Error> {
+    if name.len() == 1 {
+        let message =
+            format!("create {name}: volume name is too short, names should be at least two alphanumeric characters");
+        return Err(Error::invalid(message));
+    }
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
-    let good = name.len() > 1
-        && name.len() <= 255
-        && name.bytes().all(plain)
-        && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let good =
+        name.len() <= 255 && name.bytes().all(plain) && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
     if good {
         return Ok(());
     }
@@ -198,32 +219,30 @@ pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     )))
 }
 
-/// Fills an empty volume with what the image has at the place it is mounted on: files, owners, modes.
-///
-/// Owners are given as a container with these ids has them.
-pub(crate) fn fill(volume: &Path, image: &Root, destination: &Path, ids: Option<&IdMaps>) -> Result<(), Error> {
-    let failed = |e: io::Error| Error::internal(format!("cannot fill the volume for {}: {e}", destination.display()));
+/// Fills an empty volume with what the image has at the place it is mounted on: files, owners, modes. With `ids` owners are
+/// those who are in a container of these users what they are in the image.
+pub(crate) fn fill(store: &Path, name: &str, image: Option<(&Root, &Path)>, ids: Option<&IdMaps>) -> Result<(), Error> {
+    let failed = |e: io::Error| Error::internal(format!("cannot fill the volume {name}: {e}"));
     // Two containers that share a new volume must not both fill it.
-    let guard = fs::File::open(volume.parent().unwrap_or(volume)).map_err(failed)?;
+    let guard = fs::File::open(store.join("volumes").join(name)).map_err(failed)?;
     rbuild_store::lock::lock(&guard, rbuild_store::lock::Lock::Alone)?;
-    let to = Root::open(volume).map_err(failed)?;
+    // Nothing there, or a file: the volume stays empty.
+    let from: Option<Dir> = image.and_then(|(root, destination)| root.open_dir(destination, Walk::InRoot).ok());
+    if from.is_none() && ids.is_none() {
+        return Ok(());
+    }
+    let to = open(store, name)?;
     if !to.read_dir(Path::new("."), Walk::NoLinks).map_err(failed)?.is_empty() {
         return Ok(());
     }
-    let from: Dir = match image.open_dir(destination, Walk::InRoot) {
-        Ok(from) => from,
-        // Nothing there, or a file: the volume stays empty.
-        Err(_) => return ids.map_or(Ok(()), |ids| give(volume, ids)),
-    };
     let to = to.open_dir(Path::new("."), Walk::NoLinks).map_err(failed)?;
-    copy_tree(&from, &to).map_err(failed)?;
-    ids.map_or(Ok(()), |ids| give(volume, ids))
-}
-
-/// Gives a volume and what is in it to those who are in a container the users that they belong to now.
-pub(crate) fn give(volume: &Path, ids: &IdMaps) -> Result<(), Error> {
-    crate::containers::give_tree(volume, ids)
-        .map_err(|e| Error::internal(format!("cannot give the volume at {} to its container: {e}", volume.display())))
+    if let Some(from) = from {
+        copy_tree(&from, &to).map_err(failed)?;
+    }
+    match ids {
+        Some(ids) => crate::containers::give_tree(to, ids).map_err(failed),
+        None => Ok(()),
+    }
 }
 
 const COLUMNS: &str = "SELECT name, labels, anonymous, created FROM volumes";

@@ -64,13 +64,90 @@ fn volumes_stand_for_directories_and_memory() {
     assert_eq!(run(&scene, &["-v", "memory:/v"], script).ok().out, "12\ntmpfs\nfull\n");
     for (options, word) in [
         (&["-o", "speed=1"][..], "invalid option: \"speed\""),
-        (&["-o", "type=nfs", "-o", "device=:/x", "-o", "o=addr=::1"], "type nfs is not supported"),
+        (&["-o", "type=tmpfs"], "missing required option: \"device\""),
+        (&["-d", "netshare"], "plugin \"netshare\" not found"),
         (&["-o", "o=bind"], "missing required option: \"device\""),
     ] {
         scene.rb(&[&["volume", "create"], options, &["bad"]].concat()).refused(1, &[word]);
     }
-    scene.rb(&["volume", "create", "-o", "type=tmpfs", "memory"]).refused(1, &["volume name must be unique"]);
+    scene
+        .rb(&["volume", "create", "-o", "type=tmpfs", "-o", "device=x", "memory"])
+        .refused(1, &["volume name must be unique"]);
     assert_eq!(scene.rb(&["volume", "ls", "-q"]).ok().out, "memory\n");
+}
+
+/// What is mounted on volumes of the scene's store.
+fn mounted(scene: &Scene) -> String {
+    let all = std::fs::read_to_string("/proc/self/mounts").expect("the mount table");
+    let store = format!(" {}/", scene.root().display());
+    all.lines().filter(|line| line.contains(&store) && line.contains("/volumes/")).collect()
+}
+
+#[test]
+fn containers_share_the_memory_of_a_volume() {
+    let scene = Scene::with_busybox();
+    let mount = "source=mem,target=/v,volume-driver=local,volume-opt=type=tmpfs,volume-opt=device=tmpfs,\
+                 \"volume-opt=o=size=1m,uid=12\",volume-label=kind=memory";
+    let detached = ["run", "-d", "--network", "none", "--name"];
+    let waits = ["busybox", "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"];
+    scene.rb(&[&detached[..], &["one", "--mount", mount], &waits].concat()).ok();
+    scene.rb(&[&detached[..], &["two", "-v", "mem:/w"], &waits].concat()).ok();
+    scene.rb(&["exec", "one", "sh", "-c", "echo shared > /v/file"]).ok();
+    assert_eq!(scene.rb(&["exec", "two", "cat", "/w/file"]).ok().out, "shared\n");
+    assert_eq!(
+        scene.rb(&["volume", "inspect", "-f", "{{.Labels.kind}} {{.Options.type}}", "mem"]).ok().out,
+        "memory tmpfs\n"
+    );
+    scene.rb(&["stop", "-t", "0", "one"]).ok();
+    assert_eq!(scene.rb(&["exec", "two", "cat", "/w/file"]).ok().out, "shared\n", "it stays for the other");
+    assert_eq!(scene.rb(&["start", "one"]).ok().out, "one\n");
+    assert_eq!(scene.rb(&["exec", "one", "cat", "/v/file"]).ok().out, "shared\n");
+    scene.rb(&["volume", "rm", "mem"]).refused(1, &["volume is in use - ["]);
+    scene.rb(&["rm", "-f", "one", "two"]).ok();
+    assert_eq!(mounted(&scene), "");
+    let gone = scene.rb(&["run", "--rm", "--network", "none", "-v", "mem:/w", "busybox", "ls", "/w"]);
+    assert_eq!(gone.ok().out, "", "memory goes with the last container");
+    scene.rb(&["volume", "rm", "mem"]).ok();
+    assert_eq!(mounted(&scene), "");
+}
+
+#[test]
+fn any_file_system_is_a_volume() {
+    let scene = Scene::with_busybox();
+    for (path, text) in [("low/a", "low"), ("high/b", "high")] {
+        scene.write(path, text);
+    }
+    let below = format!("o=lowerdir={0}/high:{0}/low", scene.work().display());
+    let device = ["-o", "type=overlay", "-o", "device=overlay"];
+    scene.rb(&[&["volume", "create"], &device[..], &["-o", &below, "stack"]].concat()).ok();
+    assert_eq!(run(&scene, &["-v", "stack:/v:nocopy"], "cat /v/a /v/b").ok().out, "lowhigh");
+    // Into, and out of, a container that does not run.
+    scene.rb(&["create", "--name", "holder", "--network", "none", "-v", "stack:/v", "busybox", "true"]).ok();
+    scene.rb(&["cp", "holder:/v/a", "copied"]).ok();
+    assert_eq!(std::fs::read_to_string(scene.work().join("copied")).expect("copied"), "low");
+    scene.rb(&["rm", "holder"]).ok();
+    let broken = [&["volume", "create"], &device[..], &["-o", "o=lowerdir=/no/such/place", "broken"]].concat();
+    scene.rb(&broken).ok();
+    let words = ["error while mounting volume '", "failed to mount local volume: mount overlay:"];
+    run(&scene, &["-v", "broken:/v"], "true").refused(125, &words);
+    let said = scene.rb(&["volume", "create", "-o", "type=nosuchfs", "-o", "device=x", "odd"]);
+    said.ok();
+    run(&scene, &["-v", "odd:/v"], "true").refused(125, &["no such device"]);
+    assert_eq!(mounted(&scene), "");
+}
+
+#[test]
+fn a_bind_read_only_as_deep_as_wanted() {
+    let scene = Scene::with_busybox();
+    let flags = |depth: &str| {
+        let mount = format!("type=bind,source=/dev,target=/d,readonly{depth}");
+        let script = "for p in /d /d/pts; do grep \" $p \" /proc/mounts | cut -d' ' -f4 | cut -c1-2 | sort -u; done";
+        run(&scene, &["--mount", &mount], script).ok().out
+    };
+    assert_eq!(flags(""), "ro\nro\n");
+    assert_eq!(flags(",bind-recursive=writable"), "ro\nrw\n");
+    assert_eq!(flags(",bind-recursive=disabled"), "ro\n");
+    assert_eq!(flags(",bind-recursive=readonly,bind-propagation=rprivate"), "ro\nro\n");
 }
 
 #[test]

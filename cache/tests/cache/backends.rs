@@ -46,6 +46,17 @@ impl Machine {
     }
 }
 
+/// The digest of a layer that is passed on.
+async fn passed_on(backend: &dyn Backend, layer: &Descriptor) -> Result<Digest, String> {
+    let source = backend.source(layer);
+    let pass = move || {
+        let mut bytes = Vec::new();
+        (source.bytes)(&mut bytes).map_err(|error| error.to_string())?;
+        Ok(Digest::sha256_of(&bytes))
+    };
+    tokio::task::spawn_blocking(pass).await.unwrap()
+}
+
 fn document(name: &str, layers: Vec<PackedLayer>) -> Written {
     let record = PortableRecord {
         key: key(name),
@@ -97,6 +108,17 @@ async fn keeps_its_promises(open: &dyn Fn(Option<Digest>) -> Box<dyn Backend>) {
     assert_eq!(there.bring(again.as_ref(), std::slice::from_ref(&one)).await.unwrap(), "one");
     assert_eq!(there.bring(again.as_ref(), std::slice::from_ref(&two)).await.unwrap(), "two");
 
+    // Layers come as they are, or are passed on, without being unpacked.
+    let packed = Machine::new();
+    let both = [one.clone(), two.clone()];
+    again.bring_packed(&both, &packed.store, &packed.lease, &|_| {}).await.unwrap();
+    for layer in &both {
+        assert!(packed.store.blobs().has(&layer.blob.digest).unwrap());
+        assert_eq!(passed_on(again.as_ref(), &layer.blob).await.unwrap(), layer.blob.digest);
+    }
+    assert!(packed.store.snapshots().list().unwrap().is_empty());
+    assert!(passed_on(again.as_ref(), &nothing).await.is_err());
+
     // A name can be taken over; what it named before goes on being had by its digest, as one image and no cache's name.
     backend.put(&base, &document("third", vec![two.clone()]), &here.store, &here.lease).await.unwrap();
     let stored = open(None).read(None).await.unwrap().expect("it was written");
@@ -114,7 +136,8 @@ async fn keeps_its_promises(open: &dyn Fn(Option<Digest>) -> Box<dyn Backend>) {
     let forged = PackedLayer { diff_id: two.diff_id.clone(), ..one.clone() };
     assert!(empty.bring(again.as_ref(), &[forged]).await.is_err());
     let gone = PackedLayer { blob: nothing, ..one };
-    assert!(empty.bring(again.as_ref(), &[gone]).await.is_err());
+    assert!(empty.bring(again.as_ref(), std::slice::from_ref(&gone)).await.is_err());
+    assert!(again.bring_packed(&[gone], &empty.store, &empty.lease, &|_| {}).await.is_err());
     assert!(empty.store.snapshots().list().unwrap().is_empty());
 }
 

@@ -14,7 +14,7 @@ use rbuild_runtime::sandbox::making_files_as;
 use rbuild_store::root::{Dir, Kind as FileKind, Metadata, set_mode, set_owner, set_times};
 use rbuild_store::{Mounts, Root, Walk};
 
-use super::record::{Container, MountKind, Seen, Status};
+use super::record::{Container, MountKind, MountPoint, Seen, Status};
 use super::{Containers, root_of};
 use crate::error::Error;
 use crate::volumes;
@@ -98,15 +98,18 @@ impl Containers {
         let mount = container.mounts.iter().rev().find(|m| clean.starts_with(&m.destination));
         if let Some(mount) = mount {
             let rest = clean.strip_prefix(&mount.destination).unwrap_or(&clean);
+            // Shown mapped, it has the ids of the inside on the disk.
+            let ids = container.ids.clone().filter(|_| !mount.looks.idmap);
             let source = match &mount.kind {
                 MountKind::Bind { source, .. } => Some(source.clone()),
-                MountKind::Volume { name, .. } => {
-                    let root = self.store.root();
-                    match volumes::place(root, name, volumes::path(root, name))? {
-                        volumes::Place::Directory(path) => Some(path),
-                        volumes::Place::Memory(_) => None,
+                MountKind::Volume { name, .. } => match volumes::place(self.store.root(), name)? {
+                    volumes::Place::Directory(path) => Some(path),
+                    volumes::Place::Filesystem(_) if write && mount.read_only => None,
+                    volumes::Place::Filesystem(_) => {
+                        let files = volumes::open(self.store.root(), name)?;
+                        return Ok(Tree { root: files, path: below(mount, rest, path), ids });
                     }
-                }
+                },
                 MountKind::Tmpfs { .. } => None,
                 MountKind::Image { snapshot, .. } => {
                     let files = root_of(&self.store.snapshots().view(&snapshot.parse()?)?)?;
@@ -114,8 +117,6 @@ impl Containers {
                     return Ok(Tree { root: files, path: Path::new("/").join(below), ids: None });
                 }
             };
-            // Shown mapped, it has the ids of the inside on the disk.
-            let ids = container.ids.clone().filter(|_| !mount.looks.idmap);
             if write && mount.read_only {
                 return Err(Error::invalid(format!("{} is mounted read-only", mount.destination)));
             }
@@ -127,11 +128,8 @@ impl Containers {
                     let root = Root::open(parent).map_err(Error::internal)?;
                     return Ok(Tree { root, path: Path::new("/").join(name), ids });
                 }
-                let rest = mount.subpath.as_deref().unwrap_or(Path::new("")).join(rest);
-                let inside = Path::new("/").join(rest);
-                let inside = if ends_in_dot(path) { inside.join(".") } else { inside };
                 let root = Root::open(&source).map_err(Error::internal)?;
-                return Ok(Tree { root, path: inside, ids });
+                return Ok(Tree { root, path: below(mount, rest, path), ids });
             }
         }
         let root = if write { self.writable_root(container)? } else { self.root(container)? };
@@ -146,6 +144,12 @@ impl Containers {
             overlay => root_of(&overlay),
         }
     }
+}
+
+/// A path in what is mounted, of which `rest` is the part below the place it is mounted on.
+fn below(mount: &MountPoint, rest: &Path, path: &Path) -> PathBuf {
+    let inside = Path::new("/").join(mount.subpath.as_deref().unwrap_or(Path::new("")).join(rest));
+    if ends_in_dot(path) { inside.join(".") } else { inside }
 }
 
 pub(super) fn not_there(container: &Container, path: &Path, error: &io::Error) -> Error {

@@ -1,6 +1,6 @@
 //! Making a container: its configuration from image and request, its layer, its volumes, its row.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -13,7 +13,9 @@ use rbuild_store::{Durability, ImageRecord, Lease, Root, Snapshot, StoreError, d
 
 use super::ids::UserNamespace;
 use super::record::{self, Container, MountKind, MountPoint};
-use super::request::{CreateRequest, HostSettings, Looks, MountRequest, MountWish, NetworkMode};
+use super::request::{
+    BindDepth, CreateRequest, HostSettings, Looks, MountRequest, MountWish, NetworkMode, VolumeTerms,
+};
 use super::{Containers, health, ids, isolation, names, process, random_id};
 use crate::error::{Error, Kind};
 use crate::volumes::{self, Place};
@@ -108,19 +110,22 @@ impl Containers {
         let mut image_root = None;
         for mount in &container.mounts {
             let MountKind::Volume { name, .. } = &mount.kind else { continue };
-            let path = self.volumes().make_directory(name)?;
+            self.volumes().make_ready(name, terms(request, &mount.destination))?;
             // What a part of a volume is, is for who fills the volume to say.
             let whole = mount.subpath.is_none();
-            let Place::Directory(path) = volumes::place(self.store.root(), name, path)? else { continue };
+            let (may_be_empty, ours) = match volumes::place(self.store.root(), name)? {
+                Place::Directory(path) => (is_empty(&path), true),
+                Place::Filesystem(_) => (true, false),
+            };
+            let copies = wants_copy(request, &mount.destination);
             let ids = container.ids.as_ref().filter(|_| !mount.looks.idmap);
-            if whole && wants_copy(request, &mount.destination) && is_empty(&path) {
+            if whole && may_be_empty && (copies || ours && ids.is_some()) {
                 let root = match &image_root {
                     Some(root) => root,
                     None => image_root.insert(self.image_root(&container)?),
                 };
-                volumes::fill(&path, root, Path::new(&mount.destination), ids)?;
-            } else if let Some(ids) = ids.filter(|_| whole && is_empty(&path)) {
-                volumes::give(&path, ids)?;
+                let image = copies.then_some((root, Path::new(&mount.destination)));
+                volumes::fill(self.store.root(), name, image, ids)?;
             }
         }
         let durability = if container.host.auto_remove { Durability::Cache } else { Durability::Named };
@@ -135,9 +140,9 @@ impl Containers {
                     return Ok(Some(other.id));
                 }
                 for mount in &container.mounts {
-                    if let MountKind::Volume { name, anonymous } = &mount.kind
-                        && volumes::insert(tx, name, &BTreeMap::new(), *anonymous)?
-                    {
+                    let MountKind::Volume { name, anonymous } = &mount.kind else { continue };
+                    let labels = terms(request, &mount.destination).map(|terms| terms.labels.clone());
+                    if volumes::insert(tx, name, &labels.unwrap_or_default(), *anonymous)? {
                         fresh.push(name.clone());
                     }
                 }
@@ -301,7 +306,7 @@ impl Containers {
             return Err(Error::invalid("invalid specification: destination can't be '/'"));
         }
         let kind = match &mount.source {
-            MountWish::Bind { source, make, propagation, recursive } => {
+            MountWish::Bind { source, make, propagation, depth } => {
                 if !source.is_absolute() {
                     let message = format!("invalid mount path: '{}' mount path must be absolute", source.display());
                     return Err(Error::invalid(message));
@@ -316,7 +321,12 @@ impl Containers {
                     fs::create_dir_all(source)
                         .map_err(|e| Error::invalid(format!("cannot make {}: {e}", source.display())))?;
                 }
-                MountKind::Bind { source: source.clone(), propagation: propagation.clone(), recursive: *recursive }
+                MountKind::Bind {
+                    source: source.clone(),
+                    propagation: propagation.clone(),
+                    recursive: *depth != BindDepth::Single,
+                    writable_below: *depth == BindDepth::WritableBelow,
+                }
             }
             MountWish::Volume { name: Some(name), .. } => {
                 volumes::check_name(name)?;
@@ -471,6 +481,14 @@ fn wants_copy(request: &CreateRequest, destination: &str) -> bool {
         .mounts
         .iter()
         .any(|mount| mount.destination == destination && matches!(mount.source, MountWish::Volume { copy: false, .. }))
+}
+
+/// What the user said of a volume that may have to be made for this place.
+fn terms<'a>(request: &'a CreateRequest, destination: &str) -> Option<&'a VolumeTerms> {
+    request.mounts.iter().find_map(|mount| match &mount.source {
+        MountWish::Volume { terms, .. } if mount.destination == destination => terms.as_deref(),
+        _ => None,
+    })
 }
 
 fn is_empty(directory: &Path) -> bool {

@@ -13,7 +13,6 @@ use oci_spec::runtime::{MountBuilder, Spec};
 use rbuild_runtime::ids::{Allowed, IdError, IdMaps, IdRange, allot, consecutive, other_name, subordinate};
 use rbuild_runtime::sandbox::{NativeSandbox, SandboxOptions};
 use rbuild_runtime::users;
-use rbuild_store::Root;
 use rbuild_store::root::{Dir, Kind as FileKind};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -237,8 +236,8 @@ pub(super) fn apply(container: &Container, spec: &mut Spec) -> Result<(), Error>
 }
 
 /// Gives a tree and all in it, which has the ids of an image, those that a container has for them.
-pub(crate) fn give_tree(path: &Path, ids: &IdMaps) -> std::io::Result<()> {
-    let mut open: Vec<Dir> = vec![Root::open(path)?.open_dir(Path::new("."), rbuild_store::Walk::NoLinks)?];
+pub(crate) fn give_tree(top: Dir, ids: &IdMaps) -> std::io::Result<()> {
+    let mut open = vec![top];
     let metadata = open[0].metadata()?;
     let (uid, gid) = ids.owner_outside((metadata.uid, metadata.gid));
     rbuild_store::root::set_owner(open[0].as_fd(), uid, gid)?;

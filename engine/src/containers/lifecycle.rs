@@ -160,6 +160,9 @@ impl Containers {
             Err(error) if error.is_full() => self.store.remove_durably(rows),
             removed => removed,
         }?;
+        if let Some(container) = &container {
+            self.release_volumes(container);
+        }
         self.remove_directory(&self.directory(id));
         for volume in volumes {
             self.volumes().remove_files(&volume);
@@ -236,6 +239,7 @@ impl Containers {
                 cgroup.kill();
                 cgroup.remove();
             }
+            self.release_volumes(container);
             let Seen { mut state, .. } = container.clone().see_dead(&directory);
             state.finished = state.started.clone();
             if let Err(error) = state.write(&directory) {

@@ -77,6 +77,9 @@ pub enum MountKind {
         source: PathBuf,
         propagation: Option<String>,
         recursive: bool,
+        /// The mounts below it do not become read-only with it.
+        #[serde(default)]
+        writable_below: bool,
     },
     Volume {
         name: String,

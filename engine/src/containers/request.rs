@@ -85,13 +85,33 @@ pub enum Relabel {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountWish {
     /// A path of the host's. Whether a missing one is made as a directory (`-v` does, `--mount` does not).
-    Bind { source: PathBuf, make: bool, propagation: Option<String>, recursive: bool },
-    /// A volume; without a name a new one of this container's own.
-    Volume { name: Option<String>, copy: bool },
+    Bind { source: PathBuf, make: bool, propagation: Option<String>, depth: BindDepth },
+    /// A volume; without a name a new one of this container's own. The terms are for one that has to be made.
+    Volume { name: Option<String>, copy: bool, terms: Option<Box<VolumeTerms>> },
     /// Memory, with the options of `mount`.
     Tmpfs { options: Vec<String> },
     /// The files of an image, as the user named it; never writable.
     Image { name: String },
+}
+
+/// What becomes of the mounts below a bind's source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BindDepth {
+    /// They are there, and read-only where the bind is.
+    #[default]
+    Whole,
+    /// They are there, and as writable as they were, also where the bind is read-only.
+    WritableBelow,
+    /// They are not there.
+    Single,
+}
+
+/// How a volume is to be made, if there is none of its name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VolumeTerms {
+    pub labels: BTreeMap<String, String>,
+    /// As `volume create -o` has them.
+    pub options: BTreeMap<String, String>,
 }
 
 /// How a container stands to its host: what docker calls `HostConfig`. Kept with the container.

@@ -14,6 +14,7 @@ use rbuild_runtime::container::{
 };
 use rbuild_runtime::monitor::{self, Start};
 use rbuild_runtime::network::Namespace;
+use rbuild_runtime::sandbox::WRITABLE_BELOW;
 use rbuild_store::Store;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -38,11 +39,15 @@ pub struct StartRequest {
     pub size: (u16, u16),
 }
 
-/// What a monitor process needs to remove its container after the end.
+/// What a monitor process is to do after the end of its container.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     root: PathBuf,
     id: String,
+    /// Remove it.
+    remove: bool,
+    /// Whose file systems it uses until then.
+    volumes: Vec<String>,
 }
 
 /// What a monitor is given of a container.
@@ -94,20 +99,15 @@ impl Containers {
                 return Err(error);
             }
         };
-        let note = if container.host.auto_remove {
-            let note = Note { root: self.store.root().to_owned(), id: container.id.clone() };
-            serde_json::to_string(&note).map_err(Error::internal)?
-        } else {
-            String::new()
-        };
+        let note = self.note(container)?;
         if request.output {
             self.tell(container, "attach", &[]);
         }
         let start = Start { spec, namespace, user, lock, stdin: request.stdin, output: request.output, note };
         // What is to be started again needs somebody who lives longer than this command.
         let begun = if request.here && start.spec.restart == RestartPolicy::Never {
-            let (containers, id) = (self.clone(), container.id.clone());
-            monitor::run_here(start, Box::new(move |_, note| containers.after_end(note, &id)))
+            let containers = self.clone();
+            monitor::run_here(start, Box::new(move |_, note| containers.after_end(note)))
         } else {
             monitor::spawn(start)
         };
@@ -119,9 +119,30 @@ impl Containers {
         }
     }
 
+    /// What its monitor is to do at its end; empty where that is nothing.
+    fn note(&self, container: &Container) -> Result<String, Error> {
+        let root = self.store.root();
+        let is_held = |name: &&str| matches!(volumes::place(root, name), Ok(Place::Filesystem(_)));
+        let volumes: Vec<String> = volumes::volume_names(container).filter(is_held).map(str::to_owned).collect();
+        let remove = container.host.auto_remove;
+        if !remove && volumes.is_empty() {
+            return Ok(String::new());
+        }
+        let note = Note { root: root.to_owned(), id: container.id.clone(), remove, volumes };
+        serde_json::to_string(&note).map_err(Error::internal)
+    }
+
+    /// Ends the use of its volumes.
+    pub(super) fn release_volumes(&self, container: &Container) {
+        for name in volumes::volume_names(container) {
+            volumes::release(self.store.root(), name, &container.id);
+        }
+    }
+
     /// Removes a container that was to be removed at its end, and could not begin. The reason is told, not what its
     /// removal may meet.
     fn give_up(&self, container: &Container) {
+        self.release_volumes(container);
         if container.host.auto_remove
             && let Err(error) = self.remove_locked(&container.id, true, rbuild_store::Durability::Cache)
         {
@@ -129,12 +150,13 @@ impl Containers {
         }
     }
 
-    /// Removes a container whose monitor is at its end and that was to be removed then.
-    fn after_end(&self, note: &str, id: &str) {
-        if note.is_empty() {
-            return;
-        }
-        if let Err(error) = self.remove_locked(id, true, rbuild_store::Durability::Cache) {
+    /// After the end of a container, in the process that was its monitor.
+    fn after_end(&self, note: &str) {
+        let Ok(note) = serde_json::from_str::<Note>(note) else { return };
+        note.release();
+        if note.remove
+            && let Err(error) = self.remove_locked(&note.id, true, rbuild_store::Durability::Cache)
+        {
             tracing::warn!(%error, "the container is not removed");
         }
     }
@@ -273,23 +295,17 @@ impl Containers {
             }
             let mut layers = None;
             let source = match &point.kind {
-                MountKind::Bind { source, propagation, recursive } => {
+                MountKind::Bind { source, propagation, recursive, writable_below } => {
                     options.push(if *recursive { "rbind".to_owned() } else { "bind".to_owned() });
+                    if point.read_only && *writable_below {
+                        options.push(WRITABLE_BELOW.to_owned());
+                    }
                     options.extend(propagation.clone());
                     Some(source.clone())
                 }
                 MountKind::Volume { name, .. } => {
-                    let root = self.store.root();
-                    match volumes::place(root, name, volumes::path(root, name))? {
-                        Place::Directory(path) => {
-                            options.push("rbind".to_owned());
-                            Some(path)
-                        }
-                        Place::Memory(given) => {
-                            options.extend(given);
-                            None
-                        }
-                    }
+                    options.push("rbind".to_owned());
+                    Some(volumes::hold(self.store.root(), name, &container.id)?)
                 }
                 MountKind::Tmpfs { options: given } => {
                     options.extend(["nosuid".to_owned(), "nodev".to_owned()]);
@@ -393,12 +409,21 @@ pub(super) fn start_error(failure: StartFailure) -> Error {
 /// What the program is when it was started as a helper of the engine's, with the status to exit with; `None` in every
 /// other process. Must come first in `main`.
 pub fn helper_main() -> Option<i32> {
-    monitor::monitor_main(Box::new(|_, note| remove_from_monitor(note))).or_else(rbuild_runtime::helper_main)
+    monitor::monitor_main(Box::new(|_, note| after_end(note))).or_else(rbuild_runtime::helper_main)
 }
 
-/// In a monitor process, after the end of a container that is to be removed then.
-fn remove_from_monitor(note: &str) {
-    let Ok(note) = serde_json::from_str::<Note>(note) else { return };
+impl Note {
+    fn release(&self) {
+        self.volumes.iter().for_each(|name| volumes::release(&self.root, name, &self.id));
+    }
+}
+
+/// In a monitor process, after the end of a container that leaves something to be done.
+fn after_end(text: &str) {
+    let Ok(note) = serde_json::from_str::<Note>(text) else { return };
+    if !note.remove {
+        return note.release();
+    }
     let Ok(store) = Store::open(crate::engine::store_options(note.root)) else { return };
     let parts = ContainerParts {
         helper: PathBuf::new(),
@@ -407,5 +432,5 @@ fn remove_from_monitor(note: &str) {
         bridge: rbuild_runtime::network::BridgeOptions::default(),
         device_specs: Vec::new(),
     };
-    Containers::new(store, parts).after_end("remove", &note.id);
+    Containers::new(store, parts).after_end(text);
 }

@@ -29,7 +29,7 @@ use crate::remote::as_step;
 use crate::request::BuildRequest;
 use crate::stored::ValueCodec;
 
-pub(crate) use away::{Away, AwayTree, Places};
+pub(crate) use away::{Away, AwayTree, Lying, Places};
 use away::{Lost, ResultTrees};
 pub use request::{CacheMode, CachePlace, CacheSource, CacheTarget};
 
@@ -136,6 +136,14 @@ impl Exchange {
         let publisher = Publisher::new(backend.clone(), trees, store, self.lease.clone(), target.options);
         let (publisher, mode, ignore_error) = (Arc::new(publisher), target.mode, target.ignore_error);
         Ok(Some(Target { title, backend, publisher, mode, ignore_error }))
+    }
+
+    /// Where a result lies that is not here.
+    pub(crate) fn lying(&self, result: &Value) -> Option<Lying> {
+        match result {
+            Value::Lazy(lazy) => self.places().lying(lazy),
+            _ => None,
+        }
     }
 
     fn places(&self) -> Arc<Places> {

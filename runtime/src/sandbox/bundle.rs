@@ -24,7 +24,7 @@ use serde::Deserialize;
 
 use super::cgroups::Cgroup;
 use super::external::ExternalRuntime;
-use super::mounts::{self, BindDepth, Options};
+use super::mounts::{self, BindDepth, Options, WRITABLE_BELOW};
 use super::overlay;
 use super::root;
 use super::running::Exit;
@@ -217,11 +217,11 @@ fn entry(destination: &Path, kind: &str, source: &Path, options: Vec<String>) ->
 /// Ours say with one word what a runtime takes two for: a bind, and read-only all the way down.
 fn bind_options(ours: &[String]) -> Vec<String> {
     let has = |name: &str| ours.iter().any(|option| option == name);
-    let mut options = ours.to_vec();
+    let mut options: Vec<String> = ours.iter().filter(|option| *option != WRITABLE_BELOW).cloned().collect();
     if !has("bind") && !has("rbind") {
         options.push("bind".to_owned());
     }
-    if has("ro") && has("rbind") {
+    if has("ro") && has("rbind") && !has(WRITABLE_BELOW) {
         options.push("rro".to_owned());
     }
     if !["private", "rprivate", "slave", "rslave", "shared", "rshared"].iter().any(|name| has(name)) {

@@ -40,6 +40,7 @@ mod wire;
 pub use cgroups::Cgroup;
 pub use external::{ExternalRuntime, ExternalSandbox};
 pub use hierarchies::Hierarchies;
+pub use mounts::WRITABLE_BELOW;
 pub use native::{NativeSandbox, SandboxOptions, UserNamespace};
 pub use overlay::mount_detached;
 pub use running::{Exit, Running};

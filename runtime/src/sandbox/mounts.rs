@@ -21,6 +21,8 @@ pub(super) struct Options {
     pub(super) set: u64,
     pub(super) clear: u64,
     pub(super) bind: Option<BindDepth>,
+    /// Mounts below a bind keep their attributes.
+    pub(super) shallow: bool,
     pub(super) propagation: u64,
     /// Shown with the ids of the sandbox's user namespace.
     pub(super) map_ids: bool,
@@ -35,6 +37,10 @@ pub(super) enum BindDepth {
     Single,
     Recursive,
 }
+
+/// The option of a recursive bind whose other options are not for the mounts below it. No specification has a word for it:
+/// there `ro` is so, and `rro` is what `ro` is here.
+pub const WRITABLE_BELOW: &str = "writable-below";
 
 impl Options {
     pub(super) fn parse(options: &[String]) -> Result<Self, Failure> {
@@ -59,6 +65,10 @@ impl Options {
                 "nosymfollow" => (libc::MOUNT_ATTR_NOSYMFOLLOW, 0),
                 "bind" => {
                     parsed.bind = parsed.bind.or(Some(BindDepth::Single));
+                    continue;
+                }
+                WRITABLE_BELOW => {
+                    parsed.shallow = true;
                     continue;
                 }
                 "rbind" => {
@@ -157,6 +167,10 @@ fn clone_flags(depth: BindDepth) -> OpenTreeFlags {
 /// Sets the attributes of a detached bind; below it too when it is recursive.
 pub(super) fn configure_bind(tree: &OwnedFd, options: &Options) -> io::Result<()> {
     let recursive = options.bind == Some(BindDepth::Recursive);
+    if recursive && options.shallow {
+        sys::mount_setattr(tree.as_fd(), true, 0, 0, options.propagation)?;
+        return sys::mount_setattr(tree.as_fd(), false, options.set, options.clear, 0);
+    }
     sys::mount_setattr(tree.as_fd(), recursive, options.set, options.clear, options.propagation)
 }
 

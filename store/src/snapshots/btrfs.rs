@@ -14,11 +14,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Active, Driver, Mounts, Snapshot, SnapshotId, Snapshotter, rows, tree};
-use crate::collect;
+use super::Driver;
+use super::whole::Trees;
 use crate::error::{Context, Result, StoreError};
-use crate::lease::Lease;
-use crate::root::{Dir, Root, node};
+use crate::root::{Dir, node};
 use crate::store::Core;
 
 /// What `statfs` calls btrfs.
@@ -60,101 +59,47 @@ pub struct SubvolumeChanges {
 }
 
 /// The driver `btrfs`.
-pub struct Btrfs {
-    core: Arc<Core>,
+pub(super) struct Btrfs {
+    /// The calls, unless whoever opened the store lent none.
+    subvolumes: Option<Arc<dyn Subvolumes>>,
 }
 
 impl Btrfs {
-    pub(super) fn new(core: &Arc<Core>) -> Btrfs {
-        Btrfs { core: Arc::clone(core) }
+    pub(super) fn new(core: &Core) -> Btrfs {
+        Btrfs { subvolumes: core.subvolumes.clone() }
     }
 
     fn subvolumes(&self) -> Result<&dyn Subvolumes> {
-        let lent = self.core.subvolumes.as_deref();
+        let lent = self.subvolumes.as_deref();
         lent.ok_or_else(|| StoreError::Unsupported("the driver btrfs in this program".to_owned()))
     }
-
-    /// Makes the subvolume `fs` in `dir`, which shows `parent`.
-    fn fill(&self, dir: &Dir, parent: Option<&SnapshotId>) -> Result<()> {
-        let Some(parent) = parent else {
-            let what = || "making a subvolume".to_owned();
-            self.subvolumes()?.create(dir.as_fd(), OsStr::new("fs")).context(what)?;
-            let fs = dir.open_dir(OsStr::new("fs")).context(what)?;
-            return node::set_mode(fs.as_fd(), 0o755).context(what);
-        };
-        rows::chain_below(&self.core, parent)?;
-        self.snapshot(rows::open_fs(&self.core, parent)?.top(), dir)
-            .context(|| format!("making a subvolume of snapshot {parent}"))
-    }
-
-    fn snapshot(&self, of: &Dir, dir: &Dir) -> io::Result<()> {
-        let subvolumes = self.subvolumes().map_err(io::Error::other)?;
-        subvolumes.snapshot(of.readable()?.as_fd(), dir.as_fd(), OsStr::new("fs"))
-    }
 }
 
-fn bind(dir: &Path, read_only: bool) -> Mounts {
-    Mounts::Bind { source: dir.join("fs"), read_only }
-}
+impl Trees for Btrfs {
+    const DRIVER: Driver = Driver::Btrfs;
 
-impl Snapshotter for Btrfs {
-    fn driver(&self) -> Driver {
-        Driver::Btrfs
+    fn empty(&self, dir: &Dir) -> Result<()> {
+        let what = || "making a subvolume".to_owned();
+        self.subvolumes()?.create(dir.as_fd(), OsStr::new("fs")).context(what)?;
+        let fs = dir.open_dir(OsStr::new("fs")).context(what)?;
+        node::set_mode(fs.as_fd(), 0o755).context(what)
     }
 
-    fn prepare(&self, lease: &Lease, parent: Option<&SnapshotId>) -> Result<Active> {
-        Active::make(lease, parent, Driver::Btrfs, |path, dir| {
-            self.fill(dir, parent)?;
-            Ok((bind(path, false), None))
-        })
+    fn duplicate(&self, of: &Dir, dir: &Dir) -> Result<()> {
+        let what = || "making a snapshot of a subvolume".to_owned();
+        let of = of.readable().context(what)?;
+        self.subvolumes()?.snapshot(of.as_fd(), dir.as_fd(), OsStr::new("fs")).context(what)
     }
 
-    fn prepare_delta(&self, _lease: &Lease, _of: &SnapshotId) -> Result<Option<Active>> {
-        // Another snapshot shares with this one whatever it does not change, and needs nothing below it.
-        Ok(None)
-    }
-
-    fn commit(&self, active: Active) -> Result<Snapshot> {
+    fn seal(&self, fs: &Dir) -> Result<()> {
         let what = || "committing a subvolume".to_owned();
-        let fs = Root::open(active.upper()).and_then(|root| root.top().readable()).context(what)?;
+        let fs = fs.readable().context(what)?;
         if self.subvolumes()?.has_nested(fs.as_fd()).context(what)? {
             return Err(StoreError::Unsupported(
                 "a subvolume of btrfs in a snapshot: what was made holds one, and it would be lost".to_owned(),
             ));
         }
-        self.subvolumes()?.seal(fs.as_fd()).context(what)?;
-        active.publish(&self.core, Driver::Btrfs)
-    }
-
-    fn view(&self, id: &SnapshotId) -> Result<Mounts> {
-        match super::is_on_disk(&self.core, id) {
-            true => Ok(Mounts::Bind { source: rows::fs_path(&self.core, id), read_only: true }),
-            false => Err(StoreError::NoSnapshot(id.to_string())),
-        }
-    }
-
-    fn remove(&self, id: &SnapshotId) -> Result<()> {
-        collect::remove_snapshot(&self.core, id)
-    }
-
-    fn make_layer(&self, dir: &Path, parent: Option<&SnapshotId>) -> Result<Mounts> {
-        let open = tree::open_or_make(dir).context(|| format!("making {dir:?}"))?;
-        self.fill(&open, parent)?;
-        Ok(bind(dir, false))
-    }
-
-    fn layer_mounts(&self, dir: &Path, _parent: Option<&SnapshotId>) -> Result<Mounts> {
-        Ok(bind(dir, false))
-    }
-
-    fn commit_copy(&self, dir: &Path, parent: Option<&SnapshotId>, lease: &Lease) -> Result<Snapshot> {
-        let active = Active::make(lease, parent, Driver::Btrfs, |path, active| {
-            let what = || format!("making a subvolume of {dir:?}");
-            let from = Root::open(&dir.join("fs")).context(what)?;
-            self.snapshot(from.top(), active).context(what)?;
-            Ok((bind(path, false), None))
-        })?;
-        self.commit(active)
+        self.subvolumes()?.seal(fs.as_fd()).context(what)
     }
 }
 

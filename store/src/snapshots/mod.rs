@@ -13,6 +13,7 @@ mod copy;
 mod overlay;
 mod rows;
 mod tree;
+mod whole;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -32,12 +33,14 @@ use crate::root::{Dir, Root};
 use crate::store::Core;
 
 pub use active::Active;
-pub use btrfs::{Btrfs, SubvolumeChanges, Subvolumes};
-pub use copy::Copy;
+use btrfs::Btrfs;
+pub use btrfs::{SubvolumeChanges, Subvolumes};
+use copy::Copy;
 pub use overlay::Overlay;
 pub use rows::SnapshotRow;
 pub(crate) use tree::EntryCopy;
 pub use tree::{copy_tree, disk_use};
+use whole::Whole;
 
 /// The most snapshots in one stack. The kernel stacks 500 directories in an overlay and one overlay on another, so
 /// whoever mounts so many folds the lowest into one; a sandbox needs some places itself.
@@ -244,8 +247,8 @@ impl Snapshots {
     pub(crate) fn new(core: &Arc<Core>) -> Snapshots {
         let driver: Arc<dyn Snapshotter> = match core.driver {
             Driver::Overlay => Arc::new(Overlay::new(core)),
-            Driver::Vfs => Arc::new(Copy::new(core)),
-            Driver::Btrfs => Arc::new(Btrfs::new(core)),
+            Driver::Vfs => Arc::new(Whole::new(core, Copy)),
+            Driver::Btrfs => Arc::new(Whole::new(core, Btrfs::new(core))),
         };
         Snapshots { core: Arc::clone(core), driver }
     }
