@@ -166,7 +166,7 @@ fn a_changed_step_that_fails_is_compared_with_an_import() {
 fn an_image_explains_what_it_can() {
     let exported = Exported::new();
     let image = exported.registry.name("app:1");
-    exported.build("inline", &["-t", &image, "--push", "--cache-to", "type=inline"]);
+    exported.build("inline", &["-o", &format!("type=registry,name={image}"), "--cache-to", "type=inline"]);
     let explained = |case: &str, options: &[&str]| -> serde_json::Value {
         exported.build(case, &[options, &["--cache-from", &image]].concat());
         let out = Machine::new(&exported.scene, case).rb(&["explain", "--format", "json"]).ok().out;
