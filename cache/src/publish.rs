@@ -159,7 +159,7 @@ impl Publisher {
         let now = SystemTime::now();
         let mut mine = self.sent();
         let published = mine.len();
-        let noted = mine.iter_mut().map(|record| note_use(record, now)).fold(false, |any, noted| any || noted);
+        let noted = mine.iter_mut().filter_map(|record| note_use(record, now).then_some(())).count() > 0;
         let all = union(there.records.into_iter().chain(mine));
         let unused = |record: &PortableRecord| self.options.keep.is_some_and(|keep| is_unused(record, keep, now));
         let (old, mut all): (Vec<_>, Vec<_>) = all.into_iter().partition(unused);
