@@ -35,6 +35,7 @@ mod resolve;
 mod stored;
 pub mod usage;
 pub mod volumes;
+pub mod whole_file;
 
 pub use agent::check_key_file;
 pub use attest::Attestations;
