@@ -68,7 +68,8 @@ impl Containers {
         let id = exec_id.clone();
         let at_end =
             move |status: i32| here.tell(&its, "exec_die", &[("execID", &id), ("exitCode", &status.to_string())]);
-        let mut attachment = monitor::exec(options, &spec, seen.state.pid, Box::new(at_end))?;
+        let mut attachment = monitor::exec(options, &spec, seen.state.pid, Box::new(at_end))
+            .map_err(|error| not_started(StartFailure::from(&error)))?;
         match attachment.next_event().map_err(Error::internal)? {
             Some(Attached::Started { .. }) => {
                 self.tell(container, &format!("exec_start: {command}"), &[("execID", &exec_id)]);
