@@ -402,8 +402,9 @@ pub(super) fn check_limits(host: &HostSettings) -> Result<(), Error> {
     }
     isolation::check(host)?;
     host.log_options.check()?;
-    let here = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if host.nano_cpus.is_some_and(|nano| nano > here as i64 * 1_000_000_000) {
+    // Those it may run on, whatever share of their time it has itself.
+    let here = rustix::thread::sched_getaffinity(None).map_err(Error::internal)?.count();
+    if host.nano_cpus.is_some_and(|nano| nano > i64::from(here) * 1_000_000_000) {
         return Err(Error::invalid(format!(
             "range of CPUs is from 0.01 to {here}.00, as there are only {here} CPUs available"
         )));
