@@ -147,12 +147,7 @@ impl Images {
         Ok(CopiedImage { digest: pulled.digest, said: Vec::new() })
     }
 
-    async fn fetch_to(
-        &self,
-        from: &Reference,
-        to: &Place,
-        platform: Option<&Platform>,
-    ) -> Result<CopiedImage, Error> {
+    async fn fetch_to(&self, from: &Reference, to: &Place, platform: Option<&Platform>) -> Result<CopiedImage, Error> {
         let host = Platform::host();
         let descriptor = match platform.or(to.takes_one().then_some(&host)) {
             Some(platform) => self.registry.resolve(from, platform).await?.chosen.descriptor,
