@@ -565,7 +565,7 @@ async fn the_address_of_a_foreign_layer_is_not_believed() {
     let (liar, _) = web_server(wrong);
     let (endless, _) = web_server([theirs.clone(), vec![0; 1 << 20]].concat());
     for (url, words) in [(&liar, "digest"), (&endless, "bytes")] {
-        with_foreign_layer(&registry, "app", kind.clone(), &[url.clone()]);
+        with_foreign_layer(&registry, "app", kind.clone(), std::slice::from_ref(url));
         let failed = pull(&fixture, &name(&registry, "app:v1")).await.unwrap_err();
         assert!(failed.to_string().contains(words), "{failed}");
         assert!(fixture.store.images().list().unwrap().is_empty());
