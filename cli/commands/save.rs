@@ -4,6 +4,8 @@ use std::io::{BufWriter, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use rbuild_engine::whole_file::Outside;
+
 use super::DONE;
 use crate::app::App;
 use crate::error::CliError;
@@ -40,7 +42,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
             return Err(CliError::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
         }
         None => tokio::task::block_in_place(|| {
-            let mut out = BufWriter::with_capacity(1 << 20, std::io::stdout().lock());
+            let mut out = BufWriter::with_capacity(1 << 20, Outside(std::io::stdout().lock()));
             images.save(&args.images, platform.as_ref(), &mut out)?;
             Ok::<_, CliError>(out.flush()?)
         })?,

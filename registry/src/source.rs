@@ -205,6 +205,30 @@ impl Client {
         journey.blocking(move |j| j.remember(&blobs, &diff_ids, None)).await?;
         Ok(snapshot)
     }
+
+    /// Brings layers as they are, compressed, from the repository of `reference` into the store: for an archive that takes
+    /// them so. Each is checked against its digest.
+    ///
+    /// # Errors
+    /// A layer that is not there or is not what it should be; those of the store.
+    pub async fn bring_packed(
+        &self,
+        reference: &Reference,
+        layers: &[Descriptor],
+        store: &Store,
+        lease: &Lease,
+        progress: ProgressSink<'_>,
+    ) -> Result<(), Error> {
+        let (journey, told) = Journey::new(self, self.endpoints(reference)?, reference, store, lease);
+        let work = async {
+            for (blob, task) in journey.start(layers, layers.len()).await? {
+                task.await.map_err(|e| Error::Options(format!("a task of the pull failed: {e}")))??;
+                journey.tell(&blob, Stage::PullComplete);
+            }
+            Ok(())
+        };
+        forward(work, told, progress).await
+    }
 }
 
 /// The names an image gets by being pulled.

@@ -24,6 +24,8 @@ mod disk;
 mod escapes;
 mod exchange;
 mod exchange_explained;
+mod exchange_passed_on;
+mod exchange_retention;
 mod faults;
 mod founding;
 mod history;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use rbuild_oci::{Descriptor, Digest, Document, Index, MediaType};
 
 use super::faults::{self, Action};
-use super::{Access, Grant, Request, Shared, State, TokenRules, uploads};
+use super::{Access, Grant, Removal, Request, Shared, State, TokenRules, uploads};
 use crate::wire::{What, error, json, with_header};
 
 /// One request, its body read.
@@ -124,6 +124,7 @@ fn dispatch(state: &mut State, call: &Call) -> Response {
     }
     match what {
         What::Tags(name) => tags(state, name),
+        What::Manifest(name, which) if call.method == Method::DELETE => remove_manifest(state, name, which),
         What::Manifest(name, which) if push => put_manifest(state, call, name, which),
         What::Manifest(name, which) => get_manifest(state, call, name, which),
         What::Blob(name, digest) if !push => get_blob(state, call, name, digest),
@@ -293,6 +294,25 @@ fn put_manifest(state: &mut State, call: &Call, name: &str, which: &str) -> Resp
     match subject.filter(|_| state.behaviour.referrers) {
         Some(subject) => with_header(answer, "oci-subject", &subject.digest.to_string()),
         None => answer,
+    }
+}
+
+fn remove_manifest(state: &mut State, name: &str, which: &str) -> Response {
+    let cannot = || error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "the operation is unsupported");
+    let how = state.behaviour.removal;
+    let Some(repository) = state.repositories.get_mut(name) else { return unknown_name() };
+    let gone = match which.parse::<Digest>() {
+        _ if how == Removal::Never => return cannot(),
+        Err(_) if how == Removal::ByDigest => return cannot(),
+        Err(_) => repository.tags.remove(which).is_some(),
+        Ok(digest) => {
+            repository.tags.retain(|_, other| *other != digest);
+            repository.manifests.remove(&digest).is_some()
+        }
+    };
+    match gone {
+        true => StatusCode::ACCEPTED.into_response(),
+        false => error(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "manifest unknown"),
     }
 }
 
