@@ -314,7 +314,7 @@ impl ContainerOptions {
         }
     }
 
-    /// Makes the file for the container's id, before there is a container.
+    /// Looks at the file for the container's id, before there is a container.
     ///
     /// # Errors
     /// It exists.

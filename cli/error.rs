@@ -3,12 +3,15 @@
 //! Every exit code of the program is in this file. Commands never call `exit`: they return, so that
 //! locks, terminals and temporary files are put right by `Drop`.
 
+use std::borrow::Cow;
 use std::process::ExitCode;
 
 /// Exit codes, one table for all commands.
 pub mod exit {
     /// Anything that went wrong and has no code of its own: a failed build, an image that is not there.
     pub const FAILURE: u8 = 1;
+    /// `inspect`: the template is none (docker's 64).
+    pub const BAD_TEMPLATE: u8 = 64;
     /// `run`, `create` and `exec`: rbuild itself failed, the program of the container was not started.
     pub const ENGINE: u8 = 125;
     /// `run` and `exec`: the program is there and cannot be executed.
@@ -81,12 +84,12 @@ impl CliError {
                 text.push_str(self.prefix);
                 text.push_str(": ");
             }
-            text.push_str(&self.message);
+            text.push_str(&plain_words(&self.message));
             text.push('\n');
         }
         for hint in &self.hints {
             text.push_str("hint: ");
-            text.push_str(hint);
+            text.push_str(&plain_words(hint));
             text.push('\n');
         }
         text
@@ -118,5 +121,55 @@ impl From<std::io::Error> for CliError {
         } else {
             Self::new(error.to_string())
         }
+    }
+}
+
+/// A message without the numbers that errors of the system have behind their words: `open x: no such file or directory`,
+/// as docker and its language say it, not `open x: No such file or directory (os error 2)`.
+pub fn plain_words(message: &str) -> Cow<'_, str> {
+    const MARK: &str = " (os error ";
+    let mut rest = message;
+    let mut words = String::new();
+    while let Some((before, behind)) = rest.split_once(MARK) {
+        let number = behind.len() - behind.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let Some(after) = behind.get(number..).and_then(|after| after.strip_prefix(')')).filter(|_| number > 0) else {
+            words.push_str(before);
+            words.push_str(MARK);
+            rest = behind;
+            continue;
+        };
+        let start = before.rfind([':', '(', '\n']).map_or(0, |at| at + 1);
+        let reason = before[start..].trim_start();
+        words.push_str(&before[..before.len() - reason.len()]);
+        let (first, others) = reason.split_at(reason.chars().next().map_or(0, char::len_utf8));
+        words.push_str(&first.to_lowercase());
+        words.push_str(others);
+        rest = after;
+    }
+    if words.is_empty() {
+        return Cow::Borrowed(message);
+    }
+    words.push_str(rest);
+    Cow::Owned(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_have_words_and_no_numbers() {
+        for (given, want) in [
+            ("open x: No such file or directory (os error 2)", "open x: no such file or directory"),
+            ("Is a directory (os error 21)", "is a directory"),
+            ("a: Not a directory (os error 20); b: File exists (os error 17)!", "a: not a directory; b: file exists!"),
+            ("it wrote (os error none)", "it wrote (os error none)"),
+            ("it wrote (os error 2", "it wrote (os error 2"),
+            ("nothing", "nothing"),
+        ] {
+            assert_eq!(plain_words(given), want, "{given}");
+        }
+        let shown = CliError::new("write y: No space left on device (os error 28)").render();
+        assert_eq!(shown, "Error: write y: no space left on device\n");
     }
 }

@@ -40,6 +40,7 @@ mod metadata;
 mod mounts;
 mod network_options;
 mod outputs;
+mod places;
 mod ports;
 mod progress;
 mod prune_filter;

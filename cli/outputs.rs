@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use rbuild_engine::{
-    Annotated, Annotation, Destination, FilesMode, ImageOutput, MediaTypes, Output, OutputStream, Packing, Push,
+    Annotated, Annotation, Destination, FilesMode, ImageOutput, Keep, MediaTypes, Output, OutputStream, Packing, Push,
     oci::Compression, oci::Platform, oci::Reference,
 };
 
@@ -63,7 +63,15 @@ impl OutputArgs {
                 outputs.push(reader.image(Some(Push::default()))?);
             }
         }
-        let image = outputs.iter().any(|output| matches!(output, Output::Image(_)));
+        let mut image = false;
+        for output in &mut outputs {
+            if let Output::Image(own) = output {
+                image = true;
+                if self.load {
+                    own.keep = Keep::Always;
+                }
+            }
+        }
         if self.load && !image || outputs.is_empty() && !annotations.is_empty() {
             outputs.push(reader.image(None)?);
         }
@@ -131,6 +139,7 @@ struct Draft<'a> {
     names: Option<Vec<String>>,
     push: bool,
     how: Push,
+    keep: Keep,
     canonical: bool,
     dangling: Option<Reference>,
     tar: bool,
@@ -168,6 +177,7 @@ impl Reader<'_> {
             names: None,
             push: false,
             how: Push::default(),
+            keep: Keep::default(),
             canonical: false,
             dangling: None,
             tar: true,
@@ -243,8 +253,10 @@ impl Draft<'_> {
                     Some(if boolean(key, value)? { MediaTypes::Oci } else { MediaTypes::Docker });
             }
             "oci-artifact" if image => self.packing.artifacts = boolean(key, value)?,
-            // The store keeps every image, and unpacked.
-            "store" if in_store && boolean(key, value)? => {}
+            "store" if in_store => {
+                self.keep = if boolean(key, value)? { Keep::Always } else { Keep::Never };
+            }
+            // The store keeps every image unpacked.
             "unpack" if image => drop(boolean(key, value)?),
             "compression" if image => self.packing.compression = Some(compression(value)?),
             "compression-level" if image => {
@@ -286,8 +298,8 @@ impl Draft<'_> {
         if push.is_none() && self.how.by_digest {
             return Err(CliError::new("push-by-digest needs push=true"));
         }
-        let Draft { canonical, dangling, packing, .. } = self;
-        Ok(Output::Image(ImageOutput { names, push, canonical, dangling, packing }))
+        let Draft { keep, canonical, dangling, packing, .. } = self;
+        Ok(Output::Image(ImageOutput { names, push, keep, canonical, dangling, packing }))
     }
 
     fn finish(self) -> Result<Output, CliError> {

@@ -1,20 +1,14 @@
 //! Output files that appear whole or not at all.
-//!
-//! What is written has no name until it is complete, where the file system can do that: so a program that is killed in
-//! the middle leaves nothing behind in the user's directory. Elsewhere it has a hidden name meanwhile.
 
-use std::fs::{File, Metadata, OpenOptions};
-use std::io::{BufWriter, Read as _, Write};
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::fs::File;
+use std::io::{Read as _, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rbuild_engine::whole_file::{self, Failure, Like};
+use rustix::fs::{Mode, OFlags};
 
 use crate::error::CliError;
-
-/// Buffered between the writer and the file, in bytes.
-const BUFFER: usize = 1 << 20;
 
 /// Makes, or replaces, the file at `path` by what `fill` writes. A pipe or a device cannot be replaced and is written
 /// to as it is.
@@ -22,7 +16,7 @@ const BUFFER: usize = 1 << 20;
 /// # Errors
 /// Those of `fill`, and those of the file system, which name `path`; then what was there before still is.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<(), CliError>) -> Result<(), CliError> {
-    write_like(path, None, fill)
+    write_like(path, Like::Mode(0o600), fill)
 }
 
 /// Replaces the user's own file at `path`, which held `old`, by `new`; mode and owner stay.
@@ -55,15 +49,14 @@ pub fn replace(path: &Path, old: &[u8], new: &[u8]) -> Result<(), CliError> {
     if now != old {
         return Err(CliError::new(format!("cannot change {shown}: somebody else changed it meanwhile")));
     }
-    write_like(path, Some(&metadata), |out| Ok(out.write_all(new)?))
+    write_like(path, Like::File(&metadata), |out| Ok(out.write_all(new)?))
 }
 
 fn write_like(
     path: &Path,
-    model: Option<&Metadata>,
+    like: Like<'_>,
     fill: impl FnOnce(&mut dyn Write) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
-    let failed = |e: std::io::Error| CliError::new(format!("failed to write {}: {e}", path.display()));
     if path.is_dir() {
         return Err(CliError::new(format!("invalid output path: \"{}\" must not be a directory", path.display())));
     }
@@ -73,48 +66,10 @@ fn write_like(
             directory.display()
         )));
     }
-    let fill_and_flush = |file: &File| {
-        if let Some(model) = model {
-            // The owner first: changing it takes bits off the mode.
-            std::os::unix::fs::fchown(file, Some(model.uid()), Some(model.gid())).map_err(failed)?;
-            file.set_permissions(model.permissions()).map_err(failed)?;
-        }
-        let mut out = BufWriter::with_capacity(BUFFER, file);
-        fill(&mut out).and_then(|()| out.flush().map_err(failed))
-    };
-    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return fill_and_flush(&OpenOptions::new().write(true).open(path).map_err(failed)?);
-    }
-    let name = path.file_name().ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
-    let aside = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-    let unnamed = match path.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => without_name(directory),
-        _ => without_name(Path::new(".")),
-    };
-    let written = match unnamed {
-        Some(file) => fill_and_flush(&file).and_then(|()| give_name(&file, &aside).map_err(failed)),
-        None => {
-            let mut open = OpenOptions::new();
-            fill_and_flush(&open.write(true).create_new(true).mode(0o600).open(&aside).map_err(failed)?)
-        }
-    };
-    let outcome = written.and_then(|()| std::fs::rename(&aside, path).map_err(failed));
-    if outcome.is_err() {
-        // The failure is what the user wants to hear of, not that a part stays.
-        drop(std::fs::remove_file(&aside));
-    }
-    outcome
-}
-
-/// A new file in `directory` that has no name yet; nothing where the file system knows no such thing.
-fn without_name(directory: &Path) -> Option<File> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).ok().map(File::from)
-}
-
-fn give_name(file: &File, path: &Path) -> std::io::Result<()> {
-    let itself = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok(rustix::fs::linkat(CWD, itself.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+    whole_file::write(path, like, fill).map_err(|failure| match failure {
+        Failure::Content(error) => error,
+        Failure::File(error) => CliError::new(format!("failed to write {}: {error}", path.display())),
+    })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use futures::future::BoxFuture;
 use rbuild_oci::{Descriptor, DiffId, ImageConfig, Manifest};
-use rbuild_registry::{LayerPacking, PackedLayer, Progress};
+use rbuild_registry::{LayerPacking, LayerSource, PackedLayer, Progress};
 use rbuild_store::{Lease, Snapshot, Store};
 
 use crate::error::Error;
@@ -48,6 +48,18 @@ pub trait Backend: Send + Sync {
         report: Report<'a>,
     ) -> BoxFuture<'a, Result<Option<Snapshot>, Error>>;
 
+    /// Brings layers here as they are, compressed, and checked.
+    fn bring_packed<'a>(
+        &'a self,
+        layers: &'a [PackedLayer],
+        store: &'a Store,
+        lease: &'a Lease,
+        report: Report<'a>,
+    ) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// A layer on its way to somebody else, who may have it already: nothing is asked before it is read.
+    fn source(&self, layer: &Descriptor) -> LayerSource;
+
     /// Whether a layer is there, or can be had there from `origin` without moving it.
     fn has<'a>(
         &'a self,
@@ -65,6 +77,13 @@ pub trait Backend: Send + Sync {
         store: &'a Store,
         lease: &'a Lease,
     ) -> BoxFuture<'a, Result<Descriptor, Error>>;
+
+    /// Takes names away; one that is not there is as good as removed. What they led to goes when nobody can be reading it
+    /// any more: in a directory with a later call, in a registry when that collects what has no name.
+    ///
+    /// # Errors
+    /// The place does not let names be removed.
+    fn remove<'a>(&'a self, names: &'a [String]) -> BoxFuture<'a, Result<(), Error>>;
 
     /// Puts an image whose layers are there under `name`.
     fn put<'a>(

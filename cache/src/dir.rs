@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use rbuild_oci::{
     Compression, Descriptor, DiffId, Digest, Document, ImageConfig, Index, Manifest, MediaType, Sha256, limits,
 };
-use rbuild_registry::{LayerPacking, PackedLayer};
+use rbuild_registry::{LayerPacking, LayerSource, PackedLayer};
 use rbuild_store::layers::compress::Compressor;
 use rbuild_store::lock::{Lock, lock, try_lock};
 use rbuild_store::{Lease, Root, Snapshot, Store, Walk};
@@ -23,6 +23,8 @@ use rbuild_store::{Lease, Root, Snapshot, Store, Walk};
 use crate::backend::{Backend, Report, Stored};
 use crate::error::Error;
 use crate::portable::Written;
+
+mod leftovers;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const INDEX: &str = "index.json";
@@ -110,7 +112,7 @@ impl Inner {
         let file = self.lock_file(root, "ingest/writers")?;
         if try_lock(&file, Lock::Alone)? {
             for entry in root.read_dir(Path::new("ingest"), Walk::NoLinks).map_err(Error::io(what()))? {
-                if entry.name != "lock" && entry.name != "writers" {
+                if !["lock", "writers", leftovers::UNUSED].iter().any(|kept| entry.name == *kept) {
                     let path = Path::new("ingest").join(entry.name);
                     root.unlink(&path, Walk::NoLinks).map_err(Error::io(what()))?;
                 }
@@ -204,7 +206,17 @@ impl Inner {
         let root = self.open()?.ok_or_else(|| Error::NotFound(self.place.clone()))?;
         let diff_ids: Vec<DiffId> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let (here, _) = store.layers().deepest(&diff_ids, lease)?;
-        for PackedLayer { blob, .. } in &layers[here..] {
+        self.bring_packed(&root, &layers[here..], store, lease)?;
+        let mut config = ImageConfig::default();
+        config.rootfs.diff_ids = diff_ids;
+        let blobs = layers.iter().map(|layer| layer.blob.clone()).collect();
+        let snapshot = store.layers().unpack(&Manifest::new(config.descriptor(), blobs), &config, lease)?;
+        crate::import::date(layers, snapshot.as_ref(), store)?;
+        Ok(snapshot)
+    }
+
+    fn bring_packed(&self, root: &Root, layers: &[PackedLayer], store: &Store, lease: &Lease) -> Result<(), Error> {
+        for PackedLayer { blob, .. } in layers {
             if store.blobs().hold(&blob.digest, lease)? {
                 continue;
             }
@@ -215,12 +227,22 @@ impl Inner {
             io::copy(&mut file.take(blob.size.saturating_add(1)), &mut writer).map_err(Error::io(what()))?;
             writer.commit(Some(&blob.digest), Some(blob.size))?;
         }
-        let mut config = ImageConfig::default();
-        config.rootfs.diff_ids = diff_ids;
-        let blobs = layers.iter().map(|layer| layer.blob.clone()).collect();
-        let snapshot = store.layers().unpack(&Manifest::new(config.descriptor(), blobs), &config, lease)?;
-        crate::import::date(layers, snapshot.as_ref(), store)?;
-        Ok(snapshot)
+        Ok(())
+    }
+
+    /// Passes a blob on, checked. `out` sees all of it before it is known to be wrong, and an error in its place then.
+    fn pass_on(&self, blob: &Descriptor, out: &mut dyn Write) -> io::Result<()> {
+        let root = self.open().map_err(io::Error::other)?;
+        let root = root.ok_or_else(|| io::Error::other(Error::NotFound(self.place.clone())))?;
+        let what = || self.what(&blob.digest.to_string());
+        let open = root.open_file(&blob_path(&blob.digest), Walk::NoLinks);
+        let file = open.map_err(|error| io::Error::other(Error::io(what())(error)))?;
+        let mut hashed = Hashed { out, hash: Sha256::new(), size: 0 };
+        io::copy(&mut file.take(blob.size.saturating_add(1)), &mut hashed)?;
+        match hashed.size == blob.size && hashed.hash.finish() == blob.digest {
+            true => Ok(()),
+            false => Err(io::Error::other(Error::refused(what(), "its content has another digest"))),
+        }
     }
 
     fn has(&self, root: &Root, blob: &Descriptor) -> bool {
@@ -323,6 +345,27 @@ impl Inner {
         Ok(())
     }
 
+    /// Takes names away, and blobs that no name leads to since an hour.
+    fn remove(&self, names: &[String]) -> Result<(), Error> {
+        let root = self.make()?;
+        let locked = self.locked(&root)?;
+        let mut index = self.index(&root)?;
+        let before = index.manifests.len();
+        index.manifests.retain(|entry| entry.annotations.get(REF_NAME).is_none_or(|name| !names.contains(name)));
+        if index.manifests.len() < before {
+            let bytes =
+                serde_json::to_vec(&index).map_err(|error| Error::refused(self.what(INDEX), error.to_string()))?;
+            self.publish(&root, &bytes, Path::new(INDEX))?;
+        }
+        let Some(Some(writing)) = self.writing.get() else { return Ok(()) };
+        // Whoever else writes here may count on any blob. Where the lock is not had, a later export removes them.
+        let alone = try_lock(writing, Lock::Alone)?;
+        let swept = if alone { self.sweep_blobs(&root, &index) } else { Ok(()) };
+        lock(writing, Lock::Shared)?;
+        drop(locked);
+        swept
+    }
+
     /// The lock of those who change `index.json`. It ends with its file, and so with the process at the latest.
     fn locked(&self, root: &Root) -> Result<File, Error> {
         let file = self.lock_file(root, "ingest/lock")?;
@@ -389,6 +432,25 @@ impl Backend for DirectoryBackend {
         self.blocking(move |inner| inner.bring(&layers, &store, &lease))
     }
 
+    fn bring_packed<'a>(
+        &'a self,
+        layers: &'a [PackedLayer],
+        store: &'a Store,
+        lease: &'a Lease,
+        _report: Report<'a>,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        let (layers, store, lease) = (layers.to_vec(), store.clone(), lease.clone());
+        self.blocking(move |inner| {
+            let root = inner.open()?.ok_or_else(|| Error::NotFound(inner.place.clone()))?;
+            inner.bring_packed(&root, &layers, &store, &lease)
+        })
+    }
+
+    fn source(&self, layer: &Descriptor) -> LayerSource {
+        let (inner, layer) = (self.inner.clone(), layer.clone());
+        LayerSource { repository: None, bytes: Arc::new(move |out| inner.pass_on(&layer, out)) }
+    }
+
     fn has<'a>(
         &'a self,
         layer: &'a Descriptor,
@@ -398,6 +460,11 @@ impl Backend for DirectoryBackend {
     ) -> BoxFuture<'a, Result<bool, Error>> {
         let layer = layer.clone();
         self.blocking(move |inner| Ok(inner.open()?.is_some_and(|root| inner.has(&root, &layer))))
+    }
+
+    fn remove<'a>(&'a self, names: &'a [String]) -> BoxFuture<'a, Result<(), Error>> {
+        let names = names.to_vec();
+        self.blocking(move |inner| inner.remove(&names))
     }
 
     fn put_layer<'a>(

@@ -3,7 +3,7 @@
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rbuild_oci::{Descriptor, DiffId, Document, ImageConfig, Platform, Reference, limits};
-use rbuild_registry::{Client, Error as RegistryError, LayerPacking, PackedLayer, Sending};
+use rbuild_registry::{Client, Error as RegistryError, LayerPacking, LayerSource, PackedLayer, Sending};
 use rbuild_store::{Lease, Snapshot, Store};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
@@ -126,6 +126,24 @@ impl Backend for RegistryBackend {
         .boxed()
     }
 
+    fn bring_packed<'a>(
+        &'a self,
+        layers: &'a [PackedLayer],
+        store: &'a Store,
+        lease: &'a Lease,
+        report: Report<'a>,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        async move {
+            let blobs: Vec<Descriptor> = layers.iter().map(|layer| layer.blob.clone()).collect();
+            Ok(self.client.bring_packed(&self.reference, &blobs, store, lease, report).await?)
+        }
+        .boxed()
+    }
+
+    fn source(&self, layer: &Descriptor) -> LayerSource {
+        self.client.layer_source(&self.reference, layer)
+    }
+
     fn has<'a>(
         &'a self,
         layer: &'a Descriptor,
@@ -138,6 +156,16 @@ impl Backend for RegistryBackend {
             let origin = origin.strip_prefix("registry:").and_then(|name| Reference::parse(name).ok());
             let near = origin.filter(|origin| origin.registry() == self.reference.registry());
             Ok(sending.has_or_mounts(&layer.digest, near.as_ref().map(Reference::repository)).await?)
+        }
+        .boxed()
+    }
+
+    fn remove<'a>(&'a self, names: &'a [String]) -> BoxFuture<'a, Result<(), Error>> {
+        async move {
+            for name in names {
+                self.client.remove_tag(&self.named(name)?).await?;
+            }
+            Ok(())
         }
         .boxed()
     }

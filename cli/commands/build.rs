@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use rbuild_engine::whole_file::{self, Failure, Like};
 use rbuild_engine::{
     BuildContext, BuildRequest, CachePlace, DockerfileSource, ExtraHost, InputStream, Network, ProvenanceMode,
     Question, Squash, Ulimit,
@@ -178,7 +179,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     if let Some(call) = call {
         return ask(call, request, mode, app, &args.access).await;
     }
-    if let Some(path) = &args.iidfile {
+    if let Some(path) = args.iidfile.as_ref().filter(|path| !whole_file::is_special(path)) {
         // A failed build must not leave the id of an older one behind.
         match std::fs::remove_file(path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(cannot_write(path, &e)),
@@ -481,14 +482,9 @@ fn standard_input() -> Result<Vec<u8>, CliError> {
 
 /// Puts `text` into a file that is either not there or complete.
 fn write_whole(path: &Path, text: &str) -> Result<(), CliError> {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().ok_or_else(|| cannot_write(path, &std::io::ErrorKind::InvalidInput.into()))?);
-    name.push(format!(".{}", std::process::id()));
-    let aside = path.with_file_name(name);
-    std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, path)).map_err(|e| {
-        // What is left aside is of no use; the write's own error is the one to tell.
-        drop(std::fs::remove_file(&aside));
-        cannot_write(path, &e)
+    let written = whole_file::write(path, Like::Mode(0o666), |out| out.write_all(text.as_bytes()));
+    written.map_err(|failure| match failure {
+        Failure::Content(error) | Failure::File(error) => cannot_write(path, &error),
     })
 }
 

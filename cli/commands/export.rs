@@ -4,6 +4,8 @@ use std::io::{BufWriter, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use rbuild_engine::whole_file::Outside;
+
 use super::DONE;
 use crate::app::App;
 use crate::error::CliError;
@@ -29,7 +31,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
             return Err(CliError::new(message));
         }
         None => {
-            let mut out = BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
+            let mut out = BufWriter::with_capacity(1 << 16, Outside(std::io::stdout().lock()));
             containers.export(&container, &mut out)?;
             out.flush()?;
         }

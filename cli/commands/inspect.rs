@@ -93,7 +93,7 @@ pub fn show(
     find: impl Fn(&str) -> Result<Option<Value>, CliError>,
 ) -> Result<ExitCode, CliError> {
     if let Some(format) = format.filter(|f| *f != "json") {
-        format::compile(format)?;
+        format::compile(format).map_err(|error| error.with_code(exit::BAD_TEMPLATE))?;
     }
     let mut found = Vec::new();
     let mut missing = Vec::new();

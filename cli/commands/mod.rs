@@ -24,6 +24,7 @@ mod completion;
 mod container;
 mod container_inspect;
 mod container_prune;
+mod copy;
 mod cp;
 mod create;
 mod diff;
@@ -139,6 +140,7 @@ commands! {
         Commit(commit),
         Completion(completion),
         Container(container),
+        Copy(copy),
         Cp(cp),
         Create(create),
         Diff(diff),

@@ -25,7 +25,7 @@ use crate::context::{self, Directory, LocalSession};
 use crate::emulation;
 use crate::engine::{Engine, JOBS};
 use crate::error::{Error, FailedStep, Kind, SourceText};
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Lying};
 use crate::export::image::{Described, Finished};
 use crate::export::results::{self, Built, Exported, Exporter};
 use crate::export::squash::{self, Kept, Squash};
@@ -66,7 +66,8 @@ impl Engine {
     fn tell_built(&self, build: &str, result: &BuildResult) {
         let journal = self.store().events();
         let id = result.image_id.0.to_string();
-        let names: Vec<String> = result.names.iter().map(Reference::familiar).collect();
+        let names = result.names.iter().filter(|_| result.kept);
+        let names: Vec<String> = names.map(Reference::familiar).collect();
         let built = Event::new(EventKind::Builder, "build", build).with("image", id.as_str());
         journal.note(&built.with("name", names.join(",")));
         for name in names {
@@ -305,7 +306,7 @@ impl Job<'_> {
             match (done, &self.exchange) {
                 (Err(_), Some(exchange)) if exchange.leaves_out_lost() => {}
                 (done, _) => {
-                    let (Exported { image_id, target, names, pushed }, advice, provenance) = done?;
+                    let (Exported { image_id, target, names, kept, pushed }, advice, provenance) = done?;
                     let source_text = self.source.clone();
                     let notes = self.exchange.as_ref().map(Exchange::notes).unwrap_or_default();
                     let (build, warnings) = (self.recording.id().to_owned(), Vec::new());
@@ -314,6 +315,7 @@ impl Job<'_> {
                         image_id,
                         target,
                         names,
+                        kept,
                         pushed,
                         warnings,
                         notes,
@@ -403,12 +405,17 @@ impl Job<'_> {
         let ops = hasher.wrap(factory, steps);
         let edges: Vec<_> = lowered.result.into_iter().collect();
         let solved = build.solve(graph.clone(), &edges, ops.clone()).await;
-        self.recording.keys(&graph, &build.reports(&graph), solved.is_err());
+        let reports = build.reports(&graph);
+        if let (Err(_), Some(exchange)) = (&solved, &self.exchange) {
+            exchange.keep_evidence(&graph, &reports).await;
+        }
+        self.recording.keys(&graph, &reports, solved.is_err());
         let result = match solved {
             Ok(solved) => solved.into_iter().next().map_or(Value::Scratch, |solved| solved.value),
             Err(error) => return Err(failure(error, Some(&self.source))),
         };
-        let result = match needs_files {
+        let lying = self.lying(&result, &outputs, base_layers.len(), lowered.source_date_epoch.is_some())?;
+        let result = match needs_files && lying.is_none() {
             true => brought(result).await.map_err(|error| Error::new(Kind::Unavailable, error.to_string()))?,
             false => result,
         };
@@ -431,12 +438,35 @@ impl Job<'_> {
         let provenance = self.request.attestations.provenance.clone();
         let testimony = Testimony { evidence, provenance, packages: None };
         let platform = lowered.platform.clone();
-        let mut built = Built { platform, image, base_layers: below, files, epoch, cached, testimony, advice };
+        let base_layers = below;
+        let mut built = Built { platform, image, base_layers, files, lying, epoch, cached, testimony, advice };
         if self.request.attestations.sbom {
             built = as_step(&self.events, "[internal] list packages for the SBOM", |step| self.scanned(built, step))
                 .await?;
         }
         Ok(built)
+    }
+
+    /// Where the result lies, if all `outputs` can take it from there as it is.
+    fn lying(
+        &self,
+        result: &Value,
+        outputs: &[Output],
+        base_layers: usize,
+        has_epoch: bool,
+    ) -> Result<Option<Lying>, Error> {
+        let lying = self.exchange.as_ref().and_then(|exchange| exchange.lying(result));
+        let Some(lying) = lying.filter(|_| self.request.squash.is_none() && !self.request.attestations.sbom) else {
+            return Ok(None);
+        };
+        for output in outputs {
+            if !results::takes_from_afar(output, &lying.layers, base_layers, has_epoch)
+                || results::is_known(output, self.engine.store())?
+            {
+                return Ok(None);
+            }
+        }
+        Ok(Some(lying))
     }
 
     /// The image with the layers made one that are to be one, its files, and how many layers are the base image's then.

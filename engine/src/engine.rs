@@ -176,7 +176,10 @@ impl From<rbuild_registry::Error> for Error {
         }
         let kind = match &error {
             R::PullDenied { .. } | R::NoCredentials { .. } | R::Unauthorized { .. } | R::Denied { .. } => Kind::Denied,
-            R::ManifestNotFound { .. } | R::RepositoryNotFound { .. } | R::NoPlatform { .. } => Kind::NotFound,
+            R::ManifestNotFound { .. }
+            | R::RepositoryNotFound { .. }
+            | R::NoPlatform { .. }
+            | R::Daemon { found: false, .. } => Kind::NotFound,
             R::Document { .. } | R::Options(_) | R::Oci(_) => Kind::Invalid,
             _ => Kind::Unavailable,
         };

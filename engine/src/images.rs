@@ -6,6 +6,7 @@
 
 mod archives;
 mod compare;
+mod copy;
 mod filter;
 mod remove;
 mod sizes;
@@ -24,6 +25,7 @@ use crate::error::{Error, Kind};
 
 pub use archives::{ImportRequest, Loaded};
 pub use compare::{Difference, DifferenceKind};
+pub use copy::{CopiedImage, Named, Place, split_path};
 pub use filter::ImageFilter;
 pub use rbuild_store::Removed;
 pub use remove::Pruned;

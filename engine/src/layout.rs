@@ -56,10 +56,10 @@ fn prefix(image: &LayoutImage) -> String {
     format!("oci-layout reference {:?} could not be resolved", image.what)
 }
 
-struct Layout(Root);
+pub(crate) struct Layout(Root);
 
 impl Layout {
-    fn open(image: &LayoutImage) -> Result<Layout, Error> {
+    pub(crate) fn open(image: &LayoutImage) -> Result<Layout, Error> {
         let bad = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::NotFound => {
                 Error::not_found(format!("{}: no such file or directory", image.dir.display()))
@@ -94,7 +94,7 @@ impl Layout {
     }
 
     /// The entry that is meant: by digest, else by name, else the only one there is.
-    fn find(&self, image: &LayoutImage) -> Result<Descriptor, Error> {
+    pub(crate) fn find(&self, image: &LayoutImage) -> Result<Descriptor, Error> {
         let index = self.index()?;
         if let Some(digest) = &image.digest {
             if let Some(entry) = index.manifests.iter().find(|entry| entry.digest == *digest) {

@@ -35,6 +35,7 @@ mod resolve;
 mod stored;
 pub mod usage;
 pub mod volumes;
+pub mod whole_file;
 
 pub use agent::check_key_file;
 pub use attest::Attestations;
@@ -47,14 +48,14 @@ pub use exchange::{CacheMode, CachePlace, CacheSource, CacheTarget};
 pub use export::squash::Squash;
 pub use lending::LONGEST_SECRET;
 pub use output::{
-    Annotated, Annotation, Destination, FilesMode, ImageOutput, MediaTypes, Output, OutputStream, Packing, Push,
+    Annotated, Annotation, Destination, FilesMode, ImageOutput, Keep, MediaTypes, Output, OutputStream, Packing, Push,
 };
 pub use request::{
     AgentSource, BuildContext, BuildRequest, BuildResult, DeviceGrants, DockerfileSource, InputStream, LayoutImage,
     Lent, NamedContext, ResourceLimits, Secret, SecretSource,
 };
 
-pub use rbuild_cache::{PublishOptions, portable::MediaFamily};
+pub use rbuild_cache::{KEEP_AT_LEAST, PublishOptions, portable::MediaFamily};
 pub use rbuild_executor::sources::git::{GitOptions, GitSsh};
 pub use rbuild_frontend::fix::Fixed;
 pub use rbuild_frontend::{Diagnostic, Severity, describe as described, lint};

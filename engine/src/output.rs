@@ -30,11 +30,22 @@ pub enum Output {
 pub struct ImageOutput {
     pub names: Vec<Reference>,
     pub push: Option<Push>,
+    pub keep: Keep,
     /// Each name also with the image's digest in place of its tag.
     pub canonical: bool,
     /// The repository that gives an image without names its name, with its digest.
     pub dangling: Option<Reference>,
     pub packing: Packing,
+}
+
+/// Whether an image that goes to registries is in the store too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Unless its layers would have to be brought for that, from a cache elsewhere, and none of its names is known here.
+    #[default]
+    IfHere,
+    Always,
+    Never,
 }
 
 /// How an image goes to its registries.

@@ -221,6 +221,8 @@ pub struct BuildResult {
     pub target: Descriptor,
     /// The names it was given.
     pub names: Vec<Reference>,
+    /// Whether the store has it, under these names.
+    pub kept: bool,
     /// Names it was pushed under, each with the digest it has there.
     pub pushed: Vec<(Reference, Digest)>,
     /// Advice about the Dockerfile.

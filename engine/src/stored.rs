@@ -52,6 +52,8 @@ impl ValueCodec {
         let diff_ids: Vec<DiffId> = away.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let here = self.store.snapshots().by_chain_id(&ChainId::of(&diff_ids)?, &self.lease).ok()?;
         if let Some(snapshot) = here {
+            // It may have come as part of an image, which does not say how new its files are.
+            rbuild_cache::import::date(&away.layers, Some(&snapshot), &self.store).ok()?;
             let new = Record::Snapshot(snapshot.id().to_string()).to_value()?;
             let (key, old) = (away.key, Record::Elsewhere(away).to_value()?);
             replace_output(&self.store, key, &old, &new, &Target::Snapshot(snapshot.id().clone())).ok()?;

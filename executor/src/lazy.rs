@@ -21,6 +21,9 @@ pub trait RemoteTree: Send + Sync {
     /// Its layers, the lowest first; never empty.
     fn layers(&self) -> &[PackedLayer];
 
+    /// Where they lie, as people are shown it.
+    fn place(&self) -> &str;
+
     /// The tree, brought here at the first call.
     fn bring(&self) -> BoxFuture<'_, Result<Snapshot, ExecutorError>>;
 }

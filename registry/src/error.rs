@@ -54,6 +54,12 @@ pub enum Error {
     /// The peer asked for something that is not done for anybody.
     #[error("{request}: refused {what}")]
     Refused { request: String, what: String },
+    /// No docker daemon answers, or it went away; the words name its address.
+    #[error("{0}")]
+    NoDaemon(String),
+    /// A docker daemon refused, in its own words. `found` is false when it has no such image.
+    #[error("error response from the docker daemon: {reason}")]
+    Daemon { found: bool, reason: String },
     /// The credential store failed.
     #[error("credentials for {host} cannot be read: {reason}")]
     Credentials { host: String, reason: String },

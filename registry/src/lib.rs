@@ -12,6 +12,8 @@
 //! * `web` fetches plain files (`ADD https://…`).
 //! * `relay` copies from registry to registry, `compose` makes indexes of what is there, `referrers` finds what refers
 //!   to an image.
+//! * `reading` lends a registry to the store's copy as a source of images.
+//! * [`daemon`] speaks to a docker daemon, which gives and takes archives.
 //! * [`serve`] is a registry over a store.
 //! * [`memory`] is a strict registry in memory, on loopback, for tests of this crate and of its users.
 //!
@@ -21,14 +23,17 @@
 pub mod auth;
 mod client;
 mod compose;
+pub mod daemon;
 mod download;
 mod error;
 pub mod hosts;
 mod ledger;
 pub mod memory;
 pub mod mirrors;
+mod reading;
 mod referrers;
 mod relay;
+mod remove;
 mod search;
 mod sending;
 pub mod serve;
@@ -48,6 +53,8 @@ pub use download::BlobStream;
 pub use error::Error;
 pub use hosts::{Offers, Place, Rules, RulesSource, Trust};
 pub use mirrors::Mirrors;
+pub use reading::RegistrySource;
+pub use relay::LayerSource;
 pub use search::Match;
 pub use sending::{LayerPacking, Sending};
 pub use sink::Pushed;
@@ -55,4 +62,5 @@ pub use source::{PackedLayer, Progress, ProgressSink, Pulled, Stage, choose};
 pub use text::clean;
 pub use tls::Roots;
 pub use transport::{Proxies, Retry};
+pub use upload::Produce;
 pub use web::WebFile;

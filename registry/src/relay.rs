@@ -41,11 +41,41 @@ impl Client {
         self.destination(to).await?.manifest(to.tag(), kind, bytes).await
     }
 
+    /// A layer of the repository of `from`, to be passed on without being kept here.
+    ///
+    /// Its bytes are asked for on the runtime that is current now; whoever writes them may block.
+    pub fn layer_source(&self, from: &Reference, layer: &Descriptor) -> LayerSource {
+        LayerSource { repository: Some(from.clone()), bytes: self.through(from, layer) }
+    }
+
+    /// The bytes of a blob of a repository. They are asked for on a thread that may block.
+    fn through(&self, from: &Reference, blob: &Descriptor) -> Produce {
+        let (client, from, blob) = (self.clone(), from.clone(), blob.clone());
+        let runtime = tokio::runtime::Handle::current();
+        Arc::new(move |out: &mut dyn Write| {
+            let mut stream = runtime.block_on(client.fetch_blob(&from, &blob)).map_err(io::Error::other)?;
+            while let Some(piece) = runtime.block_on(stream.chunk()).map_err(io::Error::other)? {
+                out.write_all(&piece)?;
+            }
+            Ok(())
+        })
+    }
+
     pub(crate) async fn destination(&self, to: &Reference) -> Result<Destination, Error> {
         let access = self.access(&self.target(to)?).await?;
         let (client, repository) = (self.clone(), to.repository().to_owned());
         Ok(Destination { client, access, repository, sessions: Sessions::default() })
     }
+}
+
+/// A compressed layer that lies elsewhere and may pass through here.
+#[derive(Clone)]
+pub struct LayerSource {
+    /// The repository that has it: its own registry can mount it from there.
+    pub repository: Option<Reference>,
+    /// Writes its bytes, whose digest was checked when it returns without an error. What `out` refuses is its error of
+    /// the kind `BrokenPipe`.
+    pub bytes: Produce,
 }
 
 struct Relay {
@@ -64,8 +94,10 @@ impl Relay {
             match &fetched.document {
                 Document::Manifest(manifest) => {
                     let blobs = std::iter::once(&manifest.config).chain(&manifest.layers);
-                    let blobs: Vec<Descriptor> =
-                        blobs.filter(|blob| !blob.media_type.is_foreign_layer()).cloned().collect();
+                    let blobs: Vec<Descriptor> = blobs
+                        .filter(|blob| !blob.media_type.is_foreign_layer() || blob.urls.is_empty())
+                        .cloned()
+                        .collect();
                     futures::stream::iter(blobs)
                         .map(|blob| async move { self.blob(blob).await })
                         .buffer_unordered(self.destination.client.parallel())
@@ -95,21 +127,11 @@ impl Relay {
         }
         let same = self.destination.access.credentials == self.from.registry();
         let from = Some(self.from.repository()).filter(|_| same);
-        let content = Content { produce: self.through(&blob), named: Named::Blob(blob.digest.clone(), blob.size) };
+        let content = Content {
+            produce: self.destination.client.through(&self.from, &blob),
+            named: Named::Blob(blob.digest.clone(), blob.size),
+        };
         self.destination.put(&content, from, &|_| {}).await.map(drop)
-    }
-
-    /// The bytes of a blob of the source. They are asked for on a thread that may block.
-    fn through(&self, blob: &Descriptor) -> Produce {
-        let (client, from, blob) = (self.destination.client.clone(), self.from.clone(), blob.clone());
-        let runtime = tokio::runtime::Handle::current();
-        Arc::new(move |out: &mut dyn Write| {
-            let mut stream = runtime.block_on(client.fetch_blob(&from, &blob)).map_err(io::Error::other)?;
-            while let Some(piece) = runtime.block_on(stream.chunk()).map_err(io::Error::other)? {
-                out.write_all(&piece)?;
-            }
-            Ok(())
-        })
     }
 }
 

@@ -5,6 +5,7 @@
 //! so that the next push asks instead of compressing. The manifest is rewritten only where a layer's form changed: an
 //! image that was pulled is pushed with the digest it had.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use tokio::sync::mpsc;
 use crate::Error;
 use crate::client::Client;
 use crate::ledger;
+use crate::relay::LayerSource;
 use crate::sending::LayerPacking;
 use crate::source::{Progress, ProgressSink, Stage, forward};
 use crate::upload::{Content, Destination, Named, Sessions, Uploaded};
@@ -53,12 +55,33 @@ impl Client {
         let push = Push::begin(self, reference, store, lease, told).await?;
         forward(push.image(image.clone(), platform.cloned(), reference), receiver, progress).await
     }
+
+    /// Sends the manifest or index `target`, whose documents are in the store, with all it consists of. Layers that
+    /// are not here go from where they lie, as `away` says by the digests of their blobs: not at all where the registry has
+    /// them, mounted from a repository of its own, else passed through.
+    ///
+    /// # Errors
+    /// As [`Client::push`]; a layer that cannot be had from where it lies.
+    pub async fn push_target(
+        &self,
+        target: &Descriptor,
+        away: HashMap<Digest, LayerSource>,
+        reference: &Reference,
+        (store, lease): (&Store, &Lease),
+        progress: ProgressSink<'_>,
+    ) -> Result<Pushed, Error> {
+        let (told, receiver) = mpsc::unbounded_channel();
+        let push = Push { away: Arc::new(away), ..Push::begin(self, reference, store, lease, told).await? };
+        forward(push.target(target, reference), receiver, progress).await
+    }
 }
 
 /// One image on its way to a registry.
 #[derive(Clone)]
 pub(crate) struct Push {
     pub(crate) destination: Destination,
+    /// Layers that are not here, by the digests of their blobs.
+    away: Arc<HashMap<Digest, LayerSource>>,
     registry: String,
     store: Store,
     lease: Lease,
@@ -76,7 +99,7 @@ impl Push {
         let sessions = Sessions::kept_in(store);
         let destination = Destination { sessions, ..client.destination(reference).await? };
         let (store, lease) = (store.clone(), lease.clone());
-        Ok(Push { destination, registry: reference.registry().to_owned(), store, lease, told })
+        Ok(Push { destination, away: Arc::default(), registry: reference.registry().to_owned(), store, lease, told })
     }
 
     async fn image(
@@ -93,6 +116,21 @@ impl Push {
         let wanted = wanted.unwrap_or_else(Platform::host);
         let (.., descriptor) = self.blocking(move |p| p.store.images().manifest(&record, &wanted)).await?;
         let sent = self.manifest(&descriptor, Form::Docker).await?;
+        self.destination.manifest(reference.tag(), &sent.kind, sent.bytes).await
+    }
+
+    async fn target(&self, target: &Descriptor, reference: &Reference) -> Result<Pushed, Error> {
+        let sent = match target.media_type.is_index() {
+            false => self.manifest(target, Form::Docker).await?,
+            true => {
+                let digest = target.digest.clone();
+                let bytes = self.blocking(move |p| p.store.blobs().read(&digest, limits::INDEX)).await?;
+                match Document::parse(&bytes, Some(&target.media_type))? {
+                    Document::Index(index) => self.index(target, index).await?,
+                    Document::Manifest(_) => return Err(Error::Options("an index that is a manifest".into())),
+                }
+            }
+        };
         self.destination.manifest(reference.tag(), &sent.kind, sent.bytes).await
     }
 
@@ -140,7 +178,7 @@ impl Push {
             }
             // No image: its blobs are sent as they are.
             None => {
-                for blob in manifest.layers.iter().filter(|blob| !blob.media_type.is_foreign_layer()) {
+                for blob in manifest.layers.iter().filter(|blob| !self.keeps_back(blob)) {
                     self.blob(blob).await?;
                 }
                 manifest.layers.clone()
@@ -181,6 +219,10 @@ impl Push {
         diff: DiffId,
         packing: LayerPacking,
     ) -> Result<Descriptor, Error> {
+        if let Some(foreign) = layer.as_ref().filter(|layer| self.keeps_back(layer)) {
+            self.tell(&diff, Stage::SkippedForeign);
+            return Ok(foreign.clone());
+        }
         let (mine, options) = (diff.clone(), packing.options());
         let forms: Vec<(Descriptor, bool)> = self
             .blocking(move |p| {
@@ -221,6 +263,13 @@ impl Push {
         }
     }
 
+    /// Whether a layer is not given away: its publisher does not want that, and its manifest says where it can be had. The
+    /// user may say that this registry gets it all the same.
+    fn keeps_back(&self, layer: &Descriptor) -> bool {
+        let allowed = || self.destination.client.gets_all(&self.registry);
+        layer.media_type.is_foreign_layer() && !layer.urls.is_empty() && !allowed()
+    }
+
     /// The tar as it is.
     async fn send_plain(&self, diff: &DiffId) -> Result<Descriptor, Error> {
         let id = diff.clone();
@@ -246,8 +295,10 @@ impl Push {
         let digest = form.digest.clone();
         let origins =
             self.blocking(move |p| ledger::origins(&p.store, &digest, &p.registry, &p.destination.repository)).await?;
-        let from = origins.first().map(String::as_str);
-        if !here {
+        let away = self.away.get(&form.digest).filter(|_| !here);
+        let near = away.and_then(|away| away.repository.as_ref()).filter(|at| at.registry() == self.registry);
+        let from = near.map(Reference::repository).or(origins.first().map(String::as_str));
+        if !here && away.is_none() {
             let Some(from) = from else { return Ok(false) };
             if !self.destination.mount(&form.digest, from).await? {
                 return Ok(false);
@@ -257,7 +308,11 @@ impl Push {
         }
         let total = Some(form.size);
         let progress = |current| self.tell_amount(diff, current, total);
-        match self.destination.put(&self.stored(form), from, &progress).await? {
+        let content = match away {
+            Some(away) => Content { produce: away.bytes.clone(), named: Named::Blob(form.digest.clone(), form.size) },
+            None => self.stored(form),
+        };
+        match self.destination.put(&content, from, &progress).await? {
             Uploaded::Mounted { from } => self.tell(diff, Stage::Mounted { from }),
             Uploaded::Sent { .. } => self.tell(diff, Stage::Pushed),
         }
@@ -406,6 +461,8 @@ fn rewritten(manifest: &Manifest, layers: &[Descriptor], form: Form) -> Manifest
         false => (MediaType::OciManifest, typed(&manifest.config, MediaType::OciConfig)),
     };
     let layer_type = |layer: &Descriptor| match (docker, layer.media_type.layer_compression()) {
+        (_, _) if layer.media_type == MediaType::DockerForeignLayerGzip => MediaType::OciForeignLayerGzip,
+        (_, _) if layer.media_type.is_foreign_layer() => layer.media_type.clone(),
         (true, _) => MediaType::DockerLayerGzip,
         (false, Some(how)) => MediaType::oci_layer(how),
         (false, None) => layer.media_type.clone(),

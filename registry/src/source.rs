@@ -65,6 +65,8 @@ pub enum Stage {
     Pushed,
     /// The registry has it.
     LayerAlreadyExists,
+    /// Its publisher does not let others distribute it: the manifest says where it is.
+    SkippedForeign,
     /// The registry took it from another of its repositories.
     Mounted {
         from: String,
@@ -73,8 +75,11 @@ pub enum Stage {
 
 impl Progress {
     pub(crate) fn of(blob: &Digest, stage: Stage) -> Progress {
-        use Stage::{AlreadyExists, LayerAlreadyExists, Mounted, PullComplete, Pushed};
-        let done = matches!(stage, AlreadyExists | PullComplete | Pushed | LayerAlreadyExists | Mounted { .. });
+        use Stage::{AlreadyExists, LayerAlreadyExists, Mounted, PullComplete, Pushed, SkippedForeign};
+        let done = matches!(
+            stage,
+            AlreadyExists | PullComplete | Pushed | LayerAlreadyExists | SkippedForeign | Mounted { .. }
+        );
         Progress { blob: blob.clone(), stage, current: 0, total: None, done }
     }
 
@@ -199,6 +204,30 @@ impl Client {
         let snapshot = forward(journey.layers(&blobs, &diff_ids), told, progress).await?;
         journey.blocking(move |j| j.remember(&blobs, &diff_ids, None)).await?;
         Ok(snapshot)
+    }
+
+    /// Brings layers as they are, compressed, from the repository of `reference` into the store: for an archive that takes
+    /// them so. Each is checked against its digest.
+    ///
+    /// # Errors
+    /// A layer that is not there or is not what it should be; those of the store.
+    pub async fn bring_packed(
+        &self,
+        reference: &Reference,
+        layers: &[Descriptor],
+        store: &Store,
+        lease: &Lease,
+        progress: ProgressSink<'_>,
+    ) -> Result<(), Error> {
+        let (journey, told) = Journey::new(self, self.endpoints(reference)?, reference, store, lease);
+        let work = async {
+            for (blob, task) in journey.start(layers, layers.len()).await? {
+                task.await.map_err(|e| Error::Options(format!("a task of the pull failed: {e}")))??;
+                journey.tell(&blob, Stage::PullComplete);
+            }
+            Ok(())
+        };
+        forward(work, told, progress).await
     }
 }
 

@@ -28,7 +28,7 @@ use crate::transport::{Ask, busy};
 use crate::{Error, ledger};
 
 /// Writes all bytes of a blob, each time it is called.
-pub(crate) type Produce = Arc<dyn Fn(&mut dyn Write) -> io::Result<()> + Send + Sync>;
+pub type Produce = Arc<dyn Fn(&mut dyn Write) -> io::Result<()> + Send + Sync>;
 
 /// What to upload.
 #[derive(Clone)]

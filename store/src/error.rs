@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use rbuild_oci::{Digest, OciError};
 
+use crate::outside::is_outside;
 use crate::snapshots::Driver;
 
 /// What to do when the disk under the store is full.
@@ -91,12 +92,10 @@ impl StoreError {
         }
     }
 
-    /// Whether the disk (or a quota on it) is full.
+    /// Whether the store's disk (or a quota on it) is full.
     pub fn is_full(&self) -> bool {
         match self {
-            StoreError::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            StoreError::Io { source, .. } => is_out_of_space(source) && !is_outside(source),
             StoreError::Database(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
             _ => false,
         }
@@ -116,6 +115,9 @@ impl StoreError {
             return Some(FULL_DISK_HINT);
         }
         match self {
+            StoreError::Io { source, .. } if is_out_of_space(source) => {
+                Some("the disk that is written to is full: free space there, or write somewhere else")
+            }
             StoreError::BrokenDatabase { .. } => Some(
                 "nothing was changed: move the directory away or use another one with --root, then pull, load or build again",
             ),
@@ -128,6 +130,10 @@ impl StoreError {
             _ => None,
         }
     }
+}
+
+fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Whether a database lacks what every store has: then it is somebody else's, or a piece of one.

@@ -232,6 +232,36 @@ fn a_full_disk_is_an_error_and_no_damage() {
     drop(unmount);
 }
 
+/// Where an output goes is not the store: a full disk there is told as what it is, and what is no file stays what it is.
+#[test]
+fn an_output_that_cannot_be_written_is_told_apart_from_a_full_store() {
+    use std::os::unix::fs::FileTypeExt as _;
+    let scene = Scene::with_busybox();
+    scene.write("Dockerfile", "FROM busybox\n");
+    // A device of the test's own: a fault must not cost the machine its /dev/full.
+    let full = scene.work().join("full");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &full,
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        rustix::fs::makedev(1, 7),
+    )
+    .unwrap();
+    let container = scene.rb(&["create", "busybox"]).ok().out;
+    for (arguments, words) in [
+        (&["save", "-o", "full", "busybox"][..], &["no space left", "somewhere else"][..]),
+        (&["export", "-o", "full", container.trim()], &["no space left", "somewhere else"]),
+        (&["build", "-o", "type=tar,dest=full", "."], &["no space left", "somewhere else"]),
+        (&["build", "-o", "type=oci,dest=full", "."], &["no space left", "somewhere else"]),
+        (&["build", "--metadata-file", "full", "."], &["no space left"]),
+        (&["build", "--iidfile", "full", "."], &["no space left"]),
+    ] {
+        scene.rb(arguments).refused(1, words);
+        assert!(full.symlink_metadata().unwrap().file_type().is_char_device(), "{arguments:?} replaced a device");
+    }
+}
+
 struct Unmount(std::path::PathBuf);
 
 impl Drop for Unmount {

@@ -56,7 +56,7 @@ fn what_does_not_fit_is_told_with_what_to_do() {
     let block = vec![7; 1 << 20];
     (0..90).for_each(|_| (&file).write_all(&block).expect("write"));
     scene.write(".dockerignore", "disk\n");
-    let full = ["No space left on device", "hint: ", "full", "prune"];
+    let full = ["o space left on device", "hint: ", "full", "prune"];
     scene.write("Dockerfile", "FROM busybox\nCOPY big /\n");
     scene.rb(&["--root", &root, "build", "-t", "big", "."]).refused(1, &full);
     // A step that filled the disk is told apart from one that just failed.
@@ -94,9 +94,9 @@ fn a_disk_without_one_free_block() {
         scene.rb(&[&["--root", &root], line].concat()).ok();
     }
     let run = ["--root", &root, "run", "--rm", "--network", "none", "busybox", "true"];
-    scene.rb(&run).refused(125, &["No space left on device"]);
+    scene.rb(&run).refused(125, &["o space left on device"]);
     assert_eq!(scene.rb(&["--root", &root, "ps", "-aq"]).ok().out, "", "what could not begin leaves no record");
-    scene.rb(&["--root", &root, "build", "."]).refused(1, &["No space left on device", "prune"]);
+    scene.rb(&["--root", &root, "build", "."]).refused(1, &["o space left on device", "prune"]);
     scene.rb(&["--root", &root, "rmi", "some"]).ok();
     scene.rb(&["--root", &root, "builder", "prune", "-a", "-f"]).ok();
     works(&scene, &root);

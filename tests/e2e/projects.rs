@@ -137,7 +137,7 @@ const WEB: Project = Project {
         step("COPY --exclude=*.map web/ /web/", &[1], &["web/"], &[]),
         step("RUN cat /web/*.js | sort > /bundle", &[3], &[], &[]),
         step("cat /server/*.go | sort > /server.bin", &[BASE], &["server/"], &[]),
-        step("COPY --from=web /bundle /srv/bundle", &[BASE], &[], &["web/!img", "package.json"]),
+        step("COPY --from=web /bundle /srv/bundle", &[BASE], &[], &["web/!img"]),
         step("COPY --from=server /server.bin /srv/server", &[6], &[], &["server/"]),
         step("COPY --from=assets /vendor /srv/vendor", &[7], &[], &["vendor.tar"]),
         step("cat /srv/bundle /m/modules > /all", &[8, 1], &[], &[]),
@@ -229,7 +229,8 @@ impl Campaign<'_> {
             4 => {
                 let at = self.path(file);
                 let before = at.metadata().expect("stat").permissions();
-                let mode = 0o400 + (n as u32 % 0o377);
+                // Each mode is given once, those with set-user-id and the like included.
+                let mode = 0o400 + (n as u32 % 0o7377);
                 std::fs::set_permissions(&at, std::fs::Permissions::from_mode(mode)).expect("chmod");
                 let same = before.mode() & 0o7777 == mode;
                 self.undo.push(Box::new(move || std::fs::set_permissions(at, before).expect("chmod")));

@@ -17,13 +17,13 @@ use crate::scene::{Scene, busybox_archive};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A daemon of our own, with namespaces that end with it, so that it leaves no mount and no process.
-struct Docker {
+pub(crate) struct Docker {
     daemon: Child,
     directory: tempfile::TempDir,
 }
 
 impl Docker {
-    fn start() -> Option<Docker> {
+    pub(crate) fn start() -> Option<Docker> {
         const CLIENT: &str = "/usr/bin/docker";
         if [CLIENT, "/usr/sbin/dockerd"].iter().any(|program| !Path::new(program).exists()) {
             eprintln!("docker.io is not installed: this test judges nothing");
@@ -54,9 +54,14 @@ impl Docker {
         Some(docker)
     }
 
-    fn client(&self, arguments: &[&str]) -> Command {
+    /// As `DOCKER_HOST` has it.
+    pub(crate) fn address(&self) -> String {
+        format!("unix://{}", self.directory.path().join("sock").display())
+    }
+
+    pub(crate) fn client(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("/usr/bin/docker");
-        command.arg("-H").arg(format!("unix://{}", self.directory.path().join("sock").display())).args(arguments);
+        command.arg("-H").arg(self.address()).args(arguments);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("DOCKER_BUILDKIT", "1");
         command.env("DOCKER_CONFIG", self.directory.path()).stdin(Stdio::null());
         command

@@ -1,13 +1,15 @@
 //! Cached results whose files lie elsewhere.
 
 use std::collections::{HashMap, HashSet};
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rbuild_cache::{Backend, Tree, Trees, replace_output};
-use rbuild_executor::{ExecutorError, RemoteTree};
-use rbuild_registry::{PackedLayer, Progress};
+use rbuild_executor::{ExecutorError, Lazy, RemoteTree};
+use rbuild_oci::Digest;
+use rbuild_registry::{LayerSource, PackedLayer, Progress};
 use rbuild_solver::{CacheKey, Event, Events, Unit};
 use rbuild_store::{Lease, Snapshot, Store, Target};
 use serde::{Deserialize, Serialize};
@@ -101,8 +103,68 @@ impl RemoteTree for AwayTree {
         &self.away.layers
     }
 
+    fn place(&self) -> &str {
+        &self.away.place
+    }
+
     fn bring(&self) -> BoxFuture<'_, Result<Snapshot, ExecutorError>> {
         self.brought.get_or_try_init(|| self.fetch()).map(|brought| brought.cloned()).boxed()
+    }
+}
+
+/// A final result that an output may take from where it lies.
+#[derive(Clone)]
+pub(crate) struct Lying {
+    /// The lowest first.
+    pub(crate) layers: Vec<PackedLayer>,
+    backend: Arc<dyn Backend>,
+    places: Arc<Places>,
+}
+
+impl Lying {
+    pub(crate) fn place(&self) -> &str {
+        self.backend.place()
+    }
+
+    /// Its layers, by the digests of their blobs. A place that does not give one is lost.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = (Digest, LayerSource)> {
+        self.layers.iter().map(|layer| {
+            let source = self.backend.source(&layer.blob);
+            let (places, place) = (self.places.clone(), self.backend.place().to_owned());
+            let bytes = move |out: &mut dyn Write| {
+                (source.bytes)(out).inspect_err(|error| {
+                    if error.kind() != io::ErrorKind::BrokenPipe {
+                        places.lose(&place, error.to_string());
+                    }
+                })
+            };
+            (layer.blob.digest.clone(), LayerSource { bytes: Arc::new(bytes), ..source })
+        })
+    }
+
+    /// Brings its layers here as they are, compressed.
+    ///
+    /// # Errors
+    /// The place does not give one; it is lost then.
+    pub(crate) async fn bring_packed(
+        &self,
+        store: &Store,
+        lease: &Lease,
+        report: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<(), Error> {
+        let brought = self.backend.bring_packed(&self.layers, store, lease, report).await;
+        brought.map_err(|error| {
+            self.places.lose(self.backend.place(), error.to_string());
+            Error::from(error)
+        })
+    }
+}
+
+impl Places {
+    /// A result that lies at one of these places.
+    pub(crate) fn lying(self: &Arc<Self>, result: &Lazy) -> Option<Lying> {
+        let (layers, backend) = (result.layers().to_vec(), self.get(result.place())?.clone());
+        Some(Lying { layers, backend, places: self.clone() })
     }
 }
 

@@ -24,6 +24,17 @@ impl Work {
         let mut done = Done::default();
         let asked = packing.media_types == Some(MediaTypes::Docker);
         let docker_types = asked && self.can_have_docker_types(packing, is_attested, &mut done.warnings);
+        // What the client of registries makes of an image whose layers are compressed on their way.
+        let away = self.results.iter().filter_map(|result| result.lying.as_ref());
+        let mut away = away.flat_map(|lying| &lying.layers).peekable();
+        let usual_types = away.peek().is_some()
+            && packing.media_types.is_none()
+            && usual == Compression::None
+            && !is_attested
+            && self.results.len() == 1
+            && packing.annotations.is_empty()
+            && away.all(|layer| layer.blob.media_type.layer_compression() == Some(Compression::Gzip));
+        let docker_types = docker_types || usual_types;
         let packer = Packer { store: &self.store, lease: &self.lease, packing, usual, docker_types };
         let mut entries: Vec<(Digest, Descriptor)> = Vec::new();
         let mut statements = Vec::new();
@@ -33,7 +44,7 @@ impl Work {
                 let message = "rewrite-timestamp is specified, but no source-date-epoch was found";
                 done.warnings.push(message.to_owned());
             }
-            let packed = packer.pack(&result.image, result.base_layers, result.epoch)?;
+            let packed = packer.pack(&result.image, result.base_layers, result.epoch, result.lying.as_ref())?;
             let (config, mut entry) = write_documents(&self.store, &self.lease, &packed)?;
             if !result.testimony.is_empty() {
                 statements.push(self.attach(result, &packed, &entry, names, packing)?);

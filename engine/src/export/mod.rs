@@ -1,6 +1,6 @@
 //! Turns results into something outside of the solver.
 
-mod archive;
+pub(crate) mod archive;
 mod assemble;
 mod files;
 pub(crate) mod image;

@@ -9,9 +9,10 @@ use rbuild_oci::{Compression, Descriptor, DiffId, Manifest, MediaType, Platform,
 use rbuild_store::layers::compress::{Compressor, DEFAULT_LEVEL};
 use rbuild_store::{Lease, Store};
 
-use super::image::Described;
+use super::image::{Described, as_oci};
 use super::timestamps::{Times, change_times};
 use crate::error::Error;
+use crate::exchange::Lying;
 use crate::output::{Annotated, Packing};
 
 /// Packs images of one build.
@@ -26,11 +27,18 @@ pub(crate) struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    /// The image as it is to travel. Layers below `own` are the base image's and keep their times.
+    /// The image as it is to travel. Layers below `own` are the base image's and keep their times; those that lie elsewhere
+    /// are as they lie.
     ///
     /// # Errors
     /// A layer that is not here; a level that the compression does not have.
-    pub(crate) fn pack(&self, image: &Described, own: usize, epoch: Option<i64>) -> Result<Described, Error> {
+    pub(crate) fn pack(
+        &self,
+        image: &Described,
+        own: usize,
+        epoch: Option<i64>,
+        lying: Option<&Lying>,
+    ) -> Result<Described, Error> {
         let mut packed = image.clone();
         let wanted = self.packing.compression.unwrap_or(self.usual);
         // What stays in the store only needs no blobs; a base image's may be known there by its files alone.
@@ -39,6 +47,13 @@ impl Packer<'_> {
             let diff_id = &mut packed.config.rootfs.diff_ids[at];
             let now = layer.media_type.layer_compression();
             let again = now == Some(Compression::None) || self.packing.force;
+            let lies = lying.and_then(|lying| lying.layers.get(at));
+            if let Some(lies) = lies.filter(|_| !layer.media_type.is_foreign_layer()) {
+                let annotations = std::mem::take(&mut layer.annotations);
+                *layer = as_oci(&lies.blob);
+                layer.annotations = annotations;
+                continue;
+            }
             match epoch.filter(|_| self.packing.rewrite_timestamps && at >= own) {
                 Some(epoch) => {
                     (*diff_id, *layer) = self.rewrite(diff_id, epoch, wanted)?;

@@ -1,5 +1,6 @@
 //! What becomes of a build's result: each output that was asked for, in turn.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 
 use rbuild_frontend::Diagnostic;
 use rbuild_oci::{Compression, Descriptor, Digest, ImageId, Platform, Reference};
+use rbuild_registry::{LayerSource, PackedLayer};
 use rbuild_solver::{CacheKey, Event, Events, LogStream, StepId, Unit};
 use rbuild_store::archive::{DirectorySink, TarSink};
 use rbuild_store::layers::compress::DEFAULT_LEVEL;
@@ -23,7 +25,8 @@ use crate::attest::files::{Written, written};
 use crate::context;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::output::{Annotated, Annotation, FilesMode, ImageOutput, Output, Push};
+use crate::exchange::Lying;
+use crate::output::{Annotated, Annotation, FilesMode, ImageOutput, Keep, Output, Push};
 use crate::remote::as_step;
 use crate::request::BuildRequest;
 
@@ -33,8 +36,10 @@ pub(crate) struct Built {
     pub(crate) image: Described,
     /// How many layers are the base image's.
     pub(crate) base_layers: usize,
-    /// `None` is an empty file tree.
+    /// `None` is an empty file tree, or one that lies elsewhere.
     pub(crate) files: Option<Snapshot>,
+    /// Where it lies, when no output needs its files here.
+    pub(crate) lying: Option<Lying>,
     pub(crate) epoch: Option<i64>,
     /// Keys of all steps, and of the final image's, for caches elsewhere.
     pub(crate) cached: (Vec<CacheKey>, Vec<CacheKey>),
@@ -64,6 +69,8 @@ pub(crate) struct Exported {
     /// The manifest or index.
     pub(crate) target: Descriptor,
     pub(crate) names: Vec<Reference>,
+    /// Whether the store has the image.
+    pub(crate) kept: bool,
     pub(crate) pushed: Vec<(Reference, Digest)>,
 }
 
@@ -88,6 +95,39 @@ pub(crate) fn ahead(outputs: &[Output], has_epoch: bool) -> Option<(Compression,
         let waits = packing.rewrite_timestamps && has_epoch;
         (how != Compression::None && !waits).then(|| (how, packing.level.unwrap_or(DEFAULT_LEVEL)))
     })
+}
+
+/// Whether an output can do with layers that lie elsewhere, compressed as they are. The first `base` are the base image's.
+pub(crate) fn takes_from_afar(output: &Output, layers: &[PackedLayer], base: usize, has_epoch: bool) -> bool {
+    let (packing, usual) = match output {
+        Output::Image(ImageOutput { push: Some(_), keep: Keep::IfHere | Keep::Never, packing, .. }) => (packing, None),
+        Output::Archive { packing, .. } | Output::Layout { packing, .. } => (packing, Some(Compression::Gzip)),
+        Output::CacheOnly => return true,
+        Output::Image(_) | Output::Files { .. } | Output::Tar { .. } => return false,
+    };
+    if packing.level.is_some() || packing.rewrite_timestamps && has_epoch {
+        return false;
+    }
+    // What the caller does not say, any registry takes as it is.
+    let wanted = packing.compression.or(usual.filter(|_| packing.force));
+    let changed = if packing.force { layers } else { &layers[base.min(layers.len())..] };
+    wanted.is_none_or(|how| changed.iter().all(|layer| layer.blob.media_type.layer_compression() == Some(how)))
+}
+
+/// Whether the store knows one of the names that an output is to give: it must not go on to mean something older.
+///
+/// # Errors
+/// The store cannot be read.
+pub(crate) fn is_known(output: &Output, store: &Store) -> Result<bool, Error> {
+    let Output::Image(ImageOutput { names, push: Some(push), keep: Keep::IfHere, .. }) = output else {
+        return Ok(false);
+    };
+    for name in names.iter().filter(|_| !push.by_digest) {
+        if store.images().get(name)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// How the layers of an image in the store are compressed when nobody says. A manifest whose layers are compressed only
@@ -160,6 +200,7 @@ impl Exporter<'_> {
             image_id: first.image.config.image_id(),
             target: first.image.manifest_descriptor()?,
             names: Vec::new(),
+            kept: false,
             pushed: Vec::new(),
         };
         for output in outputs {
@@ -168,6 +209,7 @@ impl Exporter<'_> {
             if let Some((image_id, target)) = done.identity {
                 (exported.image_id, exported.target) = (image_id, target);
                 exported.names = done.names;
+                exported.kept |= done.kept;
                 exported.pushed.extend(done.pushed);
             }
         }
@@ -175,6 +217,12 @@ impl Exporter<'_> {
     }
 
     async fn one(&self, output: &Output, step: StepId) -> Result<Done, Error> {
+        if matches!(output, Output::Archive { .. } | Output::Layout { .. }) {
+            let report = |progress| self.report(step, progress);
+            for lying in self.results.iter().filter_map(|result| result.lying.as_ref()) {
+                lying.bring_packed(self.engine.store(), self.lease, &report).await?;
+            }
+        }
         let work =
             Work { store: self.engine.store().clone(), lease: self.lease.clone(), results: self.results.clone() };
         let own = output.clone();
@@ -200,13 +248,9 @@ impl Exporter<'_> {
         step: StepId,
     ) -> Result<Vec<(Reference, Digest)>, Error> {
         let store = self.engine.store();
-        let image = store.images().by_target(&target.digest)?;
-        let image = image.ok_or_else(|| Error::internal("the image is not in the store"))?;
-        let report = |progress: rbuild_registry::Progress| {
-            let (current, total, done) = (progress.current, progress.total, progress.done);
-            let item = progress.blob.to_string();
-            self.events.send(Event::Progress { id: step, item, current, total, unit: Unit::Bytes, done });
-        };
+        let report = |progress| self.report(step, progress);
+        let lying = self.results.iter().filter_map(|result| result.lying.as_ref());
+        let away: HashMap<Digest, LayerSource> = lying.flat_map(Lying::sources).collect();
         let mut pushed = Vec::new();
         for name in names {
             let registry = match how.insecure {
@@ -214,7 +258,8 @@ impl Exporter<'_> {
                 false => self.engine.registry()?.clone(),
             };
             let name = if how.by_digest { name.without_tag() } else { name.clone() };
-            let sent = registry.push(&image, None, &name, store, self.lease, &report).await.map_err(|error| {
+            let sent = registry.push_target(target, away.clone(), &name, (store, self.lease), &report).await;
+            let sent = sent.map_err(|error| {
                 let mut error = Error::from(error);
                 error.message = format!("failed to push {}: {}", name.canonical(), error.message);
                 error
@@ -224,6 +269,12 @@ impl Exporter<'_> {
             pushed.push((name, sent.digest));
         }
         Ok(pushed)
+    }
+
+    fn report(&self, step: StepId, progress: rbuild_registry::Progress) {
+        let (current, total, done) = (progress.current, progress.total, progress.done);
+        let item = progress.blob.to_string();
+        self.events.send(Event::Progress { id: step, item, current, total, unit: Unit::Bytes, done });
     }
 }
 
@@ -244,6 +295,8 @@ fn title(output: &Output) -> Option<&'static str> {
 pub(super) struct Done {
     pub(super) identity: Option<(ImageId, Descriptor)>,
     pub(super) names: Vec<Reference>,
+    /// Whether the store has it as an image.
+    kept: bool,
     pushed: Vec<(Reference, Digest)>,
     pub(super) note: String,
     pub(super) warnings: Vec<String>,
@@ -301,6 +354,11 @@ impl Work {
         let (mut done, target) = self.pack(&output.packing, &output.names, usual(output))?;
         let Some((image_id, _)) = &done.identity else { return Err(Error::internal("an image without identity")) };
         let by_digest = output.push.is_some_and(|push| push.by_digest);
+        if let Some(why) = self.stays_out(output) {
+            done.note = format!("exporting layers done\n{why}\n");
+            done.names.clone_from(&output.names);
+            return Ok(done);
+        }
         let mut names = if by_digest { Vec::new() } else { output.names.clone() };
         let named = |name: &Reference| name.without_tag().with_digest(target.digest.clone());
         if output.canonical {
@@ -316,7 +374,17 @@ impl Work {
             done.note.push_str(&format!("naming to {} done\n", name.canonical()));
         }
         done.names = if by_digest { output.names.clone() } else { names };
+        done.kept = true;
         Ok(done)
+    }
+
+    /// Why an image does not go into the store, if it does not.
+    fn stays_out(&self, output: &ImageOutput) -> Option<String> {
+        if output.keep == Keep::Never {
+            return Some("not kept in the store, as asked".to_owned());
+        }
+        let lying = self.results.iter().find_map(|result| result.lying.as_ref())?;
+        Some(format!("not kept in the store: its layers stay at {} (--load brings them)", lying.place()))
     }
 
     fn files(&self, dest: &Path, split: bool, mode: FilesMode) -> Result<Done, Error> {

@@ -66,9 +66,8 @@ pub(crate) fn copy_body<R: Read, W: Write>(
 
 /// What the place an export goes to says.
 pub(crate) fn unwritten(error: std::io::Error) -> Error {
-    match error.into_inner().map(|inner| inner.downcast::<StoreError>()) {
-        Some(Ok(ours)) => Error::from(*ours),
-        Some(Err(other)) => Error::invalid(format!("cannot write the result: {other}")),
-        None => Error::invalid("cannot write the result"),
+    match error.downcast::<StoreError>() {
+        Ok(ours) => Error::from(ours),
+        Err(other) => Error::invalid(format!("cannot write the result: {other}")),
     }
 }

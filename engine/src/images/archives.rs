@@ -119,11 +119,9 @@ impl Images {
     /// Those of the server, and of [`Images::import`].
     pub async fn import_from(&self, url: &str, request: &ImportRequest) -> Result<ImageId, Error> {
         let mut web = self.registry.open_web(url).await?;
-        let (sender, incoming) = tokio::sync::mpsc::channel::<std::io::Result<bytes::Bytes>>(16);
+        let (sender, incoming) = Incoming::new();
         let (images, request) = (self.clone(), request.clone());
-        let importing = tokio::task::spawn_blocking(move || {
-            images.import(Incoming { incoming, piece: bytes::Bytes::new() }, &request)
-        });
+        let importing = tokio::task::spawn_blocking(move || images.import(incoming, &request));
         loop {
             let piece = match web.chunk().await {
                 Ok(None) => break,
@@ -168,9 +166,17 @@ impl Images {
 }
 
 /// What comes from a task, to be read on a thread.
-struct Incoming {
+pub(super) struct Incoming {
     incoming: tokio::sync::mpsc::Receiver<std::io::Result<bytes::Bytes>>,
     piece: bytes::Bytes,
+}
+
+impl Incoming {
+    /// The reader, and where what it reads is put in. It waits while a few pieces lie there.
+    pub(super) fn new() -> (tokio::sync::mpsc::Sender<std::io::Result<bytes::Bytes>>, Incoming) {
+        let (sender, incoming) = tokio::sync::mpsc::channel(16);
+        (sender, Incoming { incoming, piece: bytes::Bytes::new() })
+    }
 }
 
 impl Read for Incoming {

@@ -52,7 +52,8 @@ pub(super) fn read(spool: &mut Spool) -> Result<Vec<Planned>> {
                 spool.content(layer)?;
             }
             let (layers, target) = (manifest.layers.clone(), Some(root.clone()));
-            plans.push(Planned { config_bytes, config, names, layers, target });
+            let tag = layout::tag_of(spool, &root.digest)?;
+            plans.push(Planned { config_bytes, config, names, tag, layers, target });
             continue;
         }
         let names_of_layers = item.layers.unwrap_or_default();
@@ -66,7 +67,7 @@ pub(super) fn read(spool: &mut Spool) -> Result<Vec<Planned>> {
             let (digest, size) = spool.blob(name)?;
             layers.push(layer_descriptor(spool, digest, size)?);
         }
-        plans.push(Planned { config_bytes, config, names, layers, target: None });
+        plans.push(Planned { config_bytes, config, names, tag: None, layers, target: None });
     }
     Ok(plans)
 }
@@ -157,7 +158,7 @@ fn legacy_image(spool: &mut Spool, top: &str, names: Vec<Reference>) -> Result<P
         config.rootfs.diff_ids.push(diff_id(spool, &digest)?);
         layers.push(layer_descriptor(spool, digest, size)?);
     }
-    Ok(Planned { config_bytes: config.to_canonical_json(), config, names, layers, target: None })
+    Ok(Planned { config_bytes: config.to_canonical_json(), config, names, tag: None, layers, target: None })
 }
 
 fn diff_id(spool: &Spool, blob: &Digest) -> Result<DiffId> {

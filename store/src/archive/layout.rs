@@ -22,7 +22,7 @@ use crate::transfer::{ImageSink, ImageSource, StoreSource, choose, copy};
 /// Annotation with an image's full name (containerd's, which docker reads too).
 const IMAGE_NAME: &str = "io.containerd.image.name";
 /// Annotation with its tag, or with a name.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const VERSION: &str = "1.0.0";
 
 #[derive(Serialize, Deserialize)]
@@ -76,6 +76,15 @@ fn index(spool: &Spool) -> Result<Index> {
     }
 }
 
+/// The tag that `index.json` gives an image in place of a name.
+pub(super) fn tag_of(spool: &Spool, digest: &Digest) -> Result<Option<String>> {
+    let entry = index(spool)?.manifests.into_iter().find(|entry| entry.digest == *digest);
+    Ok(entry.and_then(|mut entry| match entry.annotations.contains_key(IMAGE_NAME) {
+        true => None,
+        false => entry.annotations.remove(REF_NAME),
+    }))
+}
+
 /// The images of an OCI layout.
 pub(super) fn read(spool: &mut Spool) -> Result<Vec<Planned>> {
     if spool.has("oci-layout") {
@@ -91,6 +100,7 @@ pub(super) fn read(spool: &mut Spool) -> Result<Vec<Planned>> {
     let mut plans = Vec::new();
     for root in roots {
         let name = name_of(&root)?;
+        let tag = root.annotations.get(REF_NAME).filter(|_| name.is_none()).cloned();
         let root = plain(&root);
         let (chosen, manifest) = choose(spool, &root, 0)?.ok_or_else(|| missing(&blob_name(&root.digest)))?;
         if manifest.config.media_type.is_layer() || !manifest.config.media_type.is_config() {
@@ -104,7 +114,7 @@ pub(super) fn read(spool: &mut Spool) -> Result<Vec<Planned>> {
             spool.content(layer)?;
         }
         let names = name.into_iter().collect();
-        plans.push(Planned { config_bytes, config, names, layers: manifest.layers, target: Some(root) });
+        plans.push(Planned { config_bytes, config, names, tag, layers: manifest.layers, target: Some(root) });
     }
     Ok(plans)
 }
@@ -115,7 +125,10 @@ fn plain(descriptor: &Descriptor) -> Descriptor {
 }
 
 /// The name that annotations give an image. A bare tag is no name.
-fn name_of(root: &Descriptor) -> Result<Option<Reference>> {
+///
+/// # Errors
+/// Its full name is none.
+pub fn name_of(root: &Descriptor) -> Result<Option<Reference>> {
     if let Some(name) = root.annotations.get(IMAGE_NAME) {
         return super::docker::name_of(name, "index.json").map(Some);
     }
@@ -194,7 +207,10 @@ pub fn save(images: &[Saved], store: &Store, out: &mut dyn Write) -> Result<()> 
 }
 
 /// The index of an image when the store has all of it, else the manifest for this machine.
-fn whole(store: &Store, image: &ImageRecord) -> Result<Descriptor> {
+///
+/// # Errors
+/// The store cannot be read, or has no manifest of it.
+pub fn whole(store: &Store, image: &ImageRecord) -> Result<Descriptor> {
     let source = StoreSource::new(store);
     if has_all(store, &source, &image.target, 0)? {
         return Ok(image.target.clone());

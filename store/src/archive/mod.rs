@@ -26,7 +26,7 @@ use crate::lease::Lease;
 use crate::store::Store;
 use crate::transfer::put_manifest;
 
-pub use layout::{DirectorySink, Saved, TarSink, save, select};
+pub use layout::{DirectorySink, REF_NAME, Saved, TarSink, name_of, save, select, whole};
 
 use spool::{Spool, invalid};
 
@@ -36,6 +36,8 @@ pub struct Loaded {
     pub record: ImageRecord,
     /// The names the archive gave it.
     pub names: Vec<Reference>,
+    /// The tag that an OCI layout gave it in place of a name.
+    pub tag: Option<String>,
 }
 
 /// Headers looked at to tell whether a layer may be one of ours.
@@ -46,6 +48,7 @@ struct Planned {
     config_bytes: Vec<u8>,
     config: ImageConfig,
     names: Vec<Reference>,
+    tag: Option<String>,
     /// Its layers' blobs, lowest first.
     layers: Vec<Descriptor>,
     /// The manifest or index that came with it and what of it is in the archive; without one, a manifest is made.
@@ -58,8 +61,26 @@ struct Planned {
 /// [`StoreError::Invalid`] naming the member that is wrong, missing or there twice. Nothing is in the store then that was
 /// not there before.
 pub fn load(input: impl Read + Send, store: &Store, lease: &Lease, progress: &dyn Fn(u64)) -> Result<Vec<Loaded>> {
+    load_as(input, store, lease, progress, true)
+}
+
+/// As [`load`], but nothing gets a name in the store: for images on their way to somewhere else.
+///
+/// # Errors
+/// As [`load`].
+pub fn hold(input: impl Read + Send, store: &Store, lease: &Lease, progress: &dyn Fn(u64)) -> Result<Vec<Loaded>> {
+    load_as(input, store, lease, progress, false)
+}
+
+fn load_as(
+    input: impl Read + Send,
+    store: &Store,
+    lease: &Lease,
+    progress: &dyn Fn(u64),
+    named: bool,
+) -> Result<Vec<Loaded>> {
     let own = store.lease("loading an archive")?;
-    let loaded = load_with(input, store, &own, progress);
+    let loaded = load_with(input, store, &own, progress, named);
     if let Ok(loaded) = &loaded {
         for image in loaded {
             lease.hold(&crate::lease::Target::Image(image.record.target.digest.clone()))?;
@@ -74,7 +95,13 @@ pub fn load(input: impl Read + Send, store: &Store, lease: &Lease, progress: &dy
     loaded
 }
 
-fn load_with(input: impl Read + Send, store: &Store, lease: &Lease, progress: &dyn Fn(u64)) -> Result<Vec<Loaded>> {
+fn load_with(
+    input: impl Read + Send,
+    store: &Store,
+    lease: &Lease,
+    progress: &dyn Fn(u64),
+    named: bool,
+) -> Result<Vec<Loaded>> {
     let mut spool = Spool::read(input, store, lease, progress)?;
     let plans = if spool.has("manifest.json") {
         docker::read(&mut spool)?
@@ -89,26 +116,28 @@ fn load_with(input: impl Read + Send, store: &Store, lease: &Lease, progress: &d
     let mut needed = BTreeSet::new();
     let mut ready = Vec::new();
     for plan in plans {
-        ready.push(prepare(&mut spool, &plan, &mut needed)?);
+        ready.push((prepare(&mut spool, &plan, &mut needed)?, plan));
     }
     // Before images refer to them.
     spool.discard(&needed)?;
     let mut loaded: Vec<Loaded> = Vec::new();
-    for (image, names) in ready {
-        let record = store.images().put(&NewImage { names: names.clone(), ..image }, lease)?;
+    for (image, Planned { names, tag, .. }) in ready {
+        let given = if named { names.clone() } else { Vec::new() };
+        let record = store.images().put(&NewImage { names: given, ..image }, lease)?;
         match loaded.iter_mut().find(|other| other.record.target.digest == record.target.digest) {
             Some(other) => {
                 other.names.extend(names);
+                other.tag = other.tag.take().or(tag);
                 other.record = record;
             }
-            None => loaded.push(Loaded { record, names }),
+            None => loaded.push(Loaded { record, names, tag }),
         }
     }
     Ok(loaded)
 }
 
 /// Unpacks an image and decides what of it has to be kept as it came.
-fn prepare(spool: &mut Spool, plan: &Planned, needed: &mut BTreeSet<Digest>) -> Result<(NewImage, Vec<Reference>)> {
+fn prepare(spool: &mut Spool, plan: &Planned, needed: &mut BTreeSet<Digest>) -> Result<NewImage> {
     let store = spool.store.clone();
     let (config_digest, config_size) = spool.put(&plan.config_bytes)?;
     let config_type = MediaType::OciConfig;
@@ -137,7 +166,7 @@ fn prepare(spool: &mut Spool, plan: &Planned, needed: &mut BTreeSet<Digest>) -> 
         None => put_manifest(store.blobs(), &manifest, &spool.lease)?,
     };
     needed.insert(target.digest.clone());
-    Ok((NewImage { target, config: config_digest, names: Vec::new() }, plan.names.clone()))
+    Ok(NewImage { target, config: config_digest, names: Vec::new() })
 }
 
 fn is_plain(layer: &Descriptor) -> bool {
