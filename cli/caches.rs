@@ -1,15 +1,17 @@
 //! `--cache-from` and `--cache-to`, in buildx's syntax and words.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rbuild_engine::registry::LayerPacking;
-use rbuild_engine::{CacheMode, CachePlace, CacheSource, CacheTarget, MediaFamily, PublishOptions};
+use rbuild_engine::{CacheMode, CachePlace, CacheSource, CacheTarget, KEEP_AT_LEAST, MediaFamily, PublishOptions};
 use rbuild_oci::{Compression, Digest, Reference};
 
 use crate::error::CliError;
 use crate::mounts::split_fields;
 use crate::outputs::{boolean, compression};
 use crate::terminal::clean_line;
+use crate::units;
 
 /// The name of a cache in a directory that is given none.
 const LATEST: &str = "latest";
@@ -226,7 +228,23 @@ fn publish_options(entry: &mut Entry) -> Result<PublishOptions, CliError> {
         return Err(CliError::new("oci-mediatypes=false has no media type for compression=zstd"));
     }
     let family = if oci { MediaFamily::Oci } else { MediaFamily::Docker };
-    Ok(PublishOptions { packing, family })
+    let keep = entry.take("keep-duration").map(|text| keep_duration(&text)).transpose()?;
+    Ok(PublishOptions { packing, family, keep })
+}
+
+fn keep_duration(text: &str) -> Result<Duration, CliError> {
+    let bad = || {
+        CliError::new(format!("invalid keep-duration \"{}\"", clean_line(text)))
+            .with_hint("a time as in 720h: records that no build used for so long are removed")
+    };
+    match units::duration(text).ok_or_else(bad)? {
+        keep if keep < KEEP_AT_LEAST => Err(CliError::new(format!(
+            "keep-duration {} is too short: a build that goes on could still read what is removed",
+            clean_line(text)
+        ))
+        .with_hint("the least is 1h")),
+        keep => Ok(keep),
+    }
 }
 
 #[cfg(test)]
@@ -259,6 +277,8 @@ mod tests {
         assert_eq!((target.mode, target.ignore_error), (CacheMode::Max, true));
         let want = LayerPacking { compression: Compression::Zstd, level: 9, force: true };
         assert_eq!((target.options.packing, target.options.family), (want, MediaFamily::Oci));
+        let target = args(&[], &["type=registry,ref=x,keep-duration=720h"]).to().unwrap().remove(0);
+        assert_eq!(target.options.keep, Some(Duration::from_secs(30 * 24 * 3600)));
         let target = args(&[], &["type=local,dest=d,tag=v1"]).to().unwrap().remove(0);
         assert_eq!(target.place, CachePlace::Directory { path: "d".into(), tag: "v1".into() });
         assert_eq!((target.mode, target.ignore_error), (CacheMode::Min, false));
@@ -281,6 +301,9 @@ mod tests {
             ("type=registry,ref=x,oci-mediatypes=false,compression=zstd", "oci-mediatypes=false has no media type"),
             ("type=registry,ref=x,wrong=1", "unknown attribute wrong of the registry cache exporter"),
             ("type=local,dest=d,src=e", "unknown attribute src of the local cache exporter"),
+            ("type=local,dest=d,keep-duration=week", "invalid keep-duration \"week\""),
+            ("type=registry,ref=x,keep-duration=59m", "keep-duration 59m is too short"),
+            ("type=inline,keep-duration=1h", "unknown attribute keep-duration of the inline cache exporter"),
             ("type=local,dest=d,compression=xz", "unsupported compression type xz"),
             ("", "invalid value "),
         ] {

@@ -78,6 +78,13 @@ pub trait Backend: Send + Sync {
         lease: &'a Lease,
     ) -> BoxFuture<'a, Result<Descriptor, Error>>;
 
+    /// Takes names away; one that is not there is as good as removed. What they led to goes when nobody can be reading it
+    /// any more: in a directory with a later call, in a registry when that collects what has no name.
+    ///
+    /// # Errors
+    /// The place does not let names be removed.
+    fn remove<'a>(&'a self, names: &'a [String]) -> BoxFuture<'a, Result<(), Error>>;
+
     /// Puts an image whose layers are there under `name`.
     fn put<'a>(
         &'a self,

@@ -24,6 +24,8 @@ use crate::backend::{Backend, Report, Stored};
 use crate::error::Error;
 use crate::portable::Written;
 
+mod leftovers;
+
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const INDEX: &str = "index.json";
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -110,7 +112,7 @@ impl Inner {
         let file = self.lock_file(root, "ingest/writers")?;
         if try_lock(&file, Lock::Alone)? {
             for entry in root.read_dir(Path::new("ingest"), Walk::NoLinks).map_err(Error::io(what()))? {
-                if entry.name != "lock" && entry.name != "writers" {
+                if !["lock", "writers", leftovers::UNUSED].iter().any(|kept| entry.name == *kept) {
                     let path = Path::new("ingest").join(entry.name);
                     root.unlink(&path, Walk::NoLinks).map_err(Error::io(what()))?;
                 }
@@ -343,6 +345,27 @@ impl Inner {
         Ok(())
     }
 
+    /// Takes names away, and blobs that no name leads to since an hour.
+    fn remove(&self, names: &[String]) -> Result<(), Error> {
+        let root = self.make()?;
+        let locked = self.locked(&root)?;
+        let mut index = self.index(&root)?;
+        let before = index.manifests.len();
+        index.manifests.retain(|entry| entry.annotations.get(REF_NAME).is_none_or(|name| !names.contains(name)));
+        if index.manifests.len() < before {
+            let bytes =
+                serde_json::to_vec(&index).map_err(|error| Error::refused(self.what(INDEX), error.to_string()))?;
+            self.publish(&root, &bytes, Path::new(INDEX))?;
+        }
+        let Some(Some(writing)) = self.writing.get() else { return Ok(()) };
+        // Whoever else writes here may count on any blob. Where the lock is not had, a later export removes them.
+        let alone = try_lock(writing, Lock::Alone)?;
+        let swept = if alone { self.sweep_blobs(&root, &index) } else { Ok(()) };
+        lock(writing, Lock::Shared)?;
+        drop(locked);
+        swept
+    }
+
     /// The lock of those who change `index.json`. It ends with its file, and so with the process at the latest.
     fn locked(&self, root: &Root) -> Result<File, Error> {
         let file = self.lock_file(root, "ingest/lock")?;
@@ -437,6 +460,11 @@ impl Backend for DirectoryBackend {
     ) -> BoxFuture<'a, Result<bool, Error>> {
         let layer = layer.clone();
         self.blocking(move |inner| Ok(inner.open()?.is_some_and(|root| inner.has(&root, &layer))))
+    }
+
+    fn remove<'a>(&'a self, names: &'a [String]) -> BoxFuture<'a, Result<(), Error>> {
+        let names = names.to_vec();
+        self.blocking(move |inner| inner.remove(&names))
     }
 
     fn put_layer<'a>(

@@ -26,6 +26,10 @@ pub struct Contents {
     pub records: Vec<PortableRecord>,
     /// Identities of the records that the cache's own image holds already.
     pub covered: HashSet<String>,
+    /// Identities that have a name of their own.
+    pub listed: HashSet<String>,
+    /// Those of them that are not to be read any more.
+    pub gone: HashSet<String>,
     /// What was left out, and why.
     pub complaints: Vec<String>,
     /// Whether there was anything.
@@ -43,6 +47,7 @@ pub async fn contents(backend: &dyn Backend) -> Result<Contents, Error> {
         Ok(None) => {}
         Ok(Some(stored)) => {
             found.exists = true;
+            found.gone = portable::gone(&stored.config).into_iter().collect();
             match portable::read(backend.place(), &stored.manifest, &stored.config) {
                 Ok(Some(records)) => {
                     found.covered = records.iter().flat_map(|record| record.covers.clone()).collect();
@@ -71,14 +76,17 @@ pub async fn contents(backend: &dyn Backend) -> Result<Contents, Error> {
         }
     };
     let prefix = record_prefix(base);
-    let loose = names.iter().filter_map(|name| name.strip_prefix(&prefix));
-    let loose = loose.filter(|identity| !found.covered.contains(*identity)).take(LOOSE);
+    found.listed = names.iter().filter_map(|name| name.strip_prefix(&prefix)).map(str::to_owned).collect();
+    let is_read = |identity: &&String| !found.covered.contains(*identity) && !found.gone.contains(*identity);
+    let loose = found.listed.iter().filter(is_read).take(LOOSE);
     let read: Vec<_> = loose.map(|identity| one(backend, base, identity).boxed()).collect();
     let mut read = futures::stream::iter(read).buffer_unordered(AT_ONCE);
     while let Some(outcome) = read.next().await {
         found.exists = true;
         match outcome {
             Ok(record) => all.push(record),
+            // Removed since it was listed: nobody used it for long.
+            Err(Error::NotFound(_)) => {}
             Err(error) => found.complaints.push(error.to_string()),
         }
     }

@@ -9,6 +9,7 @@
 //! own name, and an image that carries its own.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, SystemTime};
 
 use rbuild_oci::{Descriptor, DiffId, Digest, ImageConfig, Manifest, MediaType, Platform, limits};
 use rbuild_registry::PackedLayer;
@@ -25,6 +26,8 @@ const RECORDS: usize = 65_536;
 pub(crate) const ALIASES: usize = 256;
 /// Records that one was put together from.
 const COVERS: usize = 1024;
+/// Records beside a document of many that are gone.
+const GONE: usize = 20_000;
 /// Outputs of one step.
 const OUTPUTS: usize = 64;
 /// Bytes of a step's name.
@@ -54,6 +57,8 @@ pub struct PortableRecord {
     pub detail: Option<Descriptor>,
     /// Identities of the records that this one was put together from.
     pub covers: Vec<String>,
+    /// When a build was last seen to use it, in seconds since 1970. Only a document of many says so, and not to the hour.
+    pub used: Option<u64>,
 }
 
 impl PortableRecord {
@@ -70,6 +75,13 @@ impl PortableRecord {
         Digest::sha256_of(&text).hex()[..IDENTITY].to_owned()
     }
 
+    /// When it was made or last used, as far as that is known.
+    pub fn last_use(&self) -> Option<SystemTime> {
+        let made = self.run.as_ref().map(|run| run.started).filter(|made| *made > SystemTime::UNIX_EPOCH);
+        let used = self.used.and_then(|used| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(used)));
+        made.max(used)
+    }
+
     /// The same record with all names of `other`. Two results of one key may differ; of those the one that was first made
     /// stays, so that all who read the same documents take the same.
     fn joined(self, other: PortableRecord) -> PortableRecord {
@@ -79,6 +91,7 @@ impl PortableRecord {
         first.aliases.sort_unstable();
         first.aliases.dedup();
         first.aliases.truncate(ALIASES);
+        first.used = first.used.max(second.used);
         first.covers.extend(second.covers);
         first.covers.sort_unstable();
         first.covers.dedup();
@@ -141,6 +154,9 @@ struct Table {
     /// For each layer of the document: bytes of its tar, and its newest time.
     layers: Vec<(u64, Option<i64>)>,
     records: Vec<Row>,
+    /// Identities of records beside this document that are not to be read any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    gone: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -156,6 +172,8 @@ struct Row {
     detail: Option<(Digest, u64)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     covers: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    used: Option<u64>,
 }
 
 /// The document of one record.
@@ -164,17 +182,18 @@ struct Row {
 /// A layer whose compression docker's types have no word for.
 pub fn write_record(record: &PortableRecord, family: MediaFamily) -> Result<Written, Error> {
     let mut draft = Draft::default();
-    draft.add(&PortableRecord { covers: Vec::new(), ..record.clone() }, record.run.clone());
+    draft.add(&PortableRecord { covers: Vec::new(), used: None, ..record.clone() }, record.run.clone());
     draft.finish(family)
 }
 
-/// A document of as many of `records` as have room in it, those in front first.
+/// A document of as many of `records` as have room in it, those in front first. It says that those called `gone` are not to
+/// be read any more.
 ///
 /// # Errors
 /// As [`write_record`].
-pub fn write_records(records: &[PortableRecord], family: MediaFamily) -> Result<Written, Error> {
-    let mut draft = Draft::default();
-    let mut bytes = 0;
+pub fn write_records(records: &[PortableRecord], gone: &[String], family: MediaFamily) -> Result<Written, Error> {
+    let mut draft = Draft { gone: gone[..gone.len().min(GONE)].to_vec(), ..Draft::default() };
+    let mut bytes = draft.gone.len() * 43;
     for record in records {
         let json = |run: &RunRecord| serde_json::to_vec(run).map_or(usize::MAX, |text| text.len());
         // Long lists of paths stay in the record's own document: only who compares asks for them.
@@ -219,11 +238,11 @@ pub fn inline_member(records: &[PortableRecord], layers: &[PackedLayer]) -> Opti
                 ..run
             });
             let (key, aliases, name) = (record.key, record.aliases.clone(), record.name.clone());
-            Some(Row { key, aliases, name, outputs, run, detail: None, covers: Vec::new() })
+            Some(Row { key, aliases, name, outputs, run, detail: None, covers: Vec::new(), used: None })
         })
         .collect();
     let notes = layers.iter().map(|layer| (layer.size, layer.newest)).collect();
-    let table = Table { version: VERSION, layers: notes, records: rows };
+    let table = Table { version: VERSION, layers: notes, records: rows, gone: Vec::new() };
     serde_json::to_value(table).ok().filter(|_| !layers.is_empty())
 }
 
@@ -238,6 +257,7 @@ struct Draft {
     layers: Vec<PackedLayer>,
     positions: HashMap<DiffId, usize>,
     rows: Vec<Row>,
+    gone: Vec<String>,
 }
 
 impl Draft {
@@ -254,7 +274,7 @@ impl Draft {
         let detail = record.detail.as_ref().filter(|_| lacks_parts(run.as_ref())).map(|d| (d.digest.clone(), d.size));
         let (key, aliases, name) = (record.key, record.aliases.clone(), record.name.clone());
         let covers = record.covers.clone();
-        self.rows.push(Row { key, aliases, name, outputs, run, detail, covers });
+        self.rows.push(Row { key, aliases, name, outputs, run, detail, covers, used: record.used });
     }
 
     fn position(&mut self, layer: &PackedLayer) -> usize {
@@ -272,7 +292,7 @@ impl Draft {
         config.rootfs.diff_ids = self.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let records = self.rows.len();
         let notes = self.layers.iter().map(|layer| (layer.size, layer.newest)).collect();
-        let table = Table { version: VERSION, layers: notes, records: self.rows };
+        let table = Table { version: VERSION, layers: notes, records: self.rows, gone: self.gone };
         config.cache = Some(to_value(&table)?);
         let mut described = config.descriptor();
         let blobs = self.layers.iter().map(|layer| family.layer(&layer.blob)).collect::<Result<Vec<_>, _>>()?;
@@ -345,9 +365,16 @@ pub fn read(what: &str, manifest: &Manifest, config: &ImageConfig) -> Result<Opt
     records.collect::<Result<_, _>>().map(Some)
 }
 
+/// Identities of records beside a document of many that are not to be read any more.
+pub(crate) fn gone(config: &ImageConfig) -> Vec<String> {
+    let member = config.cache.as_ref().and_then(|member| member.get("gone"));
+    let gone = member.and_then(|member| Vec::<String>::deserialize(member).ok());
+    gone.filter(|gone| gone.len() <= GONE).unwrap_or_default()
+}
+
 impl Row {
     fn read(self, layers: &[PackedLayer]) -> Result<PortableRecord, String> {
-        let Row { key, mut aliases, name, outputs, run, detail, covers } = self;
+        let Row { key, mut aliases, name, outputs, run, detail, covers, used } = self;
         if aliases.len() > ALIASES
             || covers.len() > COVERS
             || outputs.is_empty()
@@ -372,6 +399,6 @@ impl Row {
         aliases.sort_unstable();
         aliases.dedup();
         let detail = detail.map(|(digest, size)| Descriptor::new(MediaType::OciConfig, digest, size));
-        Ok(PortableRecord { key, aliases, name, outputs, run, detail, covers })
+        Ok(PortableRecord { key, aliases, name, outputs, run, detail, covers, used })
     }
 }

@@ -5,8 +5,9 @@
 //! are put together under the cache's own name, which saves readers most of their requests. Of several who do that
 //! at once one wins, and nothing is lost by it: what the winner did not know of still has its own name.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use rbuild_oci::{Descriptor, DiffId, Digest, MediaType};
@@ -46,7 +47,16 @@ pub trait Trees: Send + Sync {
 pub struct PublishOptions {
     pub packing: LayerPacking,
     pub family: MediaFamily,
+    /// Records that no build used for so long are removed; `None` keeps all.
+    pub keep: Option<Duration>,
 }
+
+/// What is forgotten sooner could still be read by a build that goes on.
+pub const KEEP_AT_LEAST: Duration = Duration::from_secs(3600);
+/// A use is noted anew when the last one noted is this old.
+const NOTED: Duration = Duration::from_secs(24 * 3600);
+/// Names that are removed at once.
+const REMOVED: usize = 1000;
 
 /// One cache elsewhere, being written.
 pub struct Publisher {
@@ -62,12 +72,16 @@ pub struct Publisher {
 }
 
 /// What became of it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Published {
     /// Records of this build that are there.
     pub records: usize,
     /// Records that are there in all, as far as is known.
     pub all: usize,
+    /// Records that were removed, since no build used them for long.
+    pub removed: usize,
+    /// Why the names of such are still there; they are not read any more.
+    pub unremoved: Option<String>,
 }
 
 impl Publisher {
@@ -115,7 +129,8 @@ impl Publisher {
         }
         let (name, aliases) = (stored.run.name.clone(), stored.aliases);
         let run = Some(RunRecord { results: Vec::new(), ..stored.run });
-        let mut record = PortableRecord { key, aliases, name, outputs, run, detail: None, covers: Vec::new() };
+        let mut record =
+            PortableRecord { key, aliases, name, outputs, run, detail: None, covers: Vec::new(), used: None };
         let base = self.backend.base().ok_or_else(|| Error::refused(self.place(), "a digest cannot be written"))?;
         let written = write_record(&record, self.options.family)?;
         let (config, size) = (Digest::sha256_of(&written.config), written.config.len() as u64);
@@ -141,18 +156,33 @@ impl Publisher {
         futures::stream::iter(records).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         let base = self.backend.base().ok_or_else(|| Error::refused(self.place(), "a digest cannot be written"))?;
         let there = contents(self.backend.as_ref()).await?;
-        let mine = self.sent();
+        let now = SystemTime::now();
+        let mut mine = self.sent();
         let published = mine.len();
-        let mut all = union(there.records.into_iter().chain(mine));
+        let noted = mine.iter_mut().filter_map(|record| note_use(record, now).then_some(())).count() > 0;
+        let all = union(there.records.into_iter().chain(mine));
+        let unused = |record: &PortableRecord| self.options.keep.is_some_and(|keep| is_unused(record, keep, now));
+        let (old, mut all): (Vec<_>, Vec<_>) = all.into_iter().partition(unused);
+        let own: HashSet<&String> = all.iter().flat_map(|record| &record.covers).collect();
+        let gone = old.iter().flat_map(|record| &record.covers).chain(&there.gone);
+        let gone: BTreeSet<String> =
+            gone.filter(|identity| there.listed.contains(*identity) && !own.contains(identity)).cloned().collect();
+        let gone: Vec<String> = gone.into_iter().collect();
         let complete = all.iter().flat_map(|record| &record.covers).all(|identity| there.covered.contains(identity));
         let total = all.len();
-        if !(complete && there.exists) {
+        if !(complete && there.exists && old.is_empty() && !noted) {
             // The newest first: they are what the next build wants.
             all.sort_by_key(|record| std::cmp::Reverse(record.run.as_ref().map(|run| run.started)));
-            let written = write_records(&all, self.options.family)?;
+            let written = write_records(&all, &gone, self.options.family)?;
             self.backend.put(base, &written, &self.store, &self.lease).await?;
         }
-        Ok(Published { records: published, all: total })
+        let mut done = Published { records: published, all: total, removed: old.len(), unremoved: None };
+        if self.options.keep.is_some() {
+            // Only now, when nobody is told any more to read them.
+            let names: Vec<String> = gone.iter().take(REMOVED).map(|identity| record_name(base, identity)).collect();
+            done.unremoved = self.backend.remove(&names).await.err().map(|error| error.to_string());
+        }
+        Ok(done)
     }
 
     fn sent(&self) -> Vec<PortableRecord> {
@@ -213,12 +243,31 @@ impl Publisher {
     }
 }
 
-/// A record as it would travel, with its layers as they are here: plain.
+/// Notes that a build uses the record, if that is worth it.
+fn note_use(record: &mut PortableRecord, now: SystemTime) -> bool {
+    let recent = |used: SystemTime| now.duration_since(used).is_ok_and(|since| since < NOTED);
+    if record.last_use().is_some_and(|used| recent(used) || used > now) {
+        return false;
+    }
+    record.used = now.duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_secs());
+    true
+}
+
+/// Whether nobody used the record for `keep`. One that does not say when it was made is not called old.
+fn is_unused(record: &PortableRecord, keep: Duration, now: SystemTime) -> bool {
+    record.last_use().and_then(|used| now.duration_since(used).ok()).is_some_and(|since| since > keep)
+}
+
+/// A record as it would travel in an image, with its layers as they are here: plain. It names base images, and no paths that
+/// steps read: whoever may see the image need not know those.
 ///
 /// # Errors
 /// The database cannot be read; a layer cannot be computed.
 pub async fn local_record(store: &Store, trees: &dyn Trees, key: CacheKey) -> Result<Option<PortableRecord>, Error> {
-    let Some(stored) = stored_record(store, key)? else { return Ok(None) };
+    let Some(mut stored) = described_record(store, key)? else { return Ok(None) };
+    for input in stored.run.inputs.iter_mut().filter(|input| input.content.is_some()) {
+        input.parts.clear();
+    }
     let mut outputs = Vec::new();
     for output in &stored.outputs {
         outputs.push(match trees.tree(output) {
@@ -230,7 +279,7 @@ pub async fn local_record(store: &Store, trees: &dyn Trees, key: CacheKey) -> Re
     }
     let (name, mut aliases, run) = (stored.run.name.clone(), stored.aliases, Some(stored.run));
     aliases.truncate(ALIASES);
-    Ok(Some(PortableRecord { key, aliases, name, outputs, run, detail: None, covers: Vec::new() }))
+    Ok(Some(PortableRecord { key, aliases, name, outputs, run, detail: None, covers: Vec::new(), used: None }))
 }
 
 async fn plain_stack(store: Store, id: SnapshotId) -> Result<Vec<PackedLayer>, Error> {

@@ -160,6 +160,16 @@ impl Backend for RegistryBackend {
         .boxed()
     }
 
+    fn remove<'a>(&'a self, names: &'a [String]) -> BoxFuture<'a, Result<(), Error>> {
+        async move {
+            for name in names {
+                self.client.remove_tag(&self.named(name)?).await?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
     fn put_layer<'a>(
         &'a self,
         diff_id: &'a DiffId,

@@ -43,8 +43,15 @@ pub struct Tiers<C> {
     local: LocalCache<C>,
     store: Store,
     open: Open,
-    found: OnceCell<Found>,
+    evidence: Evidence,
     saved: Option<mpsc::UnboundedSender<CacheKey>>,
+}
+
+/// What the caches elsewhere were found to say of steps, for comparison with those that ran here.
+#[derive(Clone)]
+pub struct Evidence {
+    store: Store,
+    found: Arc<OnceCell<Found>>,
 }
 
 /// All records of the caches elsewhere. Those named first go before the others.
@@ -91,11 +98,16 @@ impl<C> Tiers<C> {
         open: Open,
         saved: Option<mpsc::UnboundedSender<CacheKey>>,
     ) -> Tiers<C> {
-        Tiers { local, store, open, found: OnceCell::new(), saved }
+        let evidence = Evidence { store: store.clone(), found: Arc::default() };
+        Tiers { local, store, open, evidence, saved }
+    }
+
+    pub fn evidence(&self) -> Evidence {
+        self.evidence.clone()
     }
 
     async fn found(&self) -> &Found {
-        self.found.get_or_init(|| async { Found::new((self.open)().await) }).await
+        self.evidence.found.get_or_init(|| async { Found::new((self.open)().await) }).await
     }
 }
 
@@ -116,9 +128,15 @@ impl<C: Elsewhere> Tiers<C> {
         };
         rows::adopt(&self.store, record.key, &adopted, backend.place()).map_err(|error| Arc::new(error) as CacheError)
     }
+}
 
-    /// Writes down records of the step `name`, which is about to have one of its own, for comparison.
-    async fn keep_evidence(&self, name: &str, own: CacheKey) -> Result<(), CacheError> {
+impl Evidence {
+    /// Writes down records of the step `name`, which ran here under the key `own`, well or not, so that people can be told
+    /// what was different. Nothing when no cache elsewhere was asked.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub async fn keep(&self, name: &str, own: CacheKey) -> Result<(), CacheError> {
         let Some(found) = self.found.get() else { return Ok(()) };
         let alike = found.by_label.get(trace::label(name)).into_iter().flatten().take(EVIDENCE);
         let spot = trace::spot(name).and_then(|spot| found.by_spot.get(&spot));
@@ -191,7 +209,7 @@ where
     fn save(&self, entry: Entry<R>) -> BoxFuture<'_, Result<(), CacheError>> {
         async move {
             let key = entry.key;
-            self.keep_evidence(&entry.record.name, key).await?;
+            self.evidence.keep(&entry.record.name, key).await?;
             self.local.save(entry).await?;
             if let Some(saved) = &self.saved {
                 // Nobody listens any more when the build is over.

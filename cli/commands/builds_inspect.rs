@@ -13,6 +13,7 @@ use super::builds_ls::{exact, full_reference};
 use crate::app::App;
 use crate::error::CliError;
 use crate::format::{object, tabulate};
+use crate::terminal::clean_line;
 use crate::units;
 
 /// Show what is known about a build
@@ -21,12 +22,23 @@ pub struct Args {
     /// An id or its beginning; ^1 is the build before the last (default: the last)
     #[arg(value_name = "BUILD")]
     build: Option<String>,
+    /// Words that only `attachment` takes
+    #[arg(hide = true)]
+    more: Vec<String>,
     /// How to print it: 'pretty', 'json', or a Go template
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
+    if args.build.as_deref() == Some("attachment") {
+        return Err(CliError::new("inspect attachment is not supported: the history keeps no attestations").with_hint(
+            "those of an image are shown by 'rbuild buildx imagetools inspect', and --metadata-file has a build's provenance",
+        ));
+    }
+    if let Some(more) = args.more.first() {
+        return Err(CliError::new(format!("inspect takes one build, and was given also {}", clean_line(more))));
+    }
     let builds = app.engine()?.builds();
     let build = builds.find(args.build.as_deref())?;
     let journal = Journal::read(&builds.journal(&build.id)?);

@@ -16,11 +16,16 @@ pub struct Args {
     #[arg(long)]
     all: bool,
     /// Ids or their beginnings
-    #[arg(value_name = "BUILD", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(value_name = "BUILD")]
     builds: Vec<String>,
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
+    match (args.all, args.builds.is_empty()) {
+        (false, true) => return Err(CliError::new("rm requires at least one argument").with_hint("--all means all")),
+        (true, false) => return Err(CliError::new("rm requires either --all or at least one argument")),
+        _ => {}
+    }
     let builds = app.engine()?.builds();
     if args.all {
         let over: Vec<_> = builds.list()?.into_iter().filter(|build| build.status != Status::Running).collect();

@@ -405,7 +405,11 @@ impl Job<'_> {
         let ops = hasher.wrap(factory, steps);
         let edges: Vec<_> = lowered.result.into_iter().collect();
         let solved = build.solve(graph.clone(), &edges, ops.clone()).await;
-        self.recording.keys(&graph, &build.reports(&graph), solved.is_err());
+        let reports = build.reports(&graph);
+        if let (Err(_), Some(exchange)) = (&solved, &self.exchange) {
+            exchange.keep_evidence(&graph, &reports).await;
+        }
+        self.recording.keys(&graph, &reports, solved.is_err());
         let result = match solved {
             Ok(solved) => solved.into_iter().next().map_or(Value::Scratch, |solved| solved.value),
             Err(error) => return Err(failure(error, Some(&self.source))),

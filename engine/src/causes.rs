@@ -120,6 +120,10 @@ pub(crate) fn differences(old: &RunRecord, new: &RunRecord, is_argument: &dyn Fn
         let Some(before) = old.inputs.get(index) else { continue };
         match (before.content, input.content) {
             (Some(was), Some(is)) if was == is => {}
+            // The record of an image that carries its own cache names no paths.
+            (Some(_), Some(_)) if before.parts.is_empty() || input.parts.is_empty() => {
+                found.push(Difference::Files(index, Vec::new()));
+            }
             (Some(_), Some(_)) => found.push(Difference::Files(index, paths(&before.parts, &input.parts))),
             _ if before.key == input.key => {}
             _ => found.push(Difference::Input(index)),

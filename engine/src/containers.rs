@@ -16,6 +16,7 @@ mod ids;
 mod inspect;
 mod isolation;
 mod lifecycle;
+mod logging;
 mod names;
 mod ports;
 mod process;
@@ -48,11 +49,12 @@ pub(crate) use ids::give_tree;
 pub(crate) use inspect::timestamp;
 pub use isolation::{BlockIo, Security};
 pub use lifecycle::{Removal, signal_number};
+pub use logging::{LOCAL, LogDriver, LogOptions};
 pub use rbuild_runtime::ids::{IdError, IdMaps, IdRange};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
-    BindDepth, CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, Looks, Membership, MountRequest,
-    MountWish, NamespaceMode, NetworkMode, Relabel, RuntimeRequest, VolumeTerms,
+    BindDepth, CreateRequest, DeviceRequest, ExecRequest, HostSettings, Looks, Membership, MountRequest, MountWish,
+    NamespaceMode, NetworkMode, Relabel, RuntimeRequest, VolumeTerms,
 };
 pub use start::{StartRequest, helper_main};
 pub use update::UpdateRequest;

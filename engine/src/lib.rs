@@ -55,7 +55,7 @@ pub use request::{
     Lent, NamedContext, ResourceLimits, Secret, SecretSource,
 };
 
-pub use rbuild_cache::{PublishOptions, portable::MediaFamily};
+pub use rbuild_cache::{KEEP_AT_LEAST, PublishOptions, portable::MediaFamily};
 pub use rbuild_executor::sources::git::{GitOptions, GitSsh};
 pub use rbuild_frontend::fix::Fixed;
 pub use rbuild_frontend::{Diagnostic, Severity, describe as described, lint};

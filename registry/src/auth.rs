@@ -55,27 +55,28 @@ pub fn anonymous() -> CredentialSource {
 
 /// What is to be done with which repositories.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Scope(BTreeMap<String, bool>);
+pub(crate) struct Scope(BTreeMap<String, &'static str>);
 
 impl Scope {
     pub(crate) fn pull(repository: &str) -> Scope {
-        Scope(BTreeMap::from([(repository.to_owned(), false)]))
+        Scope(BTreeMap::from([(repository.to_owned(), "pull")]))
     }
 
     pub(crate) fn push(repository: &str) -> Scope {
-        Scope(BTreeMap::from([(repository.to_owned(), true)]))
+        Scope(BTreeMap::from([(repository.to_owned(), "pull,push")]))
+    }
+
+    pub(crate) fn delete(repository: &str) -> Scope {
+        Scope(BTreeMap::from([(repository.to_owned(), "pull,push,delete")]))
     }
 
     pub(crate) fn and_pull(mut self, repository: &str) -> Scope {
-        self.0.entry(repository.to_owned()).or_insert(false);
+        self.0.entry(repository.to_owned()).or_insert("pull");
         self
     }
 
     fn words(&self) -> Vec<String> {
-        self.0
-            .iter()
-            .map(|(name, push)| format!("repository:{name}:{}", if *push { "pull,push" } else { "pull" }))
-            .collect()
+        self.0.iter().map(|(name, actions)| format!("repository:{name}:{actions}")).collect()
     }
 }
 

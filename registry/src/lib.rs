@@ -33,6 +33,7 @@ pub mod mirrors;
 mod reading;
 mod referrers;
 mod relay;
+mod remove;
 mod search;
 mod sending;
 pub mod serve;

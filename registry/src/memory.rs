@@ -47,6 +47,16 @@ pub struct TokenRules {
     pub realm: Option<String>,
 }
 
+/// Whether manifests and tags can be removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Removal {
+    #[default]
+    ByTag,
+    /// By digest alone, with all its tags, as before tags could be removed.
+    ByDigest,
+    Never,
+}
+
 /// How strict or limited the registry is beyond the defaults.
 #[derive(Debug, Clone, Default)]
 pub struct Behaviour {
@@ -59,6 +69,8 @@ pub struct Behaviour {
     pub no_patch: bool,
     /// HEAD is not understood.
     pub no_head: bool,
+    /// What a manifest is removed by.
+    pub removal: Removal,
     /// The referrers API is there.
     pub referrers: bool,
     /// What a search finds, as JSON; without it there is no search.

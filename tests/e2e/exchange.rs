@@ -392,7 +392,7 @@ fn forged_records_are_refused() {
     victim("large", &forge("large", &large, layers), &["over the limit"]);
 
     // A record under another one's name.
-    let tags: Vec<String> = tags(&scene, &registry);
+    let tags: Vec<String> = tags(&registry);
     let [one, two, ..] = tags.as_slice() else { panic!("{tags:?}") };
     let (_, other) = get.manifest("cache", two).expect("a record");
     let name = one.replacen("x.r-", "y.r-", 1);
@@ -411,18 +411,21 @@ fn forged_records_are_refused() {
     victim("bytes", &cache, &["cannot be used"]);
 }
 
-fn tags(scene: &Scene, registry: &Registry) -> Vec<String> {
+fn tags(registry: &Registry) -> Vec<String> {
+    all_tags(registry).into_iter().filter(|tag| tag.starts_with("x.r-")).collect()
+}
+
+/// All tags of the repository `cache`.
+pub(crate) fn all_tags(registry: &Registry) -> Vec<String> {
     let address = registry.get().host();
     let line = format!(
         "exec 3<>/dev/tcp/{} && printf 'GET /v2/cache/tags/list HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3",
         address.replace(':', "/")
     );
-    let output =
-        std::process::Command::new("bash").args(["-c", &line]).current_dir(scene.work()).output().expect("bash");
+    let output = std::process::Command::new("bash").args(["-c", &line]).output().expect("bash");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let json: serde_json::Value = serde_json::from_str(text.split("\r\n\r\n").nth(1).expect("a body")).expect("JSON");
-    let tags = json["tags"].as_array().expect("tags").iter().filter_map(|tag| tag.as_str().map(str::to_owned));
-    tags.filter(|tag| tag.starts_with("x.r-")).collect()
+    json["tags"].as_array().expect("tags").iter().filter_map(|tag| tag.as_str().map(str::to_owned)).collect()
 }
 
 /// Other tools see ordinary images: every name can be inspected, and a copy of the cache is a cache.
@@ -442,7 +445,7 @@ fn skopeo_reads_a_cache_as_images() {
             std::process::Command::new("skopeo").args(line).current_dir(scene.work()).output().expect("skopeo");
         assert!(output.status.success(), "{line:?}: {output:?}");
     };
-    let mut names = tags(&scene, &registry);
+    let mut names = tags(&registry);
     names.push("x".to_owned());
     assert_eq!(names.len(), 4, "three steps, and all of them: {names:?}");
     for name in names {

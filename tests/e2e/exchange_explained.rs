@@ -142,3 +142,45 @@ fn a_moved_base_image_is_named_from_an_import() {
         assert_eq!(why(&all, " >/v"), want, "{all:#}");
     }
 }
+
+/// A step that fails has no record of its own here, and is compared all the same.
+#[test]
+fn a_changed_step_that_fails_is_compared_with_an_import() {
+    let exported = Exported::new();
+    exported.scene.write("Dockerfile", dockerfile(&exported.base).replace("echo one >/one", "echo two >/two && false"));
+    for (n, cache) in exported.caches.iter().enumerate() {
+        let machine = Machine::new(&exported.scene, &format!("fails-{n}"));
+        let secret = format!("id=token,src={}", exported.scene.root().with_file_name("token").display());
+        machine.build(&["--network", "none", "--secret", &secret, "--cache-from", cache]).refused(1, &["&& false"]);
+        let out = machine.rb(&["explain", "--format", "json"]).ok().out;
+        let all: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+        let found = step(&all, "&& false");
+        assert_eq!(found["outcome"], "failed", "{all:#}");
+        let want = "command changed: echo one >/one → echo two >/two && false";
+        assert_eq!(found["causes"][0]["text"], want, "{all:#}");
+    }
+}
+
+/// An image that carries its cache says what its steps were, and of the files they read only that they are others.
+#[test]
+fn an_image_explains_what_it_can() {
+    let exported = Exported::new();
+    let image = exported.registry.name("app:1");
+    exported.build("inline", &["-o", &format!("type=registry,name={image}"), "--cache-to", "type=inline"]);
+    let explained = |case: &str, options: &[&str]| -> serde_json::Value {
+        exported.build(case, &[options, &["--cache-from", &image]].concat());
+        let out = Machine::new(&exported.scene, case).rb(&["explain", "--format", "json"]).ok().out;
+        serde_json::from_str(&out).expect("JSON")
+    };
+    let all = explained("hit", &[]);
+    assert_eq!(step(&all, "COPY src/ /src/")["outcome"], "hit", "{all:#}");
+    let all = explained("argument", &["--build-arg", "VERSION=1.3"]);
+    assert_eq!(why(&all, " >/v"), ["ARG VERSION 1.2 → 1.3"], "{all:#}");
+    exported.scene.write("src/a.c", "changed\n");
+    let all = explained("file", &[]);
+    assert_eq!(why(&all, "COPY src/ /src/"), ["what it reads of the context changed"], "{all:#}");
+    exported.scene.write("src/a.c", "a\n");
+    exported.scene.write("Dockerfile", dockerfile(&exported.base).replace("echo one", "echo two"));
+    let all = explained("text", &[]);
+    assert_eq!(why(&all, "RUN echo two >/one"), ["command changed: echo one >/one → echo two >/one"], "{all:#}");
+}

@@ -112,6 +112,11 @@ fn builds_are_listed_inspected_and_removed() {
         rb(&["inspect", "nothing"]).refused(1, &["no build \"nothing\" in the history"]);
     }
     scene.rb(&["buildx", "history", "open"]).refused(1, &["not supported"]);
+    let attachment = ["buildx", "history", "inspect", "attachment", "^0", "sha256:0"];
+    scene.rb(&attachment).refused(1, &["inspect attachment is not supported"]);
+    scene.rb(&["buildx", "history", "inspect", "^0", "^1"]).refused(1, &["inspect takes one build"]);
+    scene.rb(&["builds", "rm"]).refused(1, &["rm requires at least one argument"]);
+    scene.rb(&["builds", "rm", "--all", "^0"]).refused(1, &["rm requires either --all or at least one argument"]);
     scene.rb(&["builds", "rm", "^0"]).ok();
     assert_eq!(scene.rb(&["builds", "ls", "-q"]).ok().out.lines().count(), 1);
     scene.rb(&["builds", "prune", "-f"]).ok();

@@ -66,6 +66,7 @@ fn document(name: &str, layers: Vec<PackedLayer>) -> Written {
         run: None,
         detail: None,
         covers: vec![],
+        used: None,
     };
     write_record(&record, MediaFamily::Oci).unwrap()
 }
@@ -119,6 +120,15 @@ async fn keeps_its_promises(open: &dyn Fn(Option<Digest>) -> Box<dyn Backend>) {
     assert!(packed.store.snapshots().list().unwrap().is_empty());
     assert!(passed_on(again.as_ref(), &nothing).await.is_err());
 
+    // A name can be taken away, and then is as if nobody had given it; others stay.
+    backend.put("third", &document("third", vec![two.clone()]), &here.store, &here.lease).await.unwrap();
+    for _ in 0..2 {
+        backend.remove(&["third".to_owned(), "never".to_owned()]).await.unwrap();
+        assert!(open(None).read(Some("third")).await.unwrap().is_none());
+        assert_eq!(open(None).names().await.unwrap().len(), 2);
+    }
+    assert!(open(None).read(Some("beside")).await.unwrap().is_some());
+
     // A name can be taken over; what it named before goes on being had by its digest, as one image and no cache's name.
     backend.put(&base, &document("third", vec![two.clone()]), &here.store, &here.lease).await.unwrap();
     let stored = open(None).read(None).await.unwrap().expect("it was written");
@@ -160,6 +170,62 @@ async fn a_repository_keeps_its_promises() {
         Box::new(RegistryBackend::new(client.clone(), Reference::parse(&name).unwrap()))
     })
     .await;
+}
+
+/// An image that carries its own cache is a cache too, wherever it lies: it is read, its layers come, and records of other
+/// layers than its own are none of it.
+#[tokio::test]
+async fn an_image_that_carries_its_own_keeps_its_promises() {
+    let dir = TempDir::new().unwrap();
+    let registry = Registry::start().await.unwrap();
+    let client = Client::new(ClientOptions::default()).unwrap();
+    let name = Reference::parse(&format!("{}/a/app:main", registry.host())).unwrap();
+    let backends: [Box<dyn Backend>; 2] = [
+        Box::new(DirectoryBackend::new(&dir.path().join("cache"), "main", None)),
+        Box::new(RegistryBackend::new(client, name)),
+    ];
+    for backend in &backends {
+        let backend = backend.as_ref();
+        let (here, there) = (Machine::new(), Machine::new());
+        let (one, two) = (here.layer(backend, "one").await, here.layer(backend, "two").await);
+        let record = |name: &str, layers: Vec<PackedLayer>| PortableRecord {
+            key: key(name),
+            aliases: vec![key("other")],
+            name: name.to_owned(),
+            outputs: vec![Some(layers)],
+            run: None,
+            detail: None,
+            covers: vec![],
+            used: None,
+        };
+        let records = [record("lower", vec![one.clone()]), record("upper", vec![one.clone(), two.clone()])];
+        let foreign = record("foreign", vec![two.clone()]);
+        let mut written = document("image", vec![one.clone(), two.clone()]);
+        let mut config: serde_json::Value = serde_json::from_slice(&written.config).unwrap();
+        let all = [&records[..], &[foreign]].concat();
+        let member = portable::inline_member(&all, &[one.clone(), two.clone()]).unwrap();
+        let old = config.as_object_mut().unwrap().iter_mut().find(|(_, value)| value.get("records").is_some()).unwrap();
+        *old.1 = member;
+        written.config = serde_json::to_vec(&config).unwrap();
+        let digest = Digest::sha256_of(&written.config);
+        let mut manifest: serde_json::Value = serde_json::from_slice(&written.manifest).unwrap();
+        manifest["config"]["digest"] = digest.to_string().into();
+        manifest["config"]["size"] = written.config.len().into();
+        written.manifest = serde_json::to_vec(&manifest).unwrap();
+        backend.put("main", &written, &here.store, &here.lease).await.unwrap();
+
+        let found = rbuild_cache::import::contents(backend).await.unwrap();
+        assert_eq!((found.exists, &found.complaints), (true, &vec![]), "{}", backend.place());
+        let mut keys: Vec<_> = found.records.iter().map(|record| record.key).collect();
+        keys.sort_unstable();
+        let mut want = vec![key("lower"), key("upper")];
+        want.sort_unstable();
+        assert_eq!(keys, want, "{}", backend.place());
+        let upper = found.records.iter().find(|record| record.key == key("upper")).unwrap();
+        assert_eq!(upper.outputs, records[1].outputs);
+        let layers = upper.outputs[0].clone().unwrap();
+        assert_eq!(there.bring(backend, &layers).await.unwrap(), "two");
+    }
 }
 
 /// What a writer left that was killed goes with the next one; what one at work has there stays.

@@ -39,6 +39,7 @@ fn records() -> Vec<PortableRecord> {
         run: Some(entry(name, &[], 1, rbuild_solver::Keep::First).record),
         detail: Some(Descriptor::new(MediaType::OciConfig, Digest::sha256_of(b"detail"), 9)),
         covers: vec!["c".into()],
+        used: None,
     };
     vec![record("a", &["one"]), record("b", &["one", "two"]), record("c", &["three"])]
 }
@@ -97,7 +98,7 @@ fn change(value: &mut Value, dice: &mut Dice) {
 
 #[test]
 fn whatever_a_document_says_it_names_only_its_own_layers() {
-    let written = write_records(&records(), MediaFamily::Oci).unwrap();
+    let written = write_records(&records(), &[], MediaFamily::Oci).unwrap();
     let (manifest, config): (Value, Value) =
         (serde_json::from_slice(&written.manifest).unwrap(), serde_json::from_slice(&written.config).unwrap());
     let mut dice = Dice(0x2545_f491_4f6c_dd1d);
@@ -128,7 +129,7 @@ fn whatever_a_document_says_it_names_only_its_own_layers() {
 /// Bytes that were damaged on their way are no JSON, or say something else; neither harms.
 #[test]
 fn damaged_bytes_harm_nobody() {
-    let written = write_records(&records(), MediaFamily::Oci).unwrap();
+    let written = write_records(&records(), &[], MediaFamily::Oci).unwrap();
     let rbuild_oci::Document::Manifest(manifest) = rbuild_oci::Document::parse(&written.manifest, None).unwrap() else {
         panic!("it is a manifest");
     };

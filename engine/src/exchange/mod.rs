@@ -14,11 +14,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::FutureExt;
 use rbuild_cache::import::contents;
 use rbuild_cache::publish::{ancestry, local_record};
-use rbuild_cache::{Backend, DirectoryBackend, Imported, LocalCache, Publisher, RegistryBackend, Tiers, stored_record};
+use rbuild_cache::{
+    Backend, DirectoryBackend, Evidence, Imported, LocalCache, Publisher, RegistryBackend, Tiers, stored_record,
+};
 use rbuild_executor::Value;
+use rbuild_graph::BuildGraph;
 use rbuild_oci::Reference;
 use rbuild_registry::{Client, PackedLayer};
-use rbuild_solver::{CacheKey, Event, Events, LogStream, Solver, StepId};
+use rbuild_solver::{CacheKey, Event, Events, LogStream, Report, Solver, StepId};
 use rbuild_store::{Lease, Store};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -50,6 +53,7 @@ pub(crate) struct Exchange {
     wanted: Arc<Mutex<HashSet<String>>>,
     places: Mutex<Arc<Places>>,
     lost: Mutex<Lost>,
+    evidence: Mutex<Option<Evidence>>,
     sending: Mutex<JoinSet<()>>,
     notes: Notes,
 }
@@ -109,6 +113,7 @@ impl Exchange {
             wanted: Arc::default(),
             places: Mutex::new(places),
             lost: Mutex::default(),
+            evidence: Mutex::default(),
             sending: Mutex::default(),
             notes: Notes { events: events.clone(), told: Arc::default() },
         };
@@ -173,6 +178,7 @@ impl Exchange {
             .boxed()
         };
         let tiers = Tiers::new(local, store, Box::new(open), self.send_ahead());
+        *self.evidence.lock().unwrap_or_else(PoisonError::into_inner) = Some(tiers.evidence());
         Ok(Solver::new(Arc::new(tiers), jobs))
     }
 
@@ -210,6 +216,18 @@ impl Exchange {
         };
         self.sending.lock().unwrap_or_else(PoisonError::into_inner).spawn(forward);
         Some(saved)
+    }
+
+    /// Keeps what the caches say of steps that ran and left no result, so that people can be told what was different.
+    pub(crate) async fn keep_evidence(&self, graph: &BuildGraph, reports: &[Report]) {
+        let evidence = self.evidence.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(evidence) = evidence else { return };
+        for report in reports.iter().filter(|report| report.missed()) {
+            let Some(key) = report.key else { continue };
+            if let Err(error) = evidence.keep(&graph.vertex(report.vertex).meta.name, key).await {
+                tracing::debug!(%error, "what an import says of a step is not kept");
+            }
+        }
     }
 
     /// Whether the build may be tried again, since a cache did not keep its word; it is not asked again, and people are told.
@@ -266,6 +284,14 @@ impl Exchange {
                     published.all
                 );
                 self.events.log(step, LogStream::Stdout, note);
+                if published.removed > 0 {
+                    let note = format!("removing {} records that no build used for long done\n", published.removed);
+                    self.events.log(step, LogStream::Stdout, note);
+                }
+                if let Some(why) = published.unremoved {
+                    let note = format!("they are not read any more, but their names stay: {why}\n");
+                    self.events.log(step, LogStream::Stderr, note);
+                }
                 Ok::<_, Error>(())
             });
             if let Err(error) = sent.await {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use rbuild_oci::{Descriptor, Digest, Document, Index, MediaType};
 
 use super::faults::{self, Action};
-use super::{Access, Grant, Request, Shared, State, TokenRules, uploads};
+use super::{Access, Grant, Removal, Request, Shared, State, TokenRules, uploads};
 use crate::wire::{What, error, json, with_header};
 
 /// One request, its body read.
@@ -124,6 +124,7 @@ fn dispatch(state: &mut State, call: &Call) -> Response {
     }
     match what {
         What::Tags(name) => tags(state, name),
+        What::Manifest(name, which) if call.method == Method::DELETE => remove_manifest(state, name, which),
         What::Manifest(name, which) if push => put_manifest(state, call, name, which),
         What::Manifest(name, which) => get_manifest(state, call, name, which),
         What::Blob(name, digest) if !push => get_blob(state, call, name, digest),
@@ -266,7 +267,9 @@ fn put_manifest(state: &mut State, call: &Call, name: &str, which: &str) -> Resp
     let repository = state.repositories.entry(name.to_owned()).or_default();
     let missing = match &document {
         Document::Manifest(m) => std::iter::once(&m.config).chain(&m.layers).any(|d| {
-            !repository.blobs.contains(&d.digest) || state.blobs.get(&d.digest).is_none_or(|b| b.len() as u64 != d.size)
+            let elsewhere = d.media_type.is_foreign_layer() && !d.urls.is_empty();
+            let here = state.blobs.get(&d.digest).filter(|_| repository.blobs.contains(&d.digest));
+            !elsewhere && here.is_none_or(|b| b.len() as u64 != d.size)
         }),
         Document::Index(i) => i.manifests.iter().any(|d| !repository.manifests.contains_key(&d.digest)),
     };
@@ -291,6 +294,25 @@ fn put_manifest(state: &mut State, call: &Call, name: &str, which: &str) -> Resp
     match subject.filter(|_| state.behaviour.referrers) {
         Some(subject) => with_header(answer, "oci-subject", &subject.digest.to_string()),
         None => answer,
+    }
+}
+
+fn remove_manifest(state: &mut State, name: &str, which: &str) -> Response {
+    let cannot = || error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "the operation is unsupported");
+    let how = state.behaviour.removal;
+    let Some(repository) = state.repositories.get_mut(name) else { return unknown_name() };
+    let gone = match which.parse::<Digest>() {
+        _ if how == Removal::Never => return cannot(),
+        Err(_) if how == Removal::ByDigest => return cannot(),
+        Err(_) => repository.tags.remove(which).is_some(),
+        Ok(digest) => {
+            repository.tags.retain(|_, other| *other != digest);
+            repository.manifests.remove(&digest).is_some()
+        }
+    };
+    match gone {
+        true => StatusCode::ACCEPTED.into_response(),
+        false => error(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "manifest unknown"),
     }
 }
 
