@@ -294,8 +294,8 @@ impl Campaign<'_> {
                 let to = self.path(&name);
                 std::fs::hard_link(self.path(of_dir), &to).expect("link");
                 self.undo.push(Box::new(move || std::fs::remove_file(to).expect("remove")));
-                // The file is another one too: it has a second name.
-                path(&name, format!("{name} (added)"), true)
+                // Of two names, the later one in order counts as changed.
+                path(&name, name.clone(), true)
             }
             10 => {
                 let name = format!("{dir}/soft{n}");
