@@ -294,6 +294,8 @@ impl Campaign<'_> {
                 let to = self.path(&name);
                 std::fs::hard_link(self.path(of_dir), &to).expect("link");
                 self.undo.push(Box::new(move || std::fs::remove_file(to).expect("remove")));
+                // The same content twice may have been there before; another file more makes it a state that never was.
+                self.write(&format!("{dir}/else{n}{ending}"), format!("# else {n}\n").as_bytes());
                 // Of two names, the later one in order counts as changed.
                 path(&name, name.clone(), true)
             }
