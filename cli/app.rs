@@ -137,6 +137,7 @@ impl App {
                 https: variable("HTTPS_PROXY"),
                 no_proxy: variable("NO_PROXY").unwrap_or_default(),
             },
+            undistributable: config.allow_nondistributable_artifacts.clone(),
             ..ClientOptions::default()
         })
     }

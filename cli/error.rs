@@ -10,6 +10,8 @@ use std::process::ExitCode;
 pub mod exit {
     /// Anything that went wrong and has no code of its own: a failed build, an image that is not there.
     pub const FAILURE: u8 = 1;
+    /// `inspect`: the template is none (docker's 64).
+    pub const BAD_TEMPLATE: u8 = 64;
     /// `run`, `create` and `exec`: rbuild itself failed, the program of the container was not started.
     pub const ENGINE: u8 = 125;
     /// `run` and `exec`: the program is there and cannot be executed.

@@ -82,7 +82,12 @@ fn table_of_template(template: &str, columns: &[Column], rows: &[Row]) -> Result
 fn json_line(columns: &[Column], row: &Row) -> String {
     let object: BTreeMap<&str, &str> =
         columns.iter().map(|c| (c.name, row.cells.get(c.name).map_or("", String::as_str))).collect();
-    serde_json::to_string(&object).unwrap_or_default()
+    escaped(&serde_json::to_string(&object).unwrap_or_default())
+}
+
+/// JSON of a row as Go writes it, which minds browsers: without `<`, `>` and `&`.
+fn escaped(json: &str) -> String {
+    json.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 
 fn value_of_row(columns: &[Column], row: &Row) -> Value {
@@ -150,9 +155,20 @@ fn functions(template: Template) -> Template {
     }
     template
         .func("json", |args| {
-            Ok(Value::from(serde_json::to_string(&to_json(args.first().unwrap_or(&Value::Nil))).unwrap_or_default()))
+            let given = args.first().unwrap_or(&Value::Nil);
+            let json = serde_json::to_string(&to_json(given)).unwrap_or_default();
+            // A whole row, which alone has methods, is written by other means in docker than what it consists of.
+            let row = matches!(given, Value::Map(map) if map.values().any(|v| matches!(v, Value::Function(_))));
+            Ok(Value::from(if row { escaped(&json) } else { json }))
         })
-        .func("split", |args| Ok(Value::from(text(args, 0).split(&text(args, 1)).map(Value::from).collect::<Vec<_>>())))
+        .func("split", |args| {
+            let (given, separator) = (text(args, 0), text(args, 1));
+            let parts: Vec<Value> = match separator.as_str() {
+                "" => given.chars().map(|c| Value::from(c.to_string())).collect(),
+                separator => given.split(separator).map(Value::from).collect(),
+            };
+            Ok(Value::from(parts))
+        })
         .func("join", |args| {
             let separator = text(args, 1);
             let parts = match args.first() {

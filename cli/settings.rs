@@ -39,6 +39,8 @@ pub struct Settings {
 pub struct DaemonConfig {
     pub registry_mirrors: Vec<String>,
     pub insecure_registries: Vec<String>,
+    /// Registries that get foreign layers, too.
+    pub allow_nondistributable_artifacts: Vec<String>,
     pub storage_driver: Option<String>,
     pub cdi_spec_dirs: Option<Vec<PathBuf>>,
     /// By the names that `--runtime` gives.

@@ -44,6 +44,8 @@ const COLUMNS: [Column; 6] = [
     column("Size", "SIZE"),
 ];
 const DEFAULT: [&str; 5] = ["ID", "CreatedSince", "CreatedBy", "Size", "Comment"];
+/// With `--human=false`.
+const STAMPED: [&str; 5] = ["ID", "CreatedAt", "CreatedBy", "Size", "Comment"];
 /// Characters of a command that are shown.
 const COMMAND: usize = 45;
 
@@ -55,7 +57,8 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         let ids: String = rows.iter().filter_map(|r| r.cells.get("ID")).map(|id| format!("{id}\n")).collect();
         app.print(&ids)?;
     } else {
-        app.print(&format::listing(args.format.as_deref(), &COLUMNS, &DEFAULT, &rows)?)?;
+        let default = if args.human { DEFAULT } else { STAMPED };
+        app.print(&format::listing(args.format.as_deref(), &COLUMNS, &default, &rows)?)?;
     }
     DONE
 }

@@ -52,6 +52,7 @@ pub fn deleted(removed: &[Removed]) -> String {
     let line = |one: &Removed| match one {
         Removed::Untagged(name) => format!("untagged: {}\n", name.familiar()),
         Removed::Deleted(id) => format!("deleted: {}\n", id.0),
+        Removed::Layer(chain) => format!("deleted: {}\n", chain.0),
     };
     let lines: String = removed.iter().map(line).collect();
     format!("Deleted Images:\n{lines}\n")

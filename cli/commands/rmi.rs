@@ -52,6 +52,7 @@ pub fn lines(removed: &[Removed]) -> String {
     let line = |one: &Removed| match one {
         Removed::Untagged(name) => format!("Untagged: {}\n", name.familiar()),
         Removed::Deleted(id) => format!("Deleted: {}\n", id.0),
+        Removed::Layer(chain) => format!("Deleted: {}\n", chain.0),
     };
     removed.iter().map(line).collect()
 }

@@ -29,9 +29,15 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let images = app.images()?;
     let platform = super::platform(args.platform.as_deref())?;
     match &args.output {
-        Some(path) => tokio::task::block_in_place(|| {
-            whole_file::write(path, |out| Ok(images.save(&args.images, platform.as_ref(), out)?))
-        })?,
+        Some(path) => {
+            let saved = tokio::task::block_in_place(|| {
+                whole_file::write(path, |out| Ok(images.save(&args.images, platform.as_ref(), out)?))
+            });
+            saved.map_err(|error| match error.message.starts_with("invalid output path") {
+                true => CliError { message: format!("failed to save image: {}", error.message), ..error },
+                false => error,
+            })?;
+        }
         None if std::io::stdout().is_terminal() => {
             return Err(CliError::new("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
         }

@@ -84,14 +84,14 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
 }
 
 fn row(kind: &str, usage: Usage) -> Row {
-    let mut reclaimable = units::short_size(usage.reclaimable);
+    let mut reclaimable = units::size(usage.reclaimable);
     if let Some(percent) = (usage.reclaimable * 100).checked_div(usage.size) {
         reclaimable.push_str(&format!(" ({percent}%)"));
     }
     Row::default()
         .set("Active", usage.active.to_string())
         .set("Reclaimable", reclaimable)
-        .set("Size", units::short_size(usage.size))
+        .set("Size", units::size(usage.size))
         .set("TotalCount", usage.total.to_string())
         .set("Type", kind)
 }
@@ -122,15 +122,15 @@ impl Verbose {
             for (repository, tag, digest) in images::lines(&share.image, false) {
                 let row = images::row(&share.image, share.shared + share.unique, repository, tag, digest, false);
                 all.images.push(
-                    row.set("SharedSize", units::short_size(share.shared))
-                        .set("UniqueSize", units::short_size(share.unique))
+                    row.set("SharedSize", units::size(share.shared))
+                        .set("UniqueSize", units::size(share.unique))
                         .set("Containers", share.containers.to_string()),
                 );
             }
         }
         for (name, size, links) in engine.volume_sizes()? {
             let row = Row::default().set("Name", name).set("Links", links.to_string());
-            all.volumes.push(row.set("Size", units::short_size(size)));
+            all.volumes.push(row.set("Size", units::size(size)));
         }
         for entry in engine.cache_entries()? {
             all.cached += if entry.shared { 0 } else { entry.size };
@@ -138,7 +138,7 @@ impl Verbose {
         }
         for (owner, share) in engine.shares()? {
             let row = Row::default().set("Owner", owner.name()).set("Items", share.items.to_string());
-            all.owners.push(row.set("Size", units::short_size(share.size)).set("Bytes", share.size.to_string()));
+            all.owners.push(row.set("Size", units::size(share.size)).set("Bytes", share.size.to_string()));
         }
         Ok(all)
     }
@@ -162,8 +162,7 @@ impl Verbose {
         }
         let mut text = String::new();
         for (at, (name, heading, columns, rows)) in parts.into_iter().enumerate() {
-            let total =
-                if name == "BuildCache" { format!(" {}", units::short_size(self.cached)) } else { String::new() };
+            let total = if name == "BuildCache" { format!(" {}", units::size(self.cached)) } else { String::new() };
             let gap = if at == 0 { "" } else { "\n" };
             let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
             text.push_str(&format!("{gap}{heading}{total}\n\n{}", format::listing(None, columns, &names, rows)?));
@@ -184,7 +183,7 @@ fn cache_row(entry: &CacheEntry, now: SystemTime) -> Row {
     Row::default()
         .set("ID", entry.id.get(..12).unwrap_or(&entry.id))
         .set("CacheType", entry.kind.name())
-        .set("Size", units::short_size(entry.size))
+        .set("Size", units::size(entry.size))
         .set("CreatedSince", units::ago(entry.created, now))
         .set("LastUsedSince", units::ago(entry.used, now))
         .set("UsageCount", entry.uses.map(|uses| uses.to_string()).unwrap_or_default())

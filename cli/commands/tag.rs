@@ -6,6 +6,7 @@ use super::DONE;
 use crate::app::App;
 use crate::commands::reference;
 use crate::error::CliError;
+use crate::terminal::clean_line;
 
 /// Give an image another name
 #[derive(Debug, clap::Args)]
@@ -19,7 +20,10 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
-    let target = reference(&args.target)?;
+    let target = reference(&args.target).map_err(|error| {
+        let shown = clean_line(&args.target);
+        CliError::new(format!("error parsing reference: {shown:?} is not a valid repository/tag: {error}"))
+    })?;
     app.images()?.tag(&args.source, &target)?;
     DONE
 }

@@ -140,6 +140,7 @@ fn words(stage: &Stage) -> Option<String> {
         Stage::PullComplete => "Pull complete",
         Stage::Preparing => "Preparing",
         Stage::Pushed => "Pushed",
+        Stage::SkippedForeign => "Skipped foreign layer",
         Stage::LayerAlreadyExists => "Layer already exists",
         Stage::Mounted { from } => return Some(format!("Mounted from {from}")),
         _ => return None,

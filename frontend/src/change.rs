@@ -31,6 +31,10 @@ pub fn change(config: &ContainerConfig, lines: &[String]) -> Result<ContainerCon
 fn one(config: &ContainerConfig, line: &str) -> Result<ContainerConfig, Vec<Diagnostic>> {
     let (file, problems) = parse(format!("FROM {SUBJECT}\n{line}\n").as_bytes(), "change");
     let errors: Vec<Diagnostic> = problems.into_iter().filter(Diagnostic::is_error).collect();
+    let word = line.split_whitespace().next().unwrap_or_default().to_lowercase();
+    if errors.iter().any(|error| error.message.starts_with("unknown instruction: ")) {
+        return Err(vec![Diagnostic::error(format!("{word} is not a valid change command"))]);
+    }
     if !errors.is_empty() {
         return Err(errors);
     }
@@ -47,7 +51,6 @@ fn one(config: &ContainerConfig, line: &str) -> Result<ContainerConfig, Vec<Diag
     };
     let commands: Vec<_> = file.stages.iter().flat_map(|stage| &stage.commands).collect();
     if file.stages.len() != 1 || commands.len() != 1 || !commands.iter().all(|c| allowed(&c.instruction)) {
-        let word = line.split_whitespace().next().unwrap_or_default().to_lowercase();
         return Err(vec![Diagnostic::error(format!("{word} is not a valid change command"))]);
     }
     let fail = |problem: &str| vec![Diagnostic::error(problem)];
@@ -106,7 +109,7 @@ mod tests {
             ("FROM busybox", "from is not a valid change command"),
             ("CMD a\nCMD b", "cmd is not a valid change command"),
             ("", " is not a valid change command"),
-            ("XYZZY x", "unknown instruction: XYZZY"),
+            ("XYZZY x", "xyzzy is not a valid change command"),
             ("EXPOSE x", "invalid containerPort: x"),
         ] {
             let problems = change(&ContainerConfig::default(), &[line.to_owned()]).unwrap_err();

@@ -36,6 +36,8 @@ pub struct ClientOptions {
     pub retry: Retry,
     /// Blobs on their way at once.
     pub parallel: usize,
+    /// Registries that get layers, too, which their publishers do not let others distribute.
+    pub undistributable: Vec<String>,
 }
 
 impl Default for ClientOptions {
@@ -51,6 +53,7 @@ impl Default for ClientOptions {
             user_agent: concat!("rbuild/", env!("CARGO_PKG_VERSION")).to_owned(),
             retry: Retry::default(),
             parallel: 4,
+            undistributable: Vec::new(),
         }
     }
 }
@@ -73,6 +76,7 @@ pub(crate) struct Inner {
     mirrors: Mirrors,
     hosts: Hosts,
     parallel: usize,
+    undistributable: Vec<String>,
     /// Which of an endpoint's schemes its host speaks.
     bases: Mutex<HashMap<String, Url>>,
 }
@@ -144,12 +148,30 @@ impl Client {
     /// # Errors
     /// A user agent that no header can carry.
     pub fn new(options: ClientOptions) -> Result<Client, Error> {
-        let ClientOptions { mirrors, credentials, rules, roots, extra_roots, proxies, user_agent, retry, parallel } =
-            options;
+        let ClientOptions {
+            mirrors,
+            credentials,
+            rules,
+            roots,
+            extra_roots,
+            proxies,
+            user_agent,
+            retry,
+            parallel,
+            undistributable,
+        } = options;
         let transport = Transport::new(roots, extra_roots, proxies, &user_agent, retry)?;
         let authorizer = Authorizer::new(credentials);
         let hosts = Hosts::new(rules);
-        let inner = Inner { transport, authorizer, mirrors, hosts, parallel: parallel.max(1), bases: Mutex::default() };
+        let inner = Inner {
+            transport,
+            authorizer,
+            mirrors,
+            hosts,
+            parallel: parallel.max(1),
+            undistributable,
+            bases: Mutex::default(),
+        };
         Ok(Client { inner: Arc::new(inner) })
     }
 
@@ -257,6 +279,11 @@ impl Client {
 
     pub(crate) fn parallel(&self) -> usize {
         self.inner.parallel
+    }
+
+    /// Whether the user lets this registry have what is not to be distributed.
+    pub(crate) fn gets_all(&self, registry: &str) -> bool {
+        self.inner.undistributable.iter().any(|allowed| allowed == registry)
     }
 
     pub(crate) fn transport(&self) -> &Transport {

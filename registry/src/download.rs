@@ -1,7 +1,8 @@
 //! A blob's body that survives cuts.
 //!
 //! A broken transfer goes on where it stopped (`Range`); a registry that knows no ranges sends all again and what is
-//! already there is skipped; an endpoint that gives up is replaced by the next. Nothing here trusts what comes: the
+//! already there is skipped; an endpoint that gives up is replaced by the next, and behind the last, for layers that are
+//! not to be distributed, come the web addresses in their descriptors. Nothing here trusts what comes: the
 //! size is enforced while it streams, the digest is for whoever takes the bytes ([`BlobStream`], or the store's writer).
 
 use bytes::Bytes;
@@ -9,19 +10,22 @@ use rbuild_oci::{Algorithm, Descriptor, Digest, Reference};
 use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use sha2::Digest as _;
+use url::Url;
 
 use crate::auth::Scope;
 use crate::client::{Client, failure, header};
 use crate::mirrors::Endpoint;
-use crate::transport::check_identity;
+use crate::transport::{Ask, check_identity};
 use crate::{Error, transport};
 
 /// The bytes of a blob, not yet verified.
 pub(crate) struct Download {
     client: Client,
     endpoints: Vec<Endpoint>,
-    /// The endpoint in use.
+    /// The endpoint in use; behind the last of them, the web addresses.
     at: usize,
+    /// Where a layer that registries may not give away can be had, as its descriptor says.
+    addresses: Vec<Url>,
     repository: String,
     registry: String,
     blob: Descriptor,
@@ -36,6 +40,8 @@ pub(crate) struct Download {
     ranges: bool,
 }
 
+/// More web addresses of a layer than this are not tried.
+const ADDRESSES: usize = 4;
 /// However slowly it goes on, a blob is not worth more requests than this.
 const CUTS: u32 = 24;
 
@@ -45,6 +51,7 @@ impl Download {
             client,
             endpoints,
             at: 0,
+            addresses: addresses(blob),
             repository: reference.repository().to_owned(),
             registry: reference.registry().to_owned(),
             blob: blob.clone(),
@@ -110,7 +117,7 @@ impl Download {
         tracing::debug!(digest = %self.blob.digest, received = self.received, reason, "transfer cut");
         let retry = self.client.transport().retry;
         if self.failed >= retry.attempts || self.cuts >= CUTS {
-            if self.at + 1 < self.endpoints.len() {
+            if self.at + 1 < self.places() {
                 self.at += 1;
                 self.failed = 0;
                 self.cuts = 1;
@@ -131,7 +138,7 @@ impl Download {
                     self.body = Some(body);
                     return Ok(());
                 }
-                Err(e) if e.try_elsewhere() && self.at + 1 < self.endpoints.len() => {
+                Err(e) if e.try_elsewhere() && self.at + 1 < self.places() => {
                     tracing::debug!(digest = %self.blob.digest, error = %e, "trying the next endpoint");
                     self.at += 1;
                 }
@@ -140,16 +147,40 @@ impl Download {
         }
     }
 
+    /// How many places there are to ask.
+    fn places(&self) -> usize {
+        self.endpoints.len() + self.addresses.len()
+    }
+
     async fn open_here(&mut self) -> Result<Response, Error> {
-        let access = self.client.access(&self.endpoints[self.at]).await?;
+        let Some(endpoint) = self.endpoints.get(self.at) else {
+            // Somebody else's server: it is shown no credential, and nothing that is configured for registries.
+            let address = self.addresses[self.at - self.endpoints.len()].clone();
+            let ask = self.ranged(Ask::new(Method::GET, address, false))?;
+            let answer = self.client.transport().send(&ask, None).await?;
+            return self.begun(&ask, answer).await;
+        };
+        let access = self.client.access(endpoint).await?;
         let scope = Scope::pull(&self.repository);
-        let mut ask = access.ask(Method::GET, &format!("{}/blobs/{}", self.repository, self.blob.digest))?;
+        let ask = access.ask(Method::GET, &format!("{}/blobs/{}", self.repository, self.blob.digest))?;
+        let ask = self.ranged(ask)?;
+        let answer = self.client.call(&access, &scope, &ask).await?;
+        self.begun(&ask, answer).await
+    }
+
+    /// Asks for what lacks.
+    fn ranged(&self, mut ask: Ask) -> Result<Ask, Error> {
         let from = if self.ranges { self.received } else { 0 };
         if from > 0 {
             let range = HeaderValue::from_str(&format!("bytes={from}-")).map_err(|e| Error::Options(e.to_string()))?;
             ask.headers.insert(RANGE, range);
         }
-        let answer = self.client.call(&access, &scope, &ask).await?;
+        Ok(ask)
+    }
+
+    /// The body that an answer begins, at the place that was asked for or at the beginning.
+    async fn begun(&mut self, ask: &Ask, answer: Response) -> Result<Response, Error> {
+        let from = if self.ranges { self.received } else { 0 };
         let request = ask.shown();
         check_identity(&answer, &request)?;
         let (begin, length) = match answer.status() {
@@ -179,6 +210,15 @@ impl Download {
     fn wrong_size(&self, actual: u64) -> Error {
         Error::WrongSize { what: format!("blob {}", self.blob.digest), expected: self.blob.size, actual }
     }
+}
+
+/// The web addresses that the descriptor of a layer gives, if it is one that registries need not have.
+fn addresses(blob: &Descriptor) -> Vec<Url> {
+    if !blob.media_type.is_foreign_layer() {
+        return Vec::new();
+    }
+    let urls = blob.urls.iter().filter_map(|url| Url::parse(url).ok());
+    urls.filter(|url| matches!(url.scheme(), "http" | "https")).take(ADDRESSES).collect()
 }
 
 fn range_start(answer: &Response) -> Option<u64> {

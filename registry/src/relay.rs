@@ -94,8 +94,10 @@ impl Relay {
             match &fetched.document {
                 Document::Manifest(manifest) => {
                     let blobs = std::iter::once(&manifest.config).chain(&manifest.layers);
-                    let blobs: Vec<Descriptor> =
-                        blobs.filter(|blob| !blob.media_type.is_foreign_layer()).cloned().collect();
+                    let blobs: Vec<Descriptor> = blobs
+                        .filter(|blob| !blob.media_type.is_foreign_layer() || blob.urls.is_empty())
+                        .cloned()
+                        .collect();
                     futures::stream::iter(blobs)
                         .map(|blob| async move { self.blob(blob).await })
                         .buffer_unordered(self.destination.client.parallel())

@@ -178,7 +178,7 @@ impl Push {
             }
             // No image: its blobs are sent as they are.
             None => {
-                for blob in manifest.layers.iter().filter(|blob| !blob.media_type.is_foreign_layer()) {
+                for blob in manifest.layers.iter().filter(|blob| !self.keeps_back(blob)) {
                     self.blob(blob).await?;
                 }
                 manifest.layers.clone()
@@ -219,6 +219,10 @@ impl Push {
         diff: DiffId,
         packing: LayerPacking,
     ) -> Result<Descriptor, Error> {
+        if let Some(foreign) = layer.as_ref().filter(|layer| self.keeps_back(layer)) {
+            self.tell(&diff, Stage::SkippedForeign);
+            return Ok(foreign.clone());
+        }
         let (mine, options) = (diff.clone(), packing.options());
         let forms: Vec<(Descriptor, bool)> = self
             .blocking(move |p| {
@@ -257,6 +261,13 @@ impl Push {
             Compression::None => self.send_plain(&diff).await,
             _ => self.compress_and_send(&diff, packing).await,
         }
+    }
+
+    /// Whether a layer is not given away: its publisher does not want that, and its manifest says where it can be had. The
+    /// user may say that this registry gets it all the same.
+    fn keeps_back(&self, layer: &Descriptor) -> bool {
+        let allowed = || self.destination.client.gets_all(&self.registry);
+        layer.media_type.is_foreign_layer() && !layer.urls.is_empty() && !allowed()
     }
 
     /// The tar as it is.
@@ -450,6 +461,8 @@ fn rewritten(manifest: &Manifest, layers: &[Descriptor], form: Form) -> Manifest
         false => (MediaType::OciManifest, typed(&manifest.config, MediaType::OciConfig)),
     };
     let layer_type = |layer: &Descriptor| match (docker, layer.media_type.layer_compression()) {
+        (_, _) if layer.media_type == MediaType::DockerForeignLayerGzip => MediaType::OciForeignLayerGzip,
+        (_, _) if layer.media_type.is_foreign_layer() => layer.media_type.clone(),
         (true, _) => MediaType::DockerLayerGzip,
         (false, Some(how)) => MediaType::oci_layer(how),
         (false, None) => layer.media_type.clone(),

@@ -65,6 +65,8 @@ pub enum Stage {
     Pushed,
     /// The registry has it.
     LayerAlreadyExists,
+    /// Its publisher does not let others distribute it: the manifest says where it is.
+    SkippedForeign,
     /// The registry took it from another of its repositories.
     Mounted {
         from: String,
@@ -73,8 +75,11 @@ pub enum Stage {
 
 impl Progress {
     pub(crate) fn of(blob: &Digest, stage: Stage) -> Progress {
-        use Stage::{AlreadyExists, LayerAlreadyExists, Mounted, PullComplete, Pushed};
-        let done = matches!(stage, AlreadyExists | PullComplete | Pushed | LayerAlreadyExists | Mounted { .. });
+        use Stage::{AlreadyExists, LayerAlreadyExists, Mounted, PullComplete, Pushed, SkippedForeign};
+        let done = matches!(
+            stage,
+            AlreadyExists | PullComplete | Pushed | LayerAlreadyExists | SkippedForeign | Mounted { .. }
+        );
         Progress { blob: blob.clone(), stage, current: 0, total: None, done }
     }
 

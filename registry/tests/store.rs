@@ -447,3 +447,136 @@ async fn a_push_outlasts_bursts_and_tokens_that_expire() {
         verify(&f, &about);
     }
 }
+
+/// A server that gives `bytes` to everybody, as often as asked; what it was asked is kept.
+fn web_server(bytes: Vec<u8>) -> (String, Arc<Mutex<Vec<String>>>) {
+    use std::io::Read as _;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/layer.tar.gz", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = asked.clone();
+    std::thread::spawn(move || {
+        for peer in listener.incoming() {
+            let mut peer = peer.unwrap();
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && peer.read(&mut byte).unwrap() == 1 {
+                head.push(byte[0]);
+            }
+            log.lock().unwrap().push(String::from_utf8_lossy(&head).to_lowercase());
+            let length = bytes.len();
+            // Who has enough may go away.
+            drop(write!(peer, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"));
+            drop(peer.write_all(&bytes));
+        }
+    });
+    (url, asked)
+}
+
+/// An image whose upper layer no registry has, as `kind` says it, in a manifest of that family.
+fn with_foreign_layer(registry: &Registry, repository: &str, kind: MediaType, urls: &[String]) -> (Digest, Vec<u8>) {
+    let tars = [tar_of("own", b"own"), tar_of("foreign", b"theirs")];
+    let config = config_of(&tars).to_canonical_json();
+    let size = config.len() as u64;
+    let docker = kind == MediaType::DockerForeignLayerGzip;
+    let (manifest_type, config_type, own_type) = match docker {
+        true => (MediaType::DockerManifest, MediaType::DockerConfig, MediaType::DockerLayerGzip),
+        false => (MediaType::OciManifest, MediaType::OciConfig, MediaType::OciLayerGzip),
+    };
+    let config = Descriptor::new(config_type, registry.put_blob(repository, config), size);
+    let own = gzip(&tars[0]);
+    let size = own.len() as u64;
+    let own = Descriptor::new(own_type, registry.put_blob(repository, own), size);
+    let theirs = match kind {
+        MediaType::OciForeignLayer => tars[1].clone(),
+        MediaType::OciForeignLayerZstd => zstd::encode_all(&tars[1][..], 3).unwrap(),
+        _ => gzip(&tars[1]),
+    };
+    let mut foreign = Descriptor::new(kind, Digest::sha256_of(&theirs), theirs.len() as u64);
+    foreign.urls = urls.to_vec();
+    let mut manifest = Manifest::new(config, vec![own, foreign]);
+    manifest.media_type = Some(manifest_type.clone());
+    let bytes = serde_json::to_vec(&manifest).unwrap();
+    (registry.put_manifest(repository, Some("v1"), manifest_type.as_str(), bytes), theirs)
+}
+
+const FOREIGN: [MediaType; 4] = [
+    MediaType::DockerForeignLayerGzip,
+    MediaType::OciForeignLayer,
+    MediaType::OciForeignLayerGzip,
+    MediaType::OciForeignLayerZstd,
+];
+
+/// What registries may not give away comes from where its manifest says, without a credential, is kept through an archive
+/// with the same digest, and is pushed only where the user says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn foreign_layers_come_from_their_address_and_stay_at_home() {
+    for kind in FOREIGN {
+        let registry = Registry::start_with(with_tokens()).await.unwrap();
+        let theirs = with_foreign_layer(&registry, "app", kind.clone(), &[]).1;
+        let (url, asked) = web_server(theirs.clone());
+        let nowhere = "ftp://host/layer".to_owned();
+        let (digest, _) = with_foreign_layer(&registry, "app", kind.clone(), &[nowhere, url]);
+        let mut fixture = fixture_as(password());
+        let (image, _) = pull(&fixture, &name(&registry, "app:v1")).await.unwrap();
+        assert_eq!(image.target.digest, digest, "{kind}");
+        assert_eq!(content(&fixture, &image, "foreign"), b"theirs");
+        let asked = asked.lock().unwrap().clone();
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        assert!(asked[0].starts_with("get /layer.tar.gz ") && !asked[0].contains("authorization"), "{asked:?}");
+
+        let mut archive = Vec::new();
+        let chosen = rbuild_store::archive::select(&fixture.store, &[name(&registry, "app:v1").familiar()]).unwrap();
+        rbuild_store::archive::save(&chosen, &fixture.store, &mut archive).unwrap();
+        let other = fixture_as(password());
+        let loaded = rbuild_store::archive::load(&archive[..], &other.store, &other.lease, &|_| {}).unwrap();
+        assert_eq!(loaded[0].record.target.digest, digest, "{kind}");
+        assert_eq!(content(&other, &loaded[0].record, "foreign"), b"theirs");
+
+        let (pushed, stages) = push(&other, &loaded[0].record, &name(&registry, "kept:v1")).await.unwrap();
+        assert_eq!(pushed, digest, "{kind}");
+        assert!(stages.contains(&Stage::SkippedForeign), "{stages:?}");
+        let layer = Digest::sha256_of(&theirs);
+        assert!(registry.blob(&layer).is_none(), "it is not ours to give away");
+        let retry = Retry { attempts: 2, first: Duration::from_millis(5), longest: Duration::from_millis(50) };
+        let credentials = Arc::new(move |_: &str| Ok(password()));
+        let undistributable = vec![registry.host()];
+        let options = ClientOptions { retry, credentials, undistributable, ..ClientOptions::default() };
+        fixture.client = Client::new(options).unwrap();
+        let (pushed, stages) = push(&fixture, &image, &name(&registry, "all:v1")).await.unwrap();
+        assert_eq!(pushed, digest, "{kind}");
+        assert!(!stages.contains(&Stage::SkippedForeign), "{stages:?}");
+        assert_eq!(registry.blob(&layer).expect("it is there"), theirs);
+        verify(&fixture, "after foreign layers");
+    }
+}
+
+/// An address that lies, sends too much or is not there leaves nothing; layers that are no foreign ones have no address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_address_of_a_foreign_layer_is_not_believed() {
+    let registry = Registry::start().await.unwrap();
+    let fixture = fixture();
+    let kind = MediaType::OciForeignLayerGzip;
+    let theirs = with_foreign_layer(&registry, "app", kind.clone(), &[]).1;
+    let nowhere = pull(&fixture, &name(&registry, "app:v1")).await.unwrap_err();
+    assert!(nowhere.to_string().contains("not found"), "{nowhere}");
+    let mut wrong = theirs.clone();
+    wrong[20] ^= 1;
+    let (liar, _) = web_server(wrong);
+    let (endless, _) = web_server([theirs.clone(), vec![0; 1 << 20]].concat());
+    for (url, words) in [(&liar, "digest"), (&endless, "bytes")] {
+        with_foreign_layer(&registry, "app", kind.clone(), std::slice::from_ref(url));
+        let failed = pull(&fixture, &name(&registry, "app:v1")).await.unwrap_err();
+        assert!(failed.to_string().contains(words), "{failed}");
+        assert!(fixture.store.images().list().unwrap().is_empty());
+    }
+    let (honest, asked) = web_server(theirs);
+    with_foreign_layer(&registry, "app", kind, &[endless, honest.clone()]);
+    pull(&fixture, &name(&registry, "app:v1")).await.unwrap();
+    assert_eq!(asked.lock().unwrap().len(), 1, "the next address helps out");
+    with_foreign_layer(&registry, "other", MediaType::OciLayerGzip, &[honest]);
+    let fresh = fixture_as(Credentials::Anonymous);
+    pull(&fresh, &name(&registry, "other:v1")).await.unwrap_err();
+    assert_eq!(asked.lock().unwrap().len(), 1, "an ordinary layer is had from its registry or not at all");
+    verify(&fixture, "after lying addresses");
+}

@@ -13,7 +13,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io::Read;
 
-use rbuild_oci::{DiffId, Digest, ImageConfig, limits};
+use rbuild_oci::{DiffId, Digest, Document, ImageConfig, limits};
 use rusqlite::Transaction;
 
 use crate::db::Durability;
@@ -313,8 +313,15 @@ impl Seen {
                 }
             }
             if reason.is_none() {
-                for diff_id in diff_ids(core, &config)? {
-                    if !whole.contains(&diff_id) && !self.has_layer_blob(tx, &diff_id)? {
+                let mut blobs: Option<Vec<Digest>> = None;
+                for (at, diff_id) in diff_ids(core, &config)?.iter().enumerate() {
+                    if whole.contains(diff_id) || self.has_layer_blob(tx, diff_id)? {
+                        continue;
+                    }
+                    // What was pushed to this store is a blob that nobody has unpacked: its manifest tells which.
+                    let blobs = blobs.get_or_insert_with(|| layers(core, &target, &config, 0).unwrap_or_default());
+                    let here = blobs.get(at).map(|blob| self.has_blob(tx, &blob.to_string())).transpose()?;
+                    if here != Some(true) {
                         reason.get_or_insert(format!("its layer {diff_id} is lost"));
                     }
                 }
@@ -386,13 +393,31 @@ fn missing(id: &SnapshotId) -> String {
 
 /// The layers that a config in the store names; none when it cannot be read, which is a damage of its blob.
 fn diff_ids(core: &Core, config: &str) -> Result<Vec<DiffId>> {
-    let path = core.path.join(crate::blobs::path_of(&config.parse()?));
+    let bytes = small_blob(core, &config.parse()?, limits::CONFIG);
+    let config = bytes.and_then(|bytes| ImageConfig::parse(&bytes).ok());
+    Ok(config.map(|config| config.rootfs.diff_ids).unwrap_or_default())
+}
+
+/// The layers of the manifest with this config, which is `target` or below it.
+fn layers(core: &Core, target: &str, config: &str, depth: usize) -> Option<Vec<Digest>> {
+    let bytes = small_blob(core, &target.parse().ok()?, limits::MANIFEST.max(limits::INDEX))?;
+    match Document::parse(&bytes, None).ok()? {
+        Document::Manifest(manifest) => {
+            let digests = manifest.layers.into_iter().map(|layer| layer.digest).collect();
+            (manifest.config.digest.to_string() == config).then_some(digests)
+        }
+        Document::Index(index) if depth < limits::INDEX_DEPTH => {
+            index.manifests.iter().find_map(|child| layers(core, &child.digest.to_string(), config, depth + 1))
+        }
+        Document::Index(_) => None,
+    }
+}
+
+fn small_blob(core: &Core, digest: &Digest, limit: u64) -> Option<Vec<u8>> {
+    let path = core.path.join(crate::blobs::path_of(digest));
     let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(limits::CONFIG).read_to_end(&mut bytes));
-    Ok(match read {
-        Ok(_) => ImageConfig::parse(&bytes).map(|config| config.rootfs.diff_ids).unwrap_or_default(),
-        Err(_) => Vec::new(),
-    })
+    std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)).ok()?;
+    Some(bytes)
 }
 
 fn containers_and_volumes(

@@ -66,6 +66,8 @@ pub struct Untagged {
 pub enum Removed {
     Untagged(Reference),
     Deleted(ImageId),
+    /// A layer with all that is below it, which nothing else used; for those who collect to tell.
+    Layer(ChainId),
 }
 
 impl Images {

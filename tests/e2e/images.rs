@@ -60,7 +60,8 @@ fn names_come_move_and_go() {
     scene.rb(&["tag", "a:1", "localhost:5999/team/a:x"]).ok();
     scene.rb(&["tag", short(&first), "docker.io/library/c"]).ok();
     scene.rb(&["tag", "nope", "x"]).refused(1, &["No such image: nope:latest"]);
-    scene.rb(&["tag", "a:1", "UPPER"]).refused(1, &["must be lowercase"]);
+    let words = "error parsing reference: \"UPPER\" is not a valid repository/tag: invalid reference format";
+    scene.rb(&["tag", "a:1", "UPPER"]).refused(1, &[words, "must be lowercase"]);
     let names = scene.rb(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().out;
     for name in ["a:1\n", "c:latest\n", "localhost:5999/team/a:x\n"] {
         assert!(names.contains(name), "{names}");
@@ -77,10 +78,13 @@ fn names_come_move_and_go() {
 
     // By its id, an image with two names goes only by force.
     scene.rb(&["rmi", &second]).refused(1, &["must be forced", "multiple repositories"]);
+    let layer = |id: &str| scene.inspect(id)["RootFS"]["Layers"][0].as_str().expect("a layer").to_owned();
+    let (lower, upper) = (layer(&first), layer(&second));
     let said = scene.rb(&["rmi", "-f", &second]).ok();
-    assert_eq!(said.out, format!("Untagged: a:1\nUntagged: b:1\nDeleted: {second}\n"));
+    assert_eq!(said.out, format!("Untagged: a:1\nUntagged: b:1\nDeleted: {second}\nDeleted: {upper}\n"));
     let said = scene.rb(&["image", "prune", "-f"]).ok();
-    assert!(said.out.starts_with(&format!("Deleted Images:\ndeleted: {first}\n\nTotal reclaimed space: ")), "{said:?}");
+    let lines = format!("Deleted Images:\ndeleted: {first}\ndeleted: {lower}\n\nTotal reclaimed space: ");
+    assert!(said.out.starts_with(&lines), "{said:?}");
     assert_eq!(scene.rb(&["images", "-aq"]).ok().out, "");
 }
 
@@ -94,8 +98,10 @@ fn what_is_not_there() {
     assert_eq!(serde_json::from_str::<serde_json::Value>(&said.out).expect("JSON").as_array().map(Vec::len), Some(1));
     scene.rb(&["history", "nope"]).refused(1, &["No such image: nope:latest"]);
     // The others go all the same.
+    let layer = scene.inspect("a")["RootFS"]["Layers"][0].as_str().expect("a layer").to_owned();
     let said = scene.rb(&["rmi", "nope", "a"]).refused(1, &["No such image: nope:latest"]);
-    assert_eq!(said.out, format!("Untagged: a:latest\nDeleted: {id}\n"));
+    assert_eq!(said.out, format!("Untagged: a:latest\nDeleted: {id}\nDeleted: {layer}\n"));
+    scene.rb(&["rmi", "UPPER"]).refused(1, &["invalid reference format", "must be lowercase"]);
     scene.rb(&["rmi", "-f", "nope"]).ok();
     scene.rb(&["save", "-o", "x.tar", "nope"]).refused(1, &["No such image: nope:latest"]);
     assert!(!scene.work().join("x.tar").exists());
@@ -148,4 +154,52 @@ fn what_takes_room_is_counted_and_removed() {
     let said = scene.rb(&["system", "prune", "-af"]).ok();
     assert!(said.out.contains("untagged: a:latest\n"), "{said:?}");
     assert_eq!(scene.rb(&["images", "-aq"]).ok().out, "");
+}
+
+/// Layers that nothing else uses are told, the topmost first; a layer goes with the last image that has it.
+#[test]
+fn layers_are_told_when_they_go() {
+    let scene = Scene::new();
+    scene.write("f", "f");
+    scene.write("Dockerfile", "FROM scratch\nCOPY f /one\n");
+    scene.rb(&["build", "-q", "-t", "base", "."]).ok();
+    for name in ["left", "right"] {
+        scene.write("Dockerfile", format!("FROM base\nCOPY f /{name}\n"));
+        scene.rb(&["build", "-q", "-t", name, "."]).ok();
+    }
+    // The cache of builds has them, too.
+    scene.rb(&["builder", "prune", "-af"]).ok();
+    let deleted = |said: String| said.lines().filter(|line| line.starts_with("Deleted: ")).count();
+    assert_eq!(deleted(scene.rb(&["rmi", "base"]).ok().out), 1, "its layer is below two others");
+    assert_eq!(deleted(scene.rb(&["rmi", "left"]).ok().out), 2);
+    let said = scene.rb(&["image", "prune", "-af"]).ok().out;
+    assert_eq!(said.lines().filter(|line| line.starts_with("deleted: ")).count(), 3, "{said}");
+}
+
+#[test]
+fn templates_and_listings_are_as_docker_has_them() {
+    let scene = Scene::with_busybox();
+    let row = scene.rb(&["images", "--format", "{{json .}}"]).ok().out;
+    assert!(row.contains(r#""Digest":"\u003cnone\u003e""#), "{row}");
+    assert_eq!(scene.rb(&["images", "--format", "{{json .Digest}}"]).ok().out, "\"<none>\"\n");
+    assert_eq!(scene.rb(&["images", "--format", r#"{{split .Tag ""}}"#]).ok().out, "[l a t e s t]\n");
+    let table = scene.rb(&["history", "-H=false", "busybox"]).ok().out;
+    assert!(table.starts_with("IMAGE") && table.contains("CREATED AT  "), "{table}");
+    scene.rb(&["inspect", "-f", "{{", "busybox"]).refused(64, &["template parsing error"]);
+    let nowhere = scene.work().join("no/where.tar").display().to_string();
+    scene
+        .rb(&["save", "-o", &nowhere, "busybox"])
+        .refused(1, &["failed to save image: invalid output path: directory"]);
+    scene.rb(&["create", "--name", "user", "busybox"]).ok();
+    let id = scene.inspect("busybox")["Id"].as_str().expect("an id").to_owned();
+    let words = [
+        "unable to remove repository reference \"busybox\" (must force) - container ",
+        " is using its referenced image ",
+    ];
+    scene.rb(&["rmi", "busybox"]).refused(1, &words);
+    let words = format!(
+        "conflict: unable to delete {} (must be forced) - image is being used by stopped container",
+        short(&id)
+    );
+    scene.rb(&["rmi", &id["sha256:".len()..][..7]]).refused(1, &[&words]);
 }

@@ -45,6 +45,7 @@ mod projects;
 mod recopy;
 mod registry;
 mod remote;
+mod resumed;
 mod run;
 mod runtimes;
 mod scene;

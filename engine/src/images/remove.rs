@@ -5,9 +5,9 @@
 
 use std::fs::File;
 
-use rbuild_oci::{Digest, Reference};
+use rbuild_oci::{ChainId, Digest, Reference};
 use rbuild_store::lock::{Lock, try_lock};
-use rbuild_store::{CollectOptions, Records, Removed};
+use rbuild_store::{CollectOptions, Records, Removed, SnapshotId};
 
 use super::filter::ImageFilter;
 use super::{Image, Images};
@@ -37,15 +37,23 @@ impl Images {
     ///
     /// Unless `clear`, what it consisted of stays on the disk until something else collects it.
     pub fn remove(&self, name: &str, force: bool, clear: bool) -> Result<Vec<Removed>, Error> {
-        let image = self.get(name)?;
+        let image = match (self.get(name), Reference::parse(name)) {
+            // What is no name either has a better reason.
+            (Err(error), Err(reason)) if error.kind == Kind::NotFound => {
+                return Err(Error::invalid(reason.to_string()));
+            }
+            (image, _) => image?,
+        };
         let users = self.users(&image)?;
-        let removed = match named(&image, name) {
-            Some(reference) => self.remove_name(&image, &reference, &users, force)?,
-            None => self.remove_image(&image, name, &users, force)?,
+        let stack = if clear { self.stack(&image)? } else { Vec::new() };
+        let mut removed = match named(&image, name) {
+            Some(reference) => self.remove_name(&image, &reference, name, &users, force)?,
+            None => self.remove_image(&image, &users, force)?,
         };
         self.tell_removed(&image, &removed);
-        if clear {
-            self.free(&removed)?;
+        if clear && removed.iter().any(|r| matches!(r, Removed::Deleted(_))) {
+            let collected = self.store.collect(&CollectOptions { records: Records::None })?;
+            removed.extend(gone(&stack, &collected.snapshots));
         }
         Ok(removed)
     }
@@ -64,15 +72,36 @@ impl Images {
                 continue;
             }
             if all || dangles {
+                let stack = self.stack(&whole)?;
                 let gone = self.delete(&whole)?;
                 self.tell_removed(&whole, &gone);
-                removed.extend(gone);
+                removed.push((gone, stack));
             } else {
                 self.drop_leftovers(&whole)?;
             }
         }
         let collected = self.store.collect(&CollectOptions { records: Records::None })?;
-        Ok(Pruned { removed, bytes: collected.bytes })
+        // A layer goes with the last of the images that had it.
+        let mut left = collected.snapshots;
+        let mut lines = Vec::new();
+        for (mut image, stack) in removed.into_iter().rev() {
+            image.extend(gone(&stack, &left));
+            left.retain(|id| stack.iter().all(|(_, other)| other != id));
+            lines.push(image);
+        }
+        Ok(Pruned { removed: lines.into_iter().rev().flatten().collect(), bytes: collected.bytes })
+    }
+
+    /// The layers of an image that are unpacked here, each with all that is below it, the topmost first.
+    fn stack(&self, image: &Image) -> Result<Vec<(ChainId, SnapshotId)>, Error> {
+        let diff_ids = &image.config.rootfs.diff_ids;
+        let mut stack = Vec::new();
+        for chain in (1..=diff_ids.len()).rev().filter_map(|depth| ChainId::of(&diff_ids[..depth])) {
+            if let Some(id) = self.store.snapshots().id_of_chain(&chain)? {
+                stack.push((chain, id));
+            }
+        }
+        Ok(stack)
     }
 
     fn tell_removed(&self, image: &Image, removed: &[Removed]) {
@@ -81,6 +110,7 @@ impl Images {
             match one {
                 Removed::Untagged(name) => self.tell("untag", &id, &name.familiar()),
                 Removed::Deleted(gone) => self.tell("delete", &gone.0.to_string(), &gone.0.to_string()),
+                Removed::Layer(_) => {}
             }
         }
     }
@@ -89,6 +119,7 @@ impl Images {
         &self,
         image: &Image,
         reference: &Reference,
+        shown: &str,
         users: &[User],
         force: bool,
     ) -> Result<Vec<Removed>, Error> {
@@ -104,7 +135,6 @@ impl Images {
         let digests_left = image.digests.iter().filter(|n| !going.contains(n)).count();
         let last = tags_left + digests_left == 0;
         if let (true, false, Some(user)) = (last, force, users.first()) {
-            let shown = reference.familiar();
             return Err(Error::new(
                 Kind::Conflict,
                 format!(
@@ -118,7 +148,7 @@ impl Images {
             let mut removed = self.delete(image)?;
             removed.sort_by_key(|r| match r {
                 Removed::Untagged(name) => usize::from(name != reference),
-                Removed::Deleted(_) => 2,
+                Removed::Deleted(_) | Removed::Layer(_) => 2,
             });
             return Ok(removed);
         }
@@ -131,7 +161,8 @@ impl Images {
         Ok(removed)
     }
 
-    fn remove_image(&self, image: &Image, shown: &str, users: &[User], force: bool) -> Result<Vec<Removed>, Error> {
+    fn remove_image(&self, image: &Image, users: &[User], force: bool) -> Result<Vec<Removed>, Error> {
+        let shown = image.id.0.short();
         let conflict = |how: &str, why: String| {
             Err(Error::new(Kind::Conflict, format!("conflict: unable to delete {shown} ({how}) - {why}")))
         };
@@ -190,13 +221,6 @@ impl Images {
         Ok(())
     }
 
-    fn free(&self, removed: &[Removed]) -> Result<(), Error> {
-        if removed.iter().any(|r| matches!(r, Removed::Deleted(_))) {
-            self.store.collect(&CollectOptions { records: Records::None })?;
-        }
-        Ok(())
-    }
-
     /// Whether a container uses it.
     ///
     /// # Errors
@@ -226,6 +250,11 @@ impl Images {
         let lock = File::open(self.store.root().join("containers").join(id).join("lock"));
         lock.is_ok_and(|file| matches!(try_lock(&file, Lock::Shared), Ok(false)))
     }
+}
+
+/// What of a stack of layers was removed, in docker's order.
+fn gone(stack: &[(ChainId, SnapshotId)], removed: &[SnapshotId]) -> Vec<Removed> {
+    stack.iter().filter(|(_, id)| removed.contains(id)).map(|(chain, _)| Removed::Layer(chain.clone())).collect()
 }
 
 /// The name among the image's own that `text` spells; `None` when it is an id.

@@ -267,7 +267,9 @@ fn put_manifest(state: &mut State, call: &Call, name: &str, which: &str) -> Resp
     let repository = state.repositories.entry(name.to_owned()).or_default();
     let missing = match &document {
         Document::Manifest(m) => std::iter::once(&m.config).chain(&m.layers).any(|d| {
-            !repository.blobs.contains(&d.digest) || state.blobs.get(&d.digest).is_none_or(|b| b.len() as u64 != d.size)
+            let elsewhere = d.media_type.is_foreign_layer() && !d.urls.is_empty();
+            let here = state.blobs.get(&d.digest).filter(|_| repository.blobs.contains(&d.digest));
+            !elsewhere && here.is_none_or(|b| b.len() as u64 != d.size)
         }),
         Document::Index(i) => i.manifests.iter().any(|d| !repository.manifests.contains_key(&d.digest)),
     };

@@ -273,6 +273,12 @@ impl Snapshots {
         }
     }
 
+    /// The snapshot of a stack of layers, for those who only want to know.
+    pub fn id_of_chain(&self, chain: &ChainId) -> Result<Option<SnapshotId>> {
+        let row = self.core.db.read(|tx| rows::by_chain_id(tx, chain, self.core.driver))?;
+        Ok(row.map(|row| row.id))
+    }
+
     /// The snapshots whose own layer has this `DiffId`.
     pub fn by_diff_id(&self, diff: &DiffId) -> Result<Vec<SnapshotId>> {
         let sql = "SELECT id FROM snapshots WHERE diff_id = ? AND driver = ? ORDER BY length(id), id";
