@@ -26,6 +26,14 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// The root without its commands.
+#[derive(Debug, Parser)]
+#[command(name = "rbuild", version, disable_version_flag = true, subcommand_required = true, max_term_width = 110)]
+struct Bare {
+    #[command(flatten)]
+    _globals: Globals,
+}
+
 /// Options of every command; they stand before the command's name.
 #[derive(Debug, Default, Clone, clap::Args)]
 pub struct Globals {
@@ -63,7 +71,7 @@ pub enum Parsed {
 /// Wrong use, in docker's words and with its codes: 125 for a flag that is unknown or has a wrong value, 1 for arguments
 /// and commands.
 pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, CliError> {
-    let tree = Cli::command();
+    let tree = tree_for(&arguments);
     let arguments = with_implied_build(&tree, arguments);
     let route = Route::of(&tree, &arguments[1.min(arguments.len())..]);
     if route.version {
@@ -87,6 +95,24 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, CliError> {
     }
 }
 
+/// As much of the command tree as these arguments need: describing the thousand options of all commands takes longer than
+/// some commands do. What is no command by its own name gets the whole tree.
+fn tree_for(arguments: &[OsString]) -> clap::Command {
+    let bare = Bare::command();
+    let Some(at) = first_own_word(&bare, arguments) else { return Cli::command() };
+    let word = arguments[at].to_string_lossy();
+    let wanted = match Command::add(bare, &word) {
+        Err(bare) if word != "--help" && word != "-h" && stands_for_build(&word) => Command::add(bare, "build"),
+        found => found,
+    };
+    wanted.unwrap_or_else(|_| Cli::command())
+}
+
+/// Whether a first word that is no command's name is an option or a place of `build`.
+fn stands_for_build(word: &str) -> bool {
+    word.starts_with('-') || word.starts_with('.') || word.contains('/') || std::path::Path::new(word).is_dir()
+}
+
 /// The whole command tree as it is written, with its help flags: for help, usage and completion scripts.
 pub fn command_tree() -> clap::Command {
     fn of(command: clap::Command) -> clap::Command {
@@ -107,8 +133,7 @@ fn with_implied_build(root: &clap::Command, mut arguments: Vec<OsString>) -> Vec
     let word = arguments[at].to_string_lossy().into_owned();
     let is_command = word == "help" || root.find_subcommand(&word).is_some();
     let is_help = matches!(word.as_str(), "--help" | "-h");
-    let is_place = word == "-" || word.starts_with('.') || word.contains('/') || std::path::Path::new(&word).is_dir();
-    if !is_command && !is_help && (word.starts_with('-') || is_place) {
+    if !is_command && !is_help && stands_for_build(&word) {
         arguments.insert(at, "build".into());
     }
     arguments
@@ -419,6 +444,24 @@ mod tests {
     fn the_tree_is_sound() {
         command_tree().debug_assert();
         docker_manners(Cli::command(), None).debug_assert();
+    }
+
+    #[test]
+    fn a_part_of_the_tree_is_as_in_the_whole() {
+        let whole = command_tree();
+        for name in whole.get_subcommands().map(clap::Command::get_name) {
+            let mut part = tree_for(&given(name));
+            assert_eq!(part.get_subcommands().count(), 1, "{name}");
+            let shown = |tree: &mut clap::Command| {
+                let command = tree.find_subcommand_mut(name).unwrap();
+                let aliases: Vec<String> = command.get_all_aliases().map(String::from).collect();
+                let help = with_help_flag(std::mem::take(command)).render_long_help().to_string();
+                (aliases, help)
+            };
+            assert_eq!(shown(&mut part), shown(&mut Cli::command()), "{name}");
+        }
+        let options = |tree: clap::Command| tree.get_arguments().map(|arg| format!("{arg:?}")).collect::<Vec<_>>();
+        assert_eq!(options(Bare::command()), options(Cli::command()));
     }
 
     #[test]

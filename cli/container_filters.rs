@@ -58,6 +58,7 @@ impl Filter {
             CliError::new(format!(
                 "invalid argument \"{text}\" for \"-f, --filter\" flag: bad format of filter (expected name=value)"
             ))
+            .with_code(crate::error::exit::ENGINE)
         })?;
         let owned = value.to_owned();
         Ok(match key.trim().to_ascii_lowercase().as_str() {

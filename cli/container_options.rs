@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rbuild_engine::containers::{
     CreateRequest, DeviceRequest, HostSettings, MountRequest, NamespaceMode, RestartPolicy,
 };
+use rbuild_engine::oci::Platform;
 use rbuild_engine::runtime::cdi::is_device_name;
 use rbuild_engine::{ExtraHost, Ulimit};
 
@@ -206,12 +207,21 @@ impl ContainerOptions {
         env.extend(self.env.iter().map(|text| from_environment(text, settings)));
         let mut labels = BTreeMap::new();
         for file in &self.label_file {
-            labels.extend(lines(file)?.iter().map(|line| label(line)));
+            // Without a value it is none, as docker reads such a file.
+            labels.extend(lines(file)?.iter().filter(|line| line.contains('=')).map(|line| label(line)));
         }
         labels.extend(self.labels.iter().map(|text| label(text)));
-        let mounts = [&self.volumes, &self.mounts, &self.tmpfs].into_iter().flatten().cloned().collect();
+        // The same volume twice at the same place is there once.
+        let mut mounts: Vec<MountRequest> = Vec::new();
+        for mount in &self.volumes {
+            if !mounts.contains(mount) {
+                mounts.push(mount.clone());
+            }
+        }
+        mounts.extend(self.mounts.iter().chain(&self.tmpfs).cloned());
         Ok(CreateRequest {
             image: image.clone(),
+            platform: self.wanted_platform()?,
             name: self.name.clone(),
             command: command.to_vec(),
             entrypoint: self.entrypoint.as_ref().map(|program| vec![program.clone()]),
@@ -235,11 +245,19 @@ impl ContainerOptions {
         })
     }
 
+    /// # Errors
+    /// What is given is none.
+    pub fn wanted_platform(&self) -> Result<Option<Platform>, CliError> {
+        let parsed = self.platform.as_deref().filter(|text| !text.is_empty()).map(Platform::parse);
+        parsed.transpose().map_err(|e| CliError::new(e.to_string()))
+    }
+
     fn host(&self) -> Result<HostSettings, CliError> {
         if self.rm && self.supervision.restart != RestartPolicy::Never {
             return Err(CliError::new("conflicting options: cannot specify both --restart and --rm"));
         }
         let signed = |bytes: Option<u64>| bytes.map(|b| i64::try_from(b).unwrap_or(i64::MAX));
+        let (log, log_options) = self.supervision.log()?;
         let mut host = HostSettings {
             auto_remove: self.rm,
             network: self.network.mode()?,
@@ -275,7 +293,8 @@ impl ContainerOptions {
             named_devices: self.devices.iter().filter_map(DeviceWish::name).collect(),
             restart: self.supervision.restart,
             init: self.supervision.init,
-            log: self.supervision.log()?,
+            log,
+            log_options,
             storage_size: self.storage_opt.last().copied(),
             ..HostSettings::default()
         };
@@ -323,7 +342,11 @@ impl ContainerOptions {
 /// Failures of these commands have docker's code for "the engine failed", and its word before the message.
 pub fn engine_error(error: impl Into<CliError>) -> CliError {
     let error = error.into();
-    let code = if error.code == exit::FAILURE { exit::ENGINE } else { error.code };
+    with_prefix(error, exit::ENGINE)
+}
+
+fn with_prefix(error: CliError, failure: u8) -> CliError {
+    let code = if error.code == exit::FAILURE { failure } else { error.code };
     let prefix = if error.prefix.is_empty() { "" } else { "rbuild" };
     error.with_code(code).with_prefix(prefix)
 }
@@ -460,13 +483,14 @@ pub fn from_environment(text: &str, settings: &Settings) -> String {
 /// It cannot be read, or a name has white space in it.
 pub fn env_file(path: &Path, settings: &Settings) -> Result<Vec<String>, CliError> {
     let mut variables = Vec::new();
+    let invalid = |why: String| CliError::new(format!("invalid env file ({}): {why}", path.display()));
     for line in lines(path)? {
         let name = line.split('=').next().unwrap_or_default();
         if name.is_empty() {
-            return Err(CliError::new(format!("no variable name on line '{line}'")));
+            return Err(invalid(format!("no variable name on line '{line}'")));
         }
         if name.contains([' ', '\t']) {
-            return Err(CliError::new(format!("variable '{name}' contains whitespaces")));
+            return Err(invalid(format!("variable '{name}' contains whitespaces")));
         }
         let with_value = from_environment(&line, settings);
         if with_value.contains('=') {
@@ -476,10 +500,16 @@ pub fn env_file(path: &Path, settings: &Settings) -> Result<Vec<String>, CliErro
     Ok(variables)
 }
 
+/// What went wrong, in the words of the C library and without its number.
+fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+}
+
 /// The lines of a file that are neither empty nor comments, without leading white space.
 fn lines(path: &Path) -> Result<Vec<String>, CliError> {
     let text =
-        std::fs::read_to_string(path).map_err(|e| CliError::new(format!("cannot read {}: {e}", path.display())))?;
+        std::fs::read_to_string(path).map_err(|e| CliError::new(format!("open {}: {}", path.display(), reason(&e))))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines = text.lines().map(|line| line.trim_start().trim_end_matches('\r'));
     Ok(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())

@@ -13,9 +13,18 @@ use crate::error::CliError;
 /// # Errors
 /// It is not here and may not be pulled; the registry's.
 pub async fn ensure_image(app: &App, options: &ContainerOptions, image: &str) -> Result<(), CliError> {
-    let here = app.engine()?.store().images().find(image).map_err(rbuild_engine::Error::from)?.is_some();
     let when = options.pull.as_str();
-    if here && when != "always" {
+    let wanted = options.wanted_platform()?;
+    let images = app.engine()?.store().images();
+    let found = images.find(image).map_err(rbuild_engine::Error::from)?;
+    // An image of another platform is not the one that is wanted.
+    let of_another = found.is_some() && when == "never";
+    let here = found.is_some_and(|found| match &wanted {
+        Some(wanted) => images.manifest(&found, wanted).is_ok_and(|(_, config, _)| config.platform().matches(wanted)),
+        None => true,
+    });
+    // That it is of another platform is told by who makes the container.
+    if of_another || (here && when != "always") {
         return Ok(());
     }
     let name = Reference::parse(image).map_err(|_| CliError::new(format!("invalid reference format: {image:?}")))?;
@@ -25,10 +34,7 @@ pub async fn ensure_image(app: &App, options: &ContainerOptions, image: &str) ->
     if !here {
         app.tell(&format!("Unable to find image '{}' locally", name.familiar()));
     }
-    let platform = match &options.platform {
-        Some(text) => Platform::parse(text).map_err(|e| CliError::new(e.to_string()))?,
-        None => Platform::host(),
-    };
+    let platform = wanted.unwrap_or_else(Platform::host);
     let tag = name.tag().map_or_else(|| name.canonical(), str::to_owned);
     let say = |line: String| {
         if !options.quiet {

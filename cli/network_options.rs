@@ -184,7 +184,10 @@ pub fn ipv6(text: &str) -> Result<Ipv6Addr, String> {
 }
 
 /// An address that routers do not pass on.
-fn link_local(text: &str) -> Result<IpAddr, String> {
+///
+/// # Errors
+/// Not such an address.
+pub fn link_local(text: &str) -> Result<IpAddr, String> {
     let parsed = text.parse::<IpAddr>().ok().filter(|address| match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.segments()[0] & 0xffc0 == 0xfe80,

@@ -24,10 +24,16 @@ pub struct Args {
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     args.refused.check().map_err(engine_error)?;
-    let (containers, container, _lock) = made(app, &args.options, &args.words, true).await.map_err(engine_error)?;
+    // Unlike `run`, it has no program whose exit code could be meant.
+    let (containers, container, _lock) = made(app, &args.options, &args.words, true).await.map_err(failed)?;
     containers.leave_to_others(&container);
     app.print(&format!("{}\n", container.id))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn failed(error: CliError) -> CliError {
+    let code = error.code;
+    engine_error(error).with_code(code)
 }
 
 /// The container that the options ask for, made, its image pulled if it was not here.

@@ -21,12 +21,12 @@ pub struct Args {
     #[arg(short, long, value_name = "TEMPLATE")]
     format: Option<String>,
     /// Look among these only
-    #[arg(long = "type", value_name = "TYPE", value_parser = ["container", "image", "network", "volume"])]
+    #[arg(long = "type", value_name = "TYPE", value_parser = kind_of)]
     kind: Option<String>,
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
-    let kind = args.kind.as_deref();
+    let kind = args.kind.as_deref().filter(|kind| !kind.is_empty());
     let image = |name: &str| {
         let images = app.images()?;
         let found = or_none(images.get(name), kind == Some("image"))?;
@@ -64,6 +64,15 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
             }
         }
     })
+}
+
+fn kind_of(text: &str) -> Result<String, String> {
+    match text {
+        "" | "container" | "image" | "network" | "volume" => Ok(text.to_owned()),
+        other => {
+            Err(format!("unknown type: \"{other}\": must be one of \"container\", \"image\", \"network\", \"volume\""))
+        }
+    }
 }
 
 /// `None` for what is not there, unless that is the failure to be told.

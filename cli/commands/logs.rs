@@ -14,6 +14,9 @@ use crate::units;
 /// Show what a container has written
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Begin each line with what --log-opt labels, env and tag put beside it
+    #[arg(long)]
+    details: bool,
     /// Go on showing it until the container ends
     #[arg(short, long)]
     follow: bool,
@@ -96,10 +99,39 @@ fn show(args: &Args, entry: &Entry) -> Result<(), CliError> {
         line.extend_from_slice(entry.time.as_bytes());
         line.push(b' ');
     }
+    if args.details {
+        let details: Vec<String> =
+            entry.attributes.iter().map(|(key, value)| format!("{}={}", escaped(key), escaped(value))).collect();
+        line.extend_from_slice(details.join(",").as_bytes());
+        line.push(b' ');
+    }
     line.extend_from_slice(entry.log.as_bytes());
     match entry.stream {
         Stream::Stdout => std::io::stdout().lock().write_all(&line)?,
         Stream::Stderr => std::io::stderr().lock().write_all(&line)?,
     }
     Ok(())
+}
+
+/// As in the query of a URL, so that commas and equals signs only stand between.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' ' => escaped.push('+'),
+            b if b.is_ascii_alphanumeric() || b"-_.~".contains(&b) => escaped.push(char::from(b)),
+            b => escaped.push_str(&format!("%{b:02X}")),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escaped;
+
+    #[test]
+    fn details_are_escaped() {
+        assert_eq!(escaped("a b,c=d/é~"), "a+b%2Cc%3Dd%2F%C3%A9~");
+    }
 }

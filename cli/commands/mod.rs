@@ -114,6 +114,18 @@ macro_rules! commands {
         }
 
         impl $name {
+            /// Adds the one command of this name to `root`; gives `root` back when there is none. Only for lists in which
+            /// commands are called as their files.
+            #[allow(dead_code, reason = "the lists of groups are short enough to be described whole")]
+            pub fn add(root: clap::Command, name: &str) -> Result<clap::Command, clap::Command> {
+                match name {
+                    $( stringify!($module) => Ok(root.subcommand(
+                        <$crate::commands::$module::Args as clap::Args>::augment_args(clap::Command::new(stringify!($module))),
+                    )), )*
+                    _ => Err(root),
+                }
+            }
+
             /// Runs the chosen command to its exit code.
             ///
             /// # Errors

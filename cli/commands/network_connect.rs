@@ -1,6 +1,6 @@
 //! `rbuild network connect`.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 
 use rbuild_engine::containers::Membership;
@@ -23,6 +23,9 @@ pub struct Args {
     /// IPv6 address in the network
     #[arg(long, value_name = "ADDRESS", value_parser = network_options::ipv6)]
     ip6: Option<Ipv6Addr>,
+    /// Address of the link alone that it has beside its own
+    #[arg(long = "link-local-ip", value_name = "ADDRESS", value_parser = network_options::link_local)]
+    link_local: Vec<IpAddr>,
     /// Container that it knows by a name of its own
     #[arg(long = "link", value_name = "CONTAINER[:NAME]", value_parser = network_options::link)]
     links: Vec<Link>,
@@ -39,8 +42,7 @@ pub struct Args {
 pub struct NotYet;
 
 impl refused::Table for NotYet {
-    const OPTIONS: &'static [Missing] =
-        &[Missing::valued("driver-opt"), Missing::valued("gw-priority"), Missing::valued("link-local-ip")];
+    const OPTIONS: &'static [Missing] = &[Missing::valued("driver-opt"), Missing::valued("gw-priority")];
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
@@ -52,6 +54,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         aliases: args.aliases,
         ip: args.ip,
         ip6: args.ip6,
+        link_local: args.link_local,
         links: args.links.into_iter().map(|link| (link.0, link.1)).collect(),
         ..Membership::default()
     };

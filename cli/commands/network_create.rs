@@ -14,6 +14,12 @@ use crate::refused::{self, Missing};
 /// Make a network
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Say that containers of a swarm may be connected by hand; here any may
+    #[arg(long)]
+    attachable: bool,
+    /// Address in a subnet that is somebody else's
+    #[arg(long = "aux-address", value_name = "NAME=ADDRESS", value_parser = auxiliary)]
+    auxiliary: Vec<(String, IpAddr)>,
     /// How it is made: only 'bridge'
     #[arg(short, long, value_name = "DRIVER", default_value = "bridge")]
     driver: String,
@@ -23,9 +29,9 @@ pub struct Args {
     /// No way out of it, and none in
     #[arg(long)]
     internal: bool,
-    /// Part of the subnet that addresses are taken from
-    #[arg(long, value_name = "RANGE", value_parser = range)]
-    ip_range: Option<Range>,
+    /// Part of a subnet that addresses are taken from; one of each family
+    #[arg(long = "ip-range", value_name = "RANGE", value_parser = range)]
+    ip_ranges: Vec<Range>,
     /// Give containers IPv6 addresses too
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
           default_missing_value = "true", action = clap::ArgAction::Set)]
@@ -33,7 +39,8 @@ pub struct Args {
     /// Label of the network
     #[arg(long = "label", value_name = "NAME[=VALUE]")]
     labels: Vec<String>,
-    /// Option of the driver: com.docker.network.bridge.name, .enable_icc, com.docker.network.driver.mtu
+    /// Option of the driver: com.docker.network.bridge.name, .enable_icc, .enable_ip_masquerade,
+    /// .host_binding_ipv4, com.docker.network.driver.mtu
     #[arg(short, long = "opt", value_name = "NAME=VALUE")]
     options: Vec<String>,
     /// Range of addresses, 10.1.0.0/16; one of each family
@@ -55,8 +62,6 @@ pub struct NotYet;
 
 impl refused::Table for NotYet {
     const OPTIONS: &'static [Missing] = &[
-        Missing::switch("attachable"),
-        Missing::valued("aux-address"),
         Missing::valued("config-from"),
         Missing::switch("config-only"),
         Missing::switch("ingress"),
@@ -70,7 +75,7 @@ impl refused::Table for NotYet {
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     args.refused.check()?;
     if args.driver != "bridge" {
-        return Err(CliError::new(format!("the network driver \"{}\" is not supported: only bridge", args.driver)));
+        return Err(CliError::new(no_driver(&crate::terminal::clean_line(&args.driver))));
     }
     let pairs = |texts: &[String]| -> BTreeMap<String, String> {
         let pair = |text: &String| {
@@ -83,7 +88,9 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         name: args.name,
         subnets: args.subnets.iter().map(|range| (range.0, range.1)).collect(),
         gateways: args.gateway,
-        ip_range: args.ip_range.map(|range| (range.0, range.1)),
+        ip_ranges: args.ip_ranges.iter().map(|range| (range.0, range.1)).collect(),
+        auxiliary: args.auxiliary.into_iter().collect(),
+        attachable: args.attachable,
         ipv6: args.ipv6,
         internal: args.internal,
         labels: pairs(&args.labels),
@@ -92,6 +99,19 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     let network = app.engine()?.networks().create(&request)?;
     app.print(&format!("{}\n", network.id))?;
     DONE
+}
+
+fn no_driver(driver: &str) -> String {
+    match driver {
+        "host" | "null" => format!("only one instance of \"{driver}\" network is allowed"),
+        "ipvlan" | "macvlan" | "overlay" => format!("the network driver \"{driver}\" is not supported: only bridge"),
+        _ => format!("plugin \"{driver}\" not found"),
+    }
+}
+
+fn auxiliary(text: &str) -> Result<(String, IpAddr), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("invalid aux-address: {text}"))?;
+    Ok((name.to_owned(), address(value)?))
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {

@@ -25,11 +25,12 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
             seen.ports().iter().map(|b| format!("{}/{} -> {}\n", b.container_port, b.protocol, address(b))).collect()
         }
         Some(text) => {
-            let (port, protocol) = wanted(text)?;
+            let asked = text;
+            let (port, protocol) = wanted(asked)?;
             let found = seen.ports().iter().filter(|b| (b.container_port, b.protocol) == (port, protocol));
             let text: String = found.map(|b| format!("{}\n", address(b))).collect();
             if text.is_empty() {
-                let message = format!("no public port '{port}/{protocol}' published for {}", args.container);
+                let message = format!("no public port '{asked}' published for {}", args.container);
                 return Err(CliError::new(message));
             }
             text

@@ -44,10 +44,18 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
     }
     if !args.attach && !args.interactive {
         let request = StartRequest { size: terminal_size(), ..StartRequest::default() };
-        return each_named(app, &args.containers, |name| {
-            containers.start(&containers.find(name)?.container, &request)?;
-            Ok(())
-        });
+        let mut failed = Vec::new();
+        let code = each_named(app, &args.containers, |name| {
+            let started = containers.find(name).and_then(|seen| containers.start(&seen.container, &request));
+            if started.is_err() {
+                failed.push(name.to_owned());
+            }
+            Ok(started.map(|_| ())?)
+        })?;
+        if !failed.is_empty() {
+            app.tell(&format!("Error: failed to start containers: {}", failed.join(", ")));
+        }
+        return Ok(code);
     }
     let [name] = &args.containers[..] else {
         return Err(CliError::new("you cannot start and attach multiple containers at once"));

@@ -69,6 +69,10 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
                 .set("Scope", "local")
                 .set("Mountpoint", v.mountpoint.display().to_string())
                 .set("Labels", labels.join(","));
+            // Docker has these for clusters of volumes, and sizes where somebody counts them.
+            for name in ["Availability", "Group", "Links", "Size", "Status"] {
+                row = row.set(name, "N/A");
+            }
             row.labels.clone_from(&v.labels);
             row
         })

@@ -15,6 +15,7 @@ mod health;
 mod inspect;
 mod isolation;
 mod lifecycle;
+mod logging;
 mod names;
 mod ports;
 mod process;
@@ -45,9 +46,10 @@ pub use exec::Executed;
 pub(crate) use inspect::timestamp;
 pub use isolation::{BlockIo, Security};
 pub use lifecycle::{Removal, signal_number};
+pub use logging::{LOCAL, LogDriver, LogOptions};
 pub use record::{Container, MountKind, MountPoint, Seen, Status};
 pub use request::{
-    BindDepth, CreateRequest, DeviceRequest, ExecRequest, HostSettings, LogDriver, Membership, MountRequest, MountWish,
+    BindDepth, CreateRequest, DeviceRequest, ExecRequest, HostSettings, Membership, MountRequest, MountWish,
     NamespaceMode, NetworkMode, RuntimeRequest, VolumeTerms,
 };
 pub use start::{StartRequest, helper_main};

@@ -35,8 +35,12 @@ pub struct NetworkRequest {
     pub subnets: Vec<(IpAddr, u8)>,
     /// The bridge's own addresses, each in one of the ranges.
     pub gateways: Vec<IpAddr>,
-    /// The part of the IPv4 range that addresses are taken from.
-    pub ip_range: Option<(IpAddr, u8)>,
+    /// The parts of the ranges that addresses are taken from, at most one of each family.
+    pub ip_ranges: Vec<(IpAddr, u8)>,
+    /// Addresses in the ranges that are somebody else's, by his name.
+    pub auxiliary: BTreeMap<String, IpAddr>,
+    /// Only shown: it is for swarms.
+    pub attachable: bool,
     pub ipv6: bool,
     /// No way out and none in.
     pub internal: bool,
@@ -72,7 +76,7 @@ impl Networks {
             return Err(exists());
         }
         let id = random_id()?;
-        let (mut options, range) = bridge(request, &id)?;
+        let (mut options, Parts { range, range6 }) = bridge(request, &id)?;
         options.home = Some(store.root().to_owned());
         // Whose ranges are to be had again.
         Bridge::remove_orphans();
@@ -91,6 +95,9 @@ impl Networks {
             driver: Driver::Bridge,
             bridge: BridgeOptions { subnet: Some(bridge.subnet), gateway: Some(bridge.gateway), ..options.clone() },
             range,
+            range6,
+            auxiliary: request.auxiliary.clone(),
+            attachable: request.attachable,
             chosen: options.subnet.is_some(),
             options: request.options.clone(),
             labels: request.labels.clone(),
@@ -274,8 +281,18 @@ fn check_name(name: &str) -> Result<(), Error> {
     Err(Error::invalid(format!("invalid network name \"{name}\": only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed")))
 }
 
-/// The bridge that a request describes, and the part of its range that addresses are taken from.
-fn bridge(request: &NetworkRequest, id: &str) -> Result<(BridgeOptions, Option<Subnet>), Error> {
+/// The parts of a bridge's ranges that addresses are taken from.
+#[derive(Debug, Default)]
+struct Parts {
+    range: Option<Subnet>,
+    range6: Option<Subnet6>,
+}
+
+/// The bridge that a request describes, and the parts of its ranges that addresses are taken from.
+fn bridge(request: &NetworkRequest, id: &str) -> Result<(BridgeOptions, Parts), Error> {
+    if request.subnets.is_empty() && !(request.gateways.is_empty() && request.ip_ranges.is_empty()) {
+        return Err(Error::invalid("every ip-range or gateway must have a corresponding subnet"));
+    }
     let mut options =
         BridgeOptions { name: format!("rb-{}", &id[..12]), internal: request.internal, ..BridgeOptions::default() };
     let mut long = None;
@@ -317,20 +334,44 @@ fn bridge(request: &NetworkRequest, id: &str) -> Result<(BridgeOptions, Option<S
         }
     }
     options.subnet6 = long.and_then(|subnet: Subnet6| Some((subnet, gateway6.or(subnet.host(1))?)));
-    let range = match request.ip_range {
-        None => None,
-        Some((IpAddr::V4(address), prefix)) => {
-            let range = Subnet::around(address, prefix);
-            let inside = options.subnet.is_some_and(|s| s.prefix() <= prefix && s.contains(range.first()));
-            Some(range)
-                .filter(|_| inside)
-                .ok_or_else(|| Error::invalid(format!("no matching subnet for range {range}")))
-                .map(Some)?
+    let parts = parts(request, options.subnet, long)?;
+    for address in request.auxiliary.values() {
+        let inside = match address {
+            IpAddr::V4(address) => options.subnet.is_some_and(|subnet| subnet.contains(*address)),
+            IpAddr::V6(address) => long.is_some_and(|subnet| subnet.contains(*address)),
+        };
+        if !inside {
+            return Err(Error::invalid(format!("no matching subnet for aux-address {address}")));
         }
-        Some((IpAddr::V6(_), _)) => return Err(Error::unsupported("an IPv6 --ip-range is not supported")),
-    };
+    }
     driver_options(request, &mut options)?;
-    Ok((options, range))
+    Ok((options, parts))
+}
+
+fn parts(request: &NetworkRequest, subnet: Option<Subnet>, long: Option<Subnet6>) -> Result<Parts, Error> {
+    let mut parts = Parts::default();
+    for (address, prefix) in &request.ip_ranges {
+        let (again, inside) = match address {
+            IpAddr::V4(address) => {
+                let range = Subnet::around(*address, *prefix);
+                let inside = subnet.is_some_and(|s| s.prefix() <= *prefix && s.contains(range.first()));
+                (parts.range.replace(range).is_some(), inside)
+            }
+            IpAddr::V6(address) => {
+                let range = Subnet6::around(*address, *prefix);
+                let inside = long.is_some_and(|s| s.prefix() <= *prefix && s.contains(range.first()));
+                (parts.range6.replace(range).is_some(), inside)
+            }
+        };
+        if again {
+            let message = format!("cannot configure multiple ranges ({address}/{prefix}) on the same subnet");
+            return Err(Error::invalid(message));
+        }
+        if !inside {
+            return Err(Error::invalid(format!("no matching subnet for range {address}/{prefix}")));
+        }
+    }
+    Ok(parts)
 }
 
 fn check_subnet(given: IpAddr, first: IpAddr, prefix: u8, sizes: std::ops::RangeInclusive<u8>) -> Result<(), Error> {
@@ -375,8 +416,10 @@ fn driver_options(request: &NetworkRequest, bridge: &mut BridgeOptions) -> Resul
                 bridge.mtu = Some(mtu);
             }
             "com.docker.network.bridge.enable_icc" => bridge.separate = !flag()?,
-            // What it does anyway.
-            "com.docker.network.bridge.enable_ip_masquerade" if flag()? => {}
+            "com.docker.network.bridge.enable_ip_masquerade" => bridge.routed = !flag()?,
+            record::HOST_BINDING => {
+                value.parse::<Ipv4Addr>().map_err(|_| invalid())?;
+            }
             _ => return Err(Error::unsupported(format!("the network option {key}={value} is not supported"))),
         }
     }
@@ -406,11 +449,11 @@ mod tests {
             name: "n".into(),
             subnets: subnets.iter().map(|s| cidr(s)).collect(),
             gateways: gateways.iter().map(|g| g.parse().expect("an address")).collect(),
-            ip_range: range.map(cidr),
+            ip_ranges: range.map(cidr).into_iter().collect(),
             options: options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             ..NetworkRequest::default()
         };
-        let (options, range) = bridge(&request, &"ab".repeat(32)).map_err(|e| e.message)?;
+        let (options, Parts { range, .. }) = bridge(&request, &"ab".repeat(32)).map_err(|e| e.message)?;
         let shown = |value: Option<String>| value.unwrap_or_default();
         Ok(format!(
             "{} {} {} {} {}",
@@ -441,7 +484,15 @@ mod tests {
             (&["10.9.0.0/31"], &[], None, &[], "invalid subnet 10.9.0.0/31: it has no room for containers"),
             (&["10.9.0.0/16"], &["10.8.0.1"], None, &[], "no matching subnet for gateway 10.8.0.1"),
             (&["10.9.0.0/16"], &["10.9.255.255"], None, &[], "no matching subnet for gateway 10.9.255.255"),
-            (&[], &[], Some("10.9.0.0/24"), &[], "no matching subnet for range 10.9.0.0/24"),
+            (&[], &[], Some("10.9.0.0/24"), &[], "every ip-range or gateway must have a corresponding subnet"),
+            (&["10.9.0.0/24"], &[], Some("fd00:9::/80"), &[], "no matching subnet for range fd00:9::/80"),
+            (
+                &[],
+                &[],
+                None,
+                &[("com.docker.network.bridge.host_binding_ipv4", "here")],
+                "invalid value for com.docker.network.bridge.host_binding_ipv4: \"here\"",
+            ),
             (&["10.9.0.0/24"], &[], Some("10.9.0.0/16"), &[], "no matching subnet for range 10.9.0.0/16"),
             (
                 &["10.9.0.0/24", "10.8.0.0/24"],

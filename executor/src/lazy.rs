@@ -95,4 +95,8 @@ impl RunOp<Value> for Brought {
     fn needs_permit(&self) -> bool {
         self.0.needs_permit()
     }
+
+    fn is_brief(&self) -> bool {
+        self.0.is_brief()
+    }
 }

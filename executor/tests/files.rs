@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
+use rbuild_executor::files::below::Below;
 use rbuild_executor::files::copy::{CopyRules, copy};
 use rbuild_executor::files::hash;
 use rbuild_executor::files::select::{Query, Selected, select};
@@ -72,7 +73,7 @@ fn rules(dest: &str) -> CopyRules {
 fn put(from: &Path, source: &str, dest: &str, below: &Path) -> Result<(tempfile::TempDir, bool), ExecutorError> {
     let upper = tempfile::tempdir().unwrap();
     let selected = find(from, &[source], None)?;
-    let mut writer = TreeWriter::new(upper.path(), Some(open(below)))?;
+    let mut writer = TreeWriter::new(upper.path(), Some(open(below).into()))?;
     copy(&mut writer, open(from).as_fd(), &selected, &rules(dest))?;
     let changed = writer.finish()?;
     Ok((upper, changed))
@@ -286,7 +287,7 @@ fn a_file_that_changed_after_the_walk_is_an_error() {
 fn what_was_removed_is_gone_and_can_come_back() {
     let (upper, below) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write(below.path(), "d/old", "old");
-    let mut writer = TreeWriter::new(upper.path(), Some(open(below.path()))).unwrap();
+    let mut writer = TreeWriter::new(upper.path(), Some(open(below.path()).into())).unwrap();
     writer.remove(b"d").unwrap();
     assert_eq!(writer.look(b"d").unwrap(), Found::Absent);
     assert_eq!(writer.look(b"d/old").unwrap(), Found::Absent);
@@ -299,4 +300,76 @@ fn what_was_removed_is_gone_and_can_come_back() {
     let top = open(&upper.path().join("d"));
     assert_eq!(rustix::fs::fgetxattr(&top, c"trusted.overlay.opaque", &mut value), Ok(1));
     assert_eq!(files::meta::Meta::of_fd(&top).unwrap().mtime.0, 5);
+}
+
+/// A stack of overlay's directories, read here and shown by the kernel.
+#[test]
+fn layers_that_are_looked_through_are_what_a_mount_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    let layers: Vec<_> = ["upper", "middle", "lower"].map(|name| dir.path().join(name)).to_vec();
+    for path in ["upper/d", "upper/o", "upper/now-dir", "middle/d/e", "lower/d/e", "lower/o", "lower/now-file"] {
+        fs::create_dir_all(dir.path().join(path)).unwrap();
+    }
+    for file in ["upper/d/a", "upper/o/new", "upper/now-file", "middle/d/e/m", "middle/x", "middle/gone", "lower/d/a"] {
+        write(dir.path(), file, file);
+    }
+    for file in ["lower/d/c", "lower/d/e/l", "lower/o/old", "lower/now-dir", "lower/now-file/y", "lower/x"] {
+        write(dir.path(), file, file);
+    }
+    symlink("d", layers[1].join("link")).unwrap();
+    for gone in ["upper/gone", "upper/d/c", "middle/lost"] {
+        let device = rustix::fs::FileType::CharacterDevice;
+        rustix::fs::mknodat(rustix::fs::CWD, dir.path().join(gone), device, Mode::empty(), 0).unwrap();
+    }
+    let opaque = open(&layers[0].join("o"));
+    rustix::fs::fsetxattr(&opaque, c"trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty()).unwrap();
+    fs::set_permissions(layers[1].join("d"), fs::Permissions::from_mode(0o700)).unwrap();
+
+    let upper = tempfile::tempdir().unwrap();
+    let view = rbuild_store::Mounts::Overlay { lowers: layers.clone(), upper: None, work: None };
+    let mounted = rbuild_runtime::mount_detached(&view).unwrap();
+    let shown = TreeWriter::new(upper.path(), Some(mounted.into())).unwrap();
+    let stacked = TreeWriter::new(upper.path(), Some(Below::stacked(&layers).unwrap())).unwrap();
+    let paths = [
+        "d",
+        "d/a",
+        "d/c",
+        "d/e",
+        "d/e/m",
+        "d/e/l",
+        "o",
+        "o/new",
+        "o/old",
+        "now-file",
+        "now-file/y",
+        "now-dir",
+        "now-dir/z",
+        "gone",
+        "lost",
+        "x",
+        "link",
+        "link/a",
+        "nothing",
+        "nothing/at/all",
+    ];
+    let mut seen = std::collections::BTreeSet::new();
+    for path in paths {
+        let (shown, stacked) = (shown.look(path.as_bytes()).unwrap(), stacked.look(path.as_bytes()).unwrap());
+        // The numbers of directories are the mount's own.
+        let plain = |found: Found| match found {
+            Found::Directory(meta) => format!("directory {:o} {}", meta.mode, meta.uid),
+            Found::Other(meta) => format!("other {} {:?}", meta.size, meta.mtime),
+            other => format!("{other:?}"),
+        };
+        seen.insert(plain(shown.clone()));
+        assert_eq!(plain(stacked), plain(shown), "{path}");
+    }
+    assert!(seen.len() > 6, "little was compared: {seen:?}");
+    for path in ["d/e/l", "d/a", "o/old", "gone"] {
+        let read = |writer: &TreeWriter| {
+            let file = writer.open_existing(path.as_bytes()).map(fs::File::from);
+            file.and_then(|file| std::io::read_to_string(file).map_err(|_| rustix::io::Errno::IO))
+        };
+        assert_eq!(read(&stacked), read(&shown), "{path}");
+    }
 }

@@ -23,7 +23,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::logs::{LogLimits, Stream};
+use crate::logs::{LogTerms, Stream};
 use crate::monitor::wire::{Frame, Hello};
 use crate::network::{BridgeOptions, Endpoint, PortBinding, PortRequest, Wish};
 use crate::sandbox::{
@@ -69,8 +69,8 @@ pub struct ContainerSpec {
     /// Who makes the sandbox, where it is not this program.
     #[serde(default)]
     pub runtime: Option<ExternalRuntime>,
-    /// How much of its output is kept; `None` keeps none.
-    pub log: Option<LogLimits>,
+    /// How its output is kept; `None` keeps none.
+    pub log: Option<LogTerms>,
     /// How its health is found out, if it is.
     #[serde(default)]
     pub health: Option<Box<HealthProbe>>,

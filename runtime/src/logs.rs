@@ -9,15 +9,23 @@
 //! the frame, since it is JSON-escaped (S58). Each batch of entries is one `write` to a file opened for appending: a
 //! reader sees whole entries, and a killed writer leaves at most one torn line at the end, which readers skip.
 //!
-//! A log with a limit is rotated as docker does it: `log` becomes `log.1`, `log.1` becomes `log.2`, and the oldest goes.
+//! A log with a limit is rotated as docker does it: `log` becomes `log.1`, `log.1` becomes `log.2`, and the oldest goes;
+//! `log.1` becomes `log.1.gz` where that is wanted.
 
-use std::fs::{self, File, OpenOptions};
+mod buffered;
+mod packed;
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+
+pub use buffered::{BufferedLog, LogSink};
+use packed::{Identity, Part};
 
 /// Bytes of one entry, docker's limit: a line without end must not grow the writer's memory.
 pub const LONGEST: usize = 16 * 1024;
@@ -36,6 +44,9 @@ pub struct Entry {
     /// The text with its newline, if it had one. Bytes that are not UTF-8 were replaced.
     pub log: String,
     pub stream: Stream,
+    /// What of the container stands in each entry.
+    #[serde(default, rename = "attrs", skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
     /// When it was read from the container: RFC 3339 in UTC with nanoseconds.
     pub time: String,
 }
@@ -54,6 +65,25 @@ pub struct LogLimits {
     pub max_size: Option<u64>,
     /// How many files there are, the one written to included; 0 and 1 both mean that one.
     pub max_file: u32,
+    /// The files before that one are compressed.
+    #[serde(default)]
+    pub compress: bool,
+}
+
+/// How output is logged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogTerms {
+    pub limits: LogLimits,
+    /// What of the container stands in each entry.
+    pub attributes: BTreeMap<String, String>,
+    /// Where the container does not wait for its log.
+    pub buffer: Option<LogBuffer>,
+}
+
+/// Memory for output that is not written yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogBuffer {
+    pub bytes: u64,
 }
 
 /// Appends a container's output to its log.
@@ -62,13 +92,15 @@ pub struct LogWriter {
     file: File,
     path: PathBuf,
     limits: LogLimits,
+    attributes: BTreeMap<String, String>,
     size: u64,
     partial: [Vec<u8>; 2],
 }
 
 impl LogWriter {
     /// Opens the log for appending, makes it when missing.
-    pub fn open(path: &Path, limits: LogLimits) -> io::Result<Self> {
+    pub fn open(path: &Path, terms: LogTerms) -> io::Result<Self> {
+        let LogTerms { limits, attributes, buffer: _ } = terms;
         let mut file = create(path)?;
         // A writer that was killed may have left a torn entry: end it, so that ours begins a line.
         if file.seek(SeekFrom::End(-1)).is_ok() {
@@ -79,13 +111,14 @@ impl LogWriter {
             }
         }
         let size = file.metadata()?.len();
-        Ok(Self { file, path: path.to_owned(), limits, size, partial: [Vec::new(), Vec::new()] })
+        Ok(Self { file, path: path.to_owned(), limits, attributes, size, partial: [Vec::new(), Vec::new()] })
     }
 
     /// Takes output as it was read; whole lines are in the file when this returns.
     pub fn write(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         let mut out = Vec::new();
         let now = now();
+        let attributes = &self.attributes;
         let partial = &mut self.partial[stream as usize];
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -97,11 +130,11 @@ impl LogWriter {
             };
             rest = &rest[piece.len()..];
             if complete && partial.is_empty() {
-                encode(&mut out, stream, piece, &now)?;
+                encode(&mut out, stream, piece, attributes, &now)?;
             } else {
                 partial.extend_from_slice(piece);
                 if complete {
-                    encode(&mut out, stream, partial, &now)?;
+                    encode(&mut out, stream, partial, attributes, &now)?;
                     partial.clear();
                 }
             }
@@ -137,14 +170,7 @@ impl LogWriter {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        let older = self.limits.max_file.max(1) - 1;
-        for n in (1..older).rev() {
-            rename_if_there(&numbered(&self.path, n), &numbered(&self.path, n + 1))?;
-        }
-        match older {
-            0 => fs::remove_file(&self.path)?,
-            _ => fs::rename(&self.path, numbered(&self.path, 1))?,
-        }
+        packed::rotate(&self.path, self.limits.max_file, self.limits.compress)?;
         self.file = create(&self.path)?;
         self.size = 0;
         Ok(())
@@ -156,7 +182,7 @@ impl LogWriter {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let partial = std::mem::take(&mut self.partial[stream as usize]);
             if !partial.is_empty() {
-                encode(&mut out, stream, &partial, &now())?;
+                encode(&mut out, stream, &partial, &self.attributes, &now())?;
             }
         }
         self.append(&out)
@@ -167,29 +193,23 @@ fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).read(true).mode(0o600).open(path)
 }
 
-/// The `n`-th last file of a rotated log.
-fn numbered(path: &Path, n: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{n}"));
-    name.into()
-}
-
-fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        renamed => renamed,
-    }
-}
-
-fn encode(out: &mut Vec<u8>, stream: Stream, line: &[u8], time: &str) -> io::Result<()> {
+fn encode(
+    out: &mut Vec<u8>,
+    stream: Stream,
+    line: &[u8],
+    attrs: &BTreeMap<String, String>,
+    time: &str,
+) -> io::Result<()> {
     #[derive(Serialize)]
     struct Borrowed<'a> {
         log: &'a str,
         stream: Stream,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        attrs: &'a BTreeMap<String, String>,
         time: &'a str,
     }
     let log = String::from_utf8_lossy(line);
-    serde_json::to_writer(&mut *out, &Borrowed { log: &log, stream, time })?;
+    serde_json::to_writer(&mut *out, &Borrowed { log: &log, stream, attrs, time })?;
     out.push(b'\n');
     Ok(())
 }
@@ -217,30 +237,32 @@ pub fn rfc3339(t: OffsetDateTime) -> String {
 pub struct LogReader {
     path: PathBuf,
     reader: BufReader<File>,
+    /// Of the file that is read.
+    identity: Identity,
     line: Vec<u8>,
 }
 
 impl LogReader {
     /// The whole log, or its last `tail` entries.
     pub fn open(path: &Path, tail: Option<u64>) -> io::Result<Self> {
-        let mut file = File::open(path)?;
+        let mut part = Part::open(path, 0)?.ok_or(io::ErrorKind::NotFound)?;
         let mut left = tail;
         for n in 0.. {
+            let identity = part.identity();
+            let mut file = part.into_file()?;
             if let Some(tail) = left {
                 let (at, more) = nth_line_from_end(&mut file, tail)?;
                 file.seek(SeekFrom::Start(at))?;
                 left = Some(more);
-                if more == 0 {
-                    break;
-                }
             }
-            match File::open(numbered(path, n + 1)) {
-                Ok(older) => file = older,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) => return Err(error),
-            }
+            let older = if left == Some(0) { None } else { Part::open(path, n + 1)? };
+            let Some(older) = older else {
+                let reader = BufReader::with_capacity(64 * 1024, file);
+                return Ok(Self { path: path.to_owned(), reader, identity, line: Vec::new() });
+            };
+            part = older;
         }
-        Ok(Self { path: path.to_owned(), reader: BufReader::with_capacity(64 * 1024, file), line: Vec::new() })
+        unreachable!("the numbers do not end")
     }
 
     /// The next entry; `None` when there is none yet. May be asked again later.
@@ -250,12 +272,13 @@ impl LogReader {
             if self.line.last() != Some(&b'\n') {
                 // The end, or an entry half written, whose rest is appended to what is held.
                 match self.newer()? {
-                    Some(file) => {
+                    Some(newer) => {
                         // What was written between the last look and the rotation comes first.
                         self.reader.read_until(b'\n', &mut self.line)?;
                         if self.line.last() != Some(&b'\n') {
                             self.line.clear();
-                            self.reader = BufReader::with_capacity(64 * 1024, file);
+                            self.identity = newer.identity();
+                            self.reader = BufReader::with_capacity(64 * 1024, newer.into_file()?);
                             continue;
                         }
                     }
@@ -272,20 +295,15 @@ impl LogReader {
 
     /// The file after the one being read; `None` while that is the newest. A file that is no longer there at all was
     /// rotated away while nobody read: then the oldest there is comes next.
-    fn newer(&self) -> io::Result<Option<File>> {
-        let own = self.reader.get_ref().metadata()?.ino();
+    fn newer(&self) -> io::Result<Option<Part>> {
         let mut newer = None;
         for n in 0.. {
-            let path = if n == 0 { self.path.clone() } else { numbered(&self.path, n) };
-            let file = match File::open(path) {
-                // Between two renames a number may be missing for an instant; a removed container has none.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(newer),
-                file => file?,
-            };
-            if file.metadata()?.ino() == own {
+            // Between two renames a number may be missing for an instant; a removed container has none.
+            let Some(part) = Part::open(&self.path, n)? else { return Ok(newer) };
+            if part.identity() == self.identity {
                 return Ok(newer);
             }
-            newer = Some(file);
+            newer = Some(part);
         }
         Ok(newer)
     }
@@ -318,7 +336,13 @@ fn nth_line_from_end(file: &mut File, n: u64) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn limited(limits: LogLimits) -> LogTerms {
+        LogTerms { limits, ..LogTerms::default() }
+    }
 
     fn texts(reader: &mut LogReader) -> Vec<(Stream, String)> {
         std::iter::from_fn(|| reader.next_entry().expect("read").map(|e| (e.stream, e.log))).collect()
@@ -328,7 +352,7 @@ mod tests {
     fn lines_keep_their_stream_and_their_bytes() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        let mut log = LogWriter::open(&path, LogLimits::default()).expect("open");
+        let mut log = LogWriter::open(&path, LogTerms::default()).expect("open");
         log.write(Stream::Stdout, b"one\ntw").expect("write");
         log.write(Stream::Stderr, b"\x1b[31m\"e\"\xff\n").expect("write");
         log.write(Stream::Stdout, b"o\nend").expect("write");
@@ -349,7 +373,7 @@ mod tests {
     fn long_lines_come_in_pieces_and_memory_stays_flat() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        let mut log = LogWriter::open(&path, LogLimits::default()).expect("open");
+        let mut log = LogWriter::open(&path, LogTerms::default()).expect("open");
         let long = vec![b'x'; LONGEST * 2 + 5];
         log.write(Stream::Stdout, &long[..7]).expect("write");
         log.write(Stream::Stdout, &long[7..]).expect("write");
@@ -363,7 +387,7 @@ mod tests {
     fn the_tail_is_the_last_entries() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        let mut log = LogWriter::open(&path, LogLimits::default()).expect("open");
+        let mut log = LogWriter::open(&path, LogTerms::default()).expect("open");
         let lines: Vec<String> = (0..3000).map(|n| format!("line {n}\n")).collect();
         log.write(Stream::Stdout, lines.concat().as_bytes()).expect("write");
         for tail in [0usize, 1, 2, 2999, 3000, 4000] {
@@ -378,8 +402,8 @@ mod tests {
     fn a_limited_log_is_rotated() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        let limits = LogLimits { max_size: Some(1000), max_file: 3 };
-        let mut log = LogWriter::open(&path, limits).expect("open");
+        let limits = LogLimits { max_size: Some(1000), max_file: 3, compress: false };
+        let mut log = LogWriter::open(&path, limited(limits)).expect("open");
         let mut early = LogReader::open(&path, None).expect("open");
         let lines: Vec<String> = (0..100).map(|n| format!("line {n}\n")).collect();
         let mut seen = Vec::new();
@@ -405,10 +429,55 @@ mod tests {
     }
 
     #[test]
+    fn older_files_are_compressed_and_read_alike() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("log");
+        let limits = LogLimits { max_size: Some(1000), max_file: 4, compress: true };
+        let mut log = LogWriter::open(&path, limited(limits)).expect("open");
+        let mut early = LogReader::open(&path, None).expect("open");
+        let lines: Vec<String> = (0..100).map(|n| format!("line {n}\n")).collect();
+        let mut seen = Vec::new();
+        for (n, line) in lines.iter().enumerate() {
+            log.write(Stream::Stdout, line.as_bytes()).expect("write");
+            // One that comes from time to time only reads what was compressed meanwhile.
+            if n % 25 == 24 {
+                seen.extend(texts(&mut early).into_iter().map(|(_, text)| text));
+            }
+        }
+        assert_eq!(seen, lines);
+        let mut names: Vec<String> = fs::read_dir(dir.path())
+            .expect("read")
+            .map(|e| e.expect("entry").file_name().into_string().expect("name"))
+            .collect();
+        names.sort();
+        assert_eq!(names, ["log", "log.1.gz", "log.2.gz", "log.3.gz"]);
+        let late: Vec<String> =
+            texts(&mut LogReader::open(&path, None).expect("open")).into_iter().map(|t| t.1).collect();
+        assert!(late.len() > 30 && lines.ends_with(&late), "{late:?}");
+        let tail =
+            texts(&mut LogReader::open(&path, Some(30)).expect("open")).into_iter().map(|t| t.1).collect::<Vec<_>>();
+        assert_eq!(tail, lines[70..]);
+    }
+
+    #[test]
+    fn attributes_stand_in_each_entry() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("log");
+        let attributes = BTreeMap::from([("tag".to_owned(), "t\"".to_owned())]);
+        let terms = LogTerms { attributes: attributes.clone(), ..LogTerms::default() };
+        LogWriter::open(&path, terms).expect("open").write(Stream::Stderr, b"x\n").expect("write");
+        let text = fs::read_to_string(&path).expect("read");
+        assert!(text.starts_with(r#"{"log":"x\n","stream":"stderr","attrs":{"tag":"t\""},"time":"#), "{text}");
+        let entry = LogReader::open(&path, None).expect("open").next_entry().expect("read").expect("entry");
+        assert_eq!(entry.attributes, attributes);
+    }
+
+    #[test]
     fn one_file_with_a_limit_begins_anew() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        let mut log = LogWriter::open(&path, LogLimits { max_size: Some(100), max_file: 0 }).expect("open");
+        let mut log =
+            LogWriter::open(&path, limited(LogLimits { max_size: Some(100), ..LogLimits::default() })).expect("open");
         let mut reader = LogReader::open(&path, None).expect("open");
         log.write(Stream::Stdout, b"one\ntwo\nthree\n").expect("write");
         assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 1);
@@ -419,11 +488,11 @@ mod tests {
     fn a_torn_end_is_skipped_and_appended_to() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("log");
-        LogWriter::open(&path, LogLimits::default()).expect("open").write(Stream::Stdout, b"whole\n").expect("write");
+        LogWriter::open(&path, LogTerms::default()).expect("open").write(Stream::Stdout, b"whole\n").expect("write");
         OpenOptions::new().append(true).open(&path).expect("open").write_all(b"{\"log\":\"to").expect("write");
         let mut reader = LogReader::open(&path, None).expect("open");
         assert_eq!(texts(&mut reader).len(), 1);
-        LogWriter::open(&path, LogLimits::default()).expect("open").write(Stream::Stdout, b"next\n").expect("write");
+        LogWriter::open(&path, LogTerms::default()).expect("open").write(Stream::Stdout, b"next\n").expect("write");
         assert_eq!(texts(&mut reader), [(Stream::Stdout, "next\n".to_owned())]);
     }
 }

@@ -38,6 +38,12 @@ pub trait RunOp<R>: Send + Sync {
     fn needs_permit(&self) -> bool {
         true
     }
+
+    /// Whether running it, on inputs whose content was asked for, is done sooner than other processes can be told of it: then
+    /// none is, and two that do the same at once both do it.
+    fn is_brief(&self) -> bool {
+        false
+    }
 }
 
 /// The content of one input, as an operation selects it.

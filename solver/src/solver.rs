@@ -343,8 +343,9 @@ struct Run<R> {
 
 impl<R: Clone + Send + Sync + 'static> Run<R> {
     async fn work(self, work: Work<R>) -> Result<Finished<R>, Fault> {
-        // What ignores the cache is run whoever else runs it, and what is not written down is of no use to others.
-        let _claim = match work.durable && !work.fresh {
+        // What ignores the cache is run whoever else runs it, what is not written down is of no use to others, and what is
+        // brief is not worth a transaction.
+        let _claim = match work.durable && !work.fresh && !work.op.is_brief() {
             true => match self.claim(&work).await? {
                 Claimed::Mine(guard) => Some(guard),
                 Claimed::Done(finished) => return Ok(finished),

@@ -5,7 +5,8 @@
 //! across a fork and nobody but SQLite opens the file (closing any descriptor of it would drop SQLite's locks).
 //!
 //! Connections are alike and kept in a small pool: a command that asks one thing after the other opens one, and readers
-//! are not held up by a writer of the same process. Writers of one process queue on a mutex; writers of several
+//! are not held up by a writer of the same process. Where there are several, changes go through the one that made the last
+//! change: each change makes all other connections forget the pages they have read. Writers of one process queue on a mutex; writers of several
 //! processes on SQLite's lock, where a long wait is reported with the pid that is waited for.
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,9 @@ const CHECKPOINT_PAGES: u32 = 4096;
 /// empties it. Small, since the first command after the last one ended reads the WAL once, and a no-op build has no
 /// time for a long one.
 const LONG_WAL: u64 = 1 << 20;
+/// What a connection remembers of the pages it has read, in KiB. Keys are hashes: each change touches pages everywhere, and
+/// the default of 2 MiB forgets them during a build of a thousand steps.
+const CACHED_KIB: u32 = 16 << 10;
 /// Connections kept open while nobody uses them.
 const IDLE: usize = 4;
 
@@ -44,8 +48,9 @@ pub enum Durability {
 #[derive(Debug)]
 pub struct Db {
     path: PathBuf,
-    idle: Mutex<Vec<Connection>>,
-    writing: Mutex<()>,
+    idle: Mutex<Vec<Idle>>,
+    /// The number of changes.
+    writing: Mutex<u64>,
     read_only: bool,
     copy: Option<TemporaryCopy>,
 }
@@ -55,7 +60,7 @@ impl Db {
     pub(crate) fn open(path: &Path) -> Result<Db> {
         let db = Db::new(path, false);
         let connection = db.connect(OpenFlags::empty()).map_err(|error| error.of_database(|| db.root()))?;
-        db.keep(connection);
+        db.keep(Idle { connection, changed: 0 });
         Ok(db)
     }
 
@@ -109,7 +114,7 @@ impl Db {
     }
 
     fn ask<T>(&self, question: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
-        let connection = self.connection()?;
+        let connection = self.connection(For::Reading)?;
         let tx = patiently(&self.path, || {
             let tx = Transaction::new_unchecked(&connection, TransactionBehavior::Deferred)?;
             // Takes the read lock here, where a wait for another process' recovery can be repeated.
@@ -130,8 +135,9 @@ impl Db {
     }
 
     fn change<T>(&self, durability: Durability, change: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
-        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let connection = self.connection()?;
+        let mut turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        *turn += 1;
+        let connection = self.connection(For::Change(*turn))?;
         if durability == Durability::Named {
             connection.prepare_cached("PRAGMA synchronous = FULL")?.execute([])?;
         }
@@ -172,13 +178,24 @@ impl Db {
         self.path.parent().unwrap_or(&self.path).to_path_buf()
     }
 
-    fn connection(&self) -> Result<Pooled<'_>> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => self.connect(OpenFlags::empty())?,
+    fn connection(&self, purpose: For) -> Result<Pooled<'_>> {
+        let found = {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let by_change = idle.iter().enumerate().map(|(at, idle)| (idle.changed, at));
+            let at = match purpose {
+                For::Reading => by_change.min(),
+                For::Change(_) => by_change.max(),
+            };
+            at.map(|(_, at)| idle.swap_remove(at))
         };
-        Ok(Pooled { db: self, connection: Some(connection) })
+        let mut idle = match found {
+            Some(idle) => idle,
+            None => Idle { connection: self.connect(OpenFlags::empty())?, changed: 0 },
+        };
+        if let For::Change(number) = purpose {
+            idle.changed = number;
+        }
+        Ok(Pooled { db: self, idle: Some(idle) })
     }
 
     fn connect(&self, extra: OpenFlags) -> Result<Connection> {
@@ -190,16 +207,26 @@ impl Db {
         if !self.read_only {
             // Else each command, being the last to close, would write back the WAL and sync.
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-            let settings = format!("PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};");
+            let settings = format!(
+                "PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; \
+                 PRAGMA cache_size = -{CACHED_KIB};"
+            );
             patiently(&self.path, || Ok(connection.execute_batch(&settings)?))?;
         }
         Ok(connection)
     }
 
-    fn keep(&self, connection: Connection) {
+    fn keep(&self, mut returned: Idle) {
+        if !returned.connection.is_autocommit() {
+            return;
+        }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE && connection.is_autocommit() {
-            idle.push(connection);
+        if idle.len() < IDLE {
+            idle.push(returned);
+        } else if let Some(oldest) = idle.iter_mut().min_by_key(|idle| idle.changed)
+            && oldest.changed < returned.changed
+        {
+            std::mem::swap(oldest, &mut returned);
         }
     }
 }
@@ -262,24 +289,39 @@ pub fn time(nanos: i64) -> SystemTime {
     if nanos >= 0 { UNIX_EPOCH + distance } else { UNIX_EPOCH - distance }
 }
 
+/// A connection that nobody uses.
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    /// The number of the last change made through it.
+    changed: u64,
+}
+
+/// What a connection is wanted for.
+enum For {
+    Reading,
+    /// With its number.
+    Change(u64),
+}
+
 /// A connection that goes back to the pool.
 struct Pooled<'a> {
     db: &'a Db,
-    connection: Option<Connection>,
+    idle: Option<Idle>,
 }
 
 impl std::ops::Deref for Pooled<'_> {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        self.connection.as_ref().expect("taken only by drop")
+        &self.idle.as_ref().expect("taken only by drop").connection
     }
 }
 
 impl Drop for Pooled<'_> {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.db.keep(connection);
+        if let Some(idle) = self.idle.take() {
+            self.db.keep(idle);
         }
     }
 }
@@ -352,6 +394,28 @@ mod tests {
         assert_eq!(holder(&db.path), None);
         let held = db.write(Durability::Cache, |_| Ok(holder(&db.path))).unwrap();
         assert_eq!(held, Some(std::process::id()));
+    }
+
+    #[test]
+    fn changes_go_through_one_connection() {
+        let (_dir, db) = database();
+        drop([db.connection(For::Reading).unwrap(), db.connection(For::Reading).unwrap()]);
+        assert_eq!(db.idle.lock().unwrap().len(), 2);
+        for round in 0..5 {
+            db.write(Durability::Cache, |_| Ok(())).unwrap();
+            let reader = db.connection(For::Reading).unwrap();
+            assert_eq!(reader.idle.as_ref().unwrap().changed, 0, "round {round}: the one that changes was taken");
+            db.write(Durability::Named, |_| Ok(())).unwrap();
+        }
+        let mut changed: Vec<u64> = db.idle.lock().unwrap().iter().map(|idle| idle.changed).collect();
+        changed.sort_unstable();
+        assert_eq!(changed, [0, 10]);
+        // Of too many, the one that made the last change stays.
+        let writer = db.connection(For::Change(11)).unwrap();
+        let readers: Vec<_> = (0..IDLE).map(|_| db.connection(For::Reading).unwrap()).collect();
+        drop(readers);
+        drop(writer);
+        assert_eq!(db.idle.lock().unwrap().iter().map(|idle| idle.changed).max(), Some(11));
     }
 
     #[test]

@@ -28,6 +28,44 @@ fn archive(name: &str, text: &str, owner: u64) -> Vec<u8> {
 }
 
 #[test]
+fn cp_follows_links_where_docker_does() {
+    let scene = Scene::with_busybox();
+    scene.write("new", "new");
+    std::os::unix::fs::symlink("new", scene.work().join("link")).expect("symlink");
+    let script =
+        "mkdir -p /t/dir; echo old > /t/file; ln -s file /t/link; ln -s dir /t/inner; echo in > /t/dir/x; sleep 1000";
+    scene.rb(&["run", "-d", "--name", "links", "--network", "none", "--init", "busybox", "sh", "-c", script]).ok();
+    let inside = |script: &str| scene.rb(&["exec", "links", "sh", "-c", script]);
+    for _ in 0..600 {
+        if inside("test -e /t/dir/x").code == 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    // Over a link the file goes to where it leads; a link at the source is copied as one, or with -L under its name.
+    scene.rb(&["cp", "new", "links:/t/link"]).ok();
+    assert_eq!(inside("test -L /t/link && cat /t/file").ok().out, "new");
+    scene.rb(&["cp", "-L", "link", "links:/t/dir/"]).ok();
+    assert_eq!(inside("test ! -L /t/dir/link && cat /t/dir/link").ok().out, "new");
+    std::fs::create_dir(scene.work().join("out")).expect("mkdir");
+    scene.rb(&["cp", "-L", "links:/t/link", "out/"]).ok();
+    scene.rb(&["cp", "links:/t/inner", "out/"]).ok();
+    assert_eq!(std::fs::read_to_string(scene.work().join("out/link")).expect("read"), "new");
+    assert!(scene.work().join("out/inner").is_symlink());
+    scene.rb(&["cp", "new", "links:/none/x"]).refused(1, &["Could not find the file /none in container links"]);
+    scene.rb(&["cp", "new", "links:/none/"]).refused(1, &["no such directory"]);
+    scene.rb(&["cp", "links:/t/file", "none/x"]).refused(1, &["invalid output path: directory \"", "does not exist"]);
+    // All its files, and nothing that the kernel makes up.
+    let whole = scene.command(&["cp", "links:/", "-"]).output().expect("start");
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    // Its own group is among its groups; what cannot start is no program's exit code.
+    assert_eq!(scene.rb(&["exec", "-u", "55:66", "links", "id", "-G"]).ok().out, "66\n");
+    scene.rb(&["exec", "-w", "/none", "links", "true"]).refused(126, &["/none"]);
+    scene.rb(&["exec", "-u", "nobody-here", "links", "true"]).refused(126, &["unable to find user nobody-here"]);
+    scene.rb(&["rm", "-f", "links"]).ok();
+}
+
+#[test]
 fn cp_takes_and_gives_archives() {
     let scene = Scene::with_busybox();
     let one =
@@ -45,7 +83,9 @@ fn cp_takes_and_gives_archives() {
     scene.rb_with_input(&["cp", "-", "one:/vol"], &archive("x/new", "text", 1234)).ok();
     assert_eq!(one.exec("cat /vol/x/new; stat -c '%u %a' /vol/x/new").ok().out, "text1234 640\n");
     scene.rb_with_input(&["cp", "-", "one:/d/e/f"], &archive("a", "", 0)).refused(1, &["must be a directory"]);
-    scene.rb_with_input(&["cp", "-", "one:/none"], &archive("a", "", 0)).refused(1, &["Could not find the file /none"]);
+    scene
+        .rb_with_input(&["cp", "-", "one:/none"], &archive("a", "", 0))
+        .refused(1, &["\"one:/none\" must be a directory"]);
     scene.rb_with_input(&["cp", "-", "one:/d"], b"no archive").refused(1, &["tar archive"]);
     scene.rb(&["cp", "one:/none", "-"]).refused(1, &["Could not find the file /none in container one"]);
     scene.rb(&["stop", "-t", "0", "one"]).ok();

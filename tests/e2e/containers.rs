@@ -150,13 +150,18 @@ fn names_and_ids_find_containers() {
     let scene = Scene::with_busybox();
     let id = scene.rb(&["create", "--name", "named", "busybox", "true"]).ok().out;
     let id = id.trim_end();
-    scene.rb(&["create", "--name", "named", "busybox", "true"]).refused(125, &["already in use", id]);
+    scene.rb(&["create", "--name", "named", "busybox", "true"]).refused(1, &["already in use", id]);
+    scene.rb(&["run", "--name", "named", "busybox", "true"]).refused(125, &["already in use", id]);
+    scene.rb(&["rename", "named", "named"]).refused(1, &["same name as its current name"]);
+    scene.rb(&["inspect", "--type", "odd", "named"]).refused(125, &["unknown type: \"odd\""]);
+    scene.rb(&["create", "--platform", "linux/s390x", "--pull", "never", "busybox"]).refused(1, &["(linux/s390x)"]);
+    scene.rb(&["create", "--cpus", "1000000", "busybox"]).refused(1, &["range of CPUs is from 0.01 to"]);
     for text in ["named", id, &id[..5]] {
         assert_eq!(scene.rb(&["container", "inspect", "-f", "{{.Name}}", text]).ok().out, "/named\n", "{text}");
     }
     scene.rb(&["rename", "named", "other"]).ok();
     scene.rb(&["rm", "named"]).refused(1, &["No such container: named"]);
-    scene.rb(&["create", "--name", "bad name", "busybox"]).refused(125, &["Invalid container name"]);
+    scene.rb(&["create", "--name", "bad name", "busybox"]).refused(1, &["Invalid container name"]);
     scene.rb(&["rmi", "busybox"]).refused(1, &["container"]);
     scene.rb(&["rm", "other"]).ok();
 }

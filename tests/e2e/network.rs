@@ -121,7 +121,7 @@ fn what_is_published_is_shown_as_docker_does() {
     let bound = serde_json::json!([{"HostIp": "127.0.0.1", "HostPort": port.to_string()}]);
     assert_eq!(json, serde_json::json!({"80/tcp": bound, "443/tcp": null, "53/udp": null}));
     assert_eq!(web.field("{{json .HostConfig.PortBindings}}"), r#"{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":""}]}"#);
-    scene.rb(&["port", "web", "81"]).refused(1, &["no public port '81/tcp' published for web"]);
+    scene.rb(&["port", "web", "81"]).refused(1, &["no public port '81' published for web"]);
     scene.rb(&["stop", "-t", "0", "web"]).ok();
     assert_eq!(scene.rb(&["port", "web"]).ok().out, "");
     assert_eq!(web.field("{{json .NetworkSettings.Ports}}"), "{}");
@@ -301,6 +301,13 @@ fn a_network_is_made_listed_shown_and_removed() {
             "--opt",
             "com.docker.network.driver.mtu=1400",
             "--ipv6",
+            "--attachable",
+            "--aux-address",
+            &format!("router=10.{third}.64"),
+            "--opt",
+            "com.docker.network.bridge.host_binding_ipv4=127.0.0.1",
+            "--opt",
+            "com.docker.network.bridge.enable_ip_masquerade=false",
         ],
     );
     let listed = scene.rb(&["network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}"]).ok().out;
@@ -308,7 +315,9 @@ fn a_network_is_made_listed_shown_and_removed() {
     assert_eq!(scene.rb(&["network", "ls", "--filter", "label=a=b", "--format", "{{.Name}}"]).ok().out, "mine\n");
     assert_eq!(scene.rb(&["network", "ls", "-q", "--filter", "type=builtin"]).ok().out.lines().count(), 3);
     let config = net.field("{{json (index .IPAM.Config 0)}}");
-    let want = format!(r#"{{"Gateway":"10.{third}.9","IPRange":"10.{third}.64/28","Subnet":"{subnet}"}}"#);
+    let want = format!(
+        r#"{{"AuxiliaryAddresses":{{"router":"10.{third}.64"}},"Gateway":"10.{third}.9","IPRange":"10.{third}.64/28","Subnet":"{subnet}"}}"#
+    );
     assert_eq!(config, want);
     let chosen = format!("10.{third}.200");
     let fixed =
@@ -322,7 +331,15 @@ fn a_network_is_made_listed_shown_and_removed() {
     }
     let any = Server::start(&scene, "any", &["--network", "mine"]);
     let last: u8 = address(&any, "mine").rsplit('.').next().expect("four").parse().expect("a number");
-    assert!((64..80).contains(&last), "within the range: {last}");
+    assert!((65..80).contains(&last), "within the range, and not the router's: {last}");
+    assert_eq!(net.field("{{.Attachable}}"), "true");
+    scene
+        .rb(&["run", "--rm", "--network", "mine", "--ip", &format!("10.{third}.64"), "busybox", "true"])
+        .refused(125, &["no configured subnet contains the address"]);
+    let bound = Server::start(&scene, "bound", &["--network", "mine", "-p", "80"]);
+    let port = scene.rb(&["port", "bound", "80"]).ok().out;
+    assert!(port.starts_with("127.0.0.1:") && port.lines().count() == 1, "{port}");
+    drop(bound);
     scene
         .rb(&["run", "--rm", "--network", "mine", "--ip", &chosen, "busybox", "true"])
         .refused(125, &["Address already in use"]);
@@ -394,7 +411,15 @@ fn wrong_networks_are_refused_by_name() {
         (&["network", "create", "bridge"][..], 1, "operation is not permitted on predefined bridge network"),
         (&["network", "create", "a b"], 1, "invalid network name \"a b\""),
         (&["network", "create", "-d", "overlay", "x"], 1, "the network driver \"overlay\" is not supported"),
-        (&["network", "create", "--attachable", "x"], 1, "--attachable is not supported"),
+        (&["network", "create", "--config-only", "x"], 1, "--config-only is not supported"),
+        (&["network", "create", "-d", "host", "x"], 1, "only one instance of \"host\" network is allowed"),
+        (&["network", "create", "-d", "nosuch", "x"], 1, "plugin \"nosuch\" not found"),
+        (&["network", "create", "--gateway", "10.9.9.9", "x"], 1, "must have a corresponding subnet"),
+        (
+            &["network", "create", "--subnet", "10.1.2.0/24", "--aux-address", "a=10.9.9.9", "x"],
+            1,
+            "no matching subnet for aux-address 10.9.9.9",
+        ),
         (&["network", "create", "-o", "parent=eth0", "x"], 1, "parent=eth0 is not supported"),
         (&["network", "create", "--subnet", "10.0.0.1/24", "x"], 1, "it should be 10.0.0.0/24"),
         (

@@ -190,7 +190,7 @@ fn runtimes_are_known_by_name_path_or_configuration() {
         said.refused(125, &[&format!("unknown or invalid runtime name: {bad}")]);
     }
     let said = scene.rb(&["create", "--runtime", "nope", "busybox"]);
-    said.refused(125, &["unknown or invalid runtime name: nope"]);
+    said.refused(1, &["unknown or invalid runtime name: nope"]);
     let Some(path) = runtime("runc") else { return };
     if !works(&scene, "runc") {
         return;

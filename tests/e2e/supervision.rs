@@ -135,6 +135,50 @@ fn a_log_with_a_limit_keeps_its_end() {
 }
 
 #[test]
+fn a_log_is_compressed_and_says_whose_it_is() {
+    let scene = Scene::with_busybox();
+    let run = |name: &str, options: &[&str], script: &str| {
+        scene
+            .rb(&[&["run", "--name", name, "--network", "none"], options, &["busybox", "sh", "-c", script]].concat())
+            .ok();
+    };
+    let options = [
+        "--log-opt",
+        "max-size=1k",
+        "--log-opt",
+        "max-file=3",
+        "--log-opt",
+        "compress=true",
+        "--log-opt",
+        "labels=a,b c",
+        "--log-opt",
+        "env-regex=^X",
+        "--log-opt",
+        "tag={{.Name}}",
+        "--label",
+        "a=1=2",
+        "--label",
+        "other=no",
+        "-e",
+        "XY=z",
+    ];
+    run("packed", &options, "seq 100");
+    let shown = scene.rb(&["logs", "packed"]).ok().out;
+    assert!(shown.ends_with("99\n100\n"), "{shown}");
+    assert_eq!(scene.rb(&["logs", "--details", "--tail", "1", "packed"]).ok().out, "XY=z,a=1%3D2,tag=packed 100\n");
+    let id = scene.rb(&["inspect", "-f", "{{.Id}}", "packed"]).ok().out;
+    let directory = scene.root().join("containers").join(id.trim_end());
+    assert!(directory.join("log.1.gz").exists() && directory.join("log.2.gz").exists());
+    let config = "{{index .HostConfig.LogConfig.Config \"max-size\"}} {{index .HostConfig.LogConfig.Config \"tag\"}}";
+    assert_eq!(scene.rb(&["inspect", "-f", config, "packed"]).ok().out, "1k {{.Name}}\n");
+    run("buffered", &["--log-driver", "local", "--log-opt", "mode=non-blocking"], "seq 1000");
+    assert_eq!(scene.rb(&["logs", "buffered"]).ok().out.lines().count(), 1000);
+    assert_eq!(scene.rb(&["logs", "--details", "-n", "1", "buffered"]).ok().out, " 1000\n");
+    assert_eq!(scene.rb(&["inspect", "-f", "{{.HostConfig.LogConfig.Type}}", "buffered"]).ok().out, "local\n");
+    scene.rb(&["rm", "packed", "buffered"]).ok();
+}
+
+#[test]
 fn a_container_without_a_log_has_nothing_to_show() {
     let scene = Scene::with_busybox();
     let said = scene.rb(&["run", "--name", "quiet", "--log-driver", "none", "busybox", "echo", "hello"]).ok();
@@ -182,8 +226,14 @@ fn options_that_make_no_sense_are_refused() {
         (&["--health-timeout", "soon"], "time: invalid duration \"soon\""),
         (&["--log-opt", "max-size=big"], "for log-opt \"max-size\""),
         (&["--log-opt", "nope=1"], "unknown log opt 'nope' for json-file log driver"),
-        (&["--log-opt", "compress=true"], "--log-opt compress is not supported yet"),
-        (&["--log-driver", "none", "--log-opt", "max-size=1k"], "unknown log opt 'max-size' for none log driver"),
+        (
+            &["--log-opt", "compress=true"],
+            "compress cannot be true when max-file is less than 2 or max-size is not set",
+        ),
+        (&["--log-driver", "none", "--log-opt", "max-size=1k"], "invalid logging opts for driver none"),
+        (&["--log-driver", "journald"], "the log driver journald is not supported"),
+        (&["--log-opt", "tag={{.Nope}}"], "no field of a log tag"),
+        (&["--log-opt", "labels-regex=("], "labels-regex"),
         (&["--health-retries", "-1"], "--health-retries cannot be negative"),
     ] {
         let said = scene.rb(&[&["run"], options, &["busybox", "true"]].concat());

@@ -336,6 +336,8 @@ fn wish(membership: &Membership, network: &Network, before: &[Connection]) -> Wi
         preferred: before.map(|connection| connection.endpoint.address),
         range: network.range,
         address6: membership.ip6,
+        range6: network.range6,
+        avoid: network.auxiliary.values().copied().collect(),
         mac: membership.mac,
         link_local: membership.link_local.clone(),
     }

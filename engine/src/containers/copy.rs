@@ -41,7 +41,8 @@ impl Containers {
         let host = Root::open(Path::new("/")).map_err(Error::internal)?;
         let to_absolute = std::path::absolute(to).map_err(Error::internal)?;
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        copy(&source, from, &host, &to_absolute, to, Copying { owner, keep: options.keep_owner })?;
+        let to_shown = if ends_in_slash(to) { to } else { &to_absolute };
+        copy(&source, from, &host, &to_absolute, to_shown, Copying { owner, keep: options.keep_owner, into: None })?;
         self.tell(&seen.container, "archive-path", &[]);
         Ok(())
     }
@@ -57,7 +58,8 @@ impl Containers {
             _ => Error::internal(format!("cannot read {}: {e}", from.display())),
         })?;
         let (root, inside) = self.tree(seen, to, true)?;
-        copy(&source, from, &root, &inside, to, Copying { owner: (0, 0), keep: options.keep_owner })?;
+        let how = Copying { owner: (0, 0), keep: options.keep_owner, into: Some(&seen.container.name) };
+        copy(&source, from, &root, &inside, to, how)?;
         self.tell(&seen.container, "extract-to-dir", &[]);
         Ok(())
     }
@@ -66,7 +68,9 @@ impl Containers {
     pub(super) fn tree(&self, seen: &Seen, path: &Path, write: bool) -> Result<(Root, PathBuf), Error> {
         let container = &seen.container;
         let absolute = Path::new("/").join(path);
-        if matches!(seen.status, Status::Running | Status::Paused) {
+        let is_top = absolute.components().all(|part| matches!(part, Component::RootDir | Component::CurDir));
+        // Of all its files those that the kernel makes up are none.
+        if matches!(seen.status, Status::Running | Status::Paused) && (write || !is_top) {
             let root = Root::open(Path::new(&format!("/proc/{}/root", seen.state.pid))).map_err(Error::internal)?;
             return Ok((root, absolute));
         }
@@ -164,13 +168,47 @@ pub(super) fn ends_in_dot(path: &Path) -> bool {
 }
 
 #[derive(Clone, Copy)]
-struct Copying {
+struct Copying<'a> {
     owner: (u32, u32),
     keep: bool,
+    /// The container that is copied into; `None` for the host.
+    into: Option<&'a str>,
+}
+
+fn ends_in_slash(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(b"/")
+}
+
+/// Where the links at the end of a path lead to, whether anything is there or not; they are resolved inside the root.
+fn through_links(root: &Root, path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..40 {
+        if path.file_name().is_none() || ends_in_dot(&path) {
+            return Ok(path);
+        }
+        let link = root.parent(&path, Walk::InRoot).and_then(|(dir, name)| match dir.stat(&name)?.kind {
+            FileKind::Symlink => dir.read_link(&name).map(Some),
+            _ => Ok(None),
+        });
+        match link {
+            Ok(Some(target)) => path = path.parent().unwrap_or(Path::new("/")).join(target),
+            Ok(None) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(path),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(rustix::io::Errno::LOOP.into())
 }
 
 /// Docker's rules for what the destination means, then the copy. `*_shown` are the paths as the user wrote them.
-fn copy(from: &Place, from_shown: &Path, root: &Root, to: &Path, to_shown: &Path, how: Copying) -> Result<(), Error> {
+fn copy(
+    from: &Place,
+    from_shown: &Path,
+    root: &Root,
+    to: &Path,
+    to_shown: &Path,
+    how: Copying<'_>,
+) -> Result<(), Error> {
     let failed =
         |e: io::Error| Error::internal(format!("cannot copy {} to {}: {e}", from_shown.display(), to_shown.display()));
     let is_dir = match &from.name {
@@ -182,14 +220,16 @@ fn copy(from: &Place, from_shown: &Path, root: &Root, to: &Path, to_shown: &Path
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(failed(error)),
     };
-    let wants_dir = to.as_os_str().as_encoded_bytes().ends_with(b"/");
+    let wants_dir = ends_in_slash(to);
+    let to = &through_links(root, to).map_err(failed)?;
     let contents = from.name.is_none() && ends_in_dot(from_shown);
     match (is_dir, existing) {
         (true, Some(FileKind::Dir)) => {
             let into = root.open_dir(to, Walk::InRoot).map_err(failed)?;
             let name = match (&from.name, contents) {
                 (_, true) => None,
-                (Some(name), _) => Some(name.clone()),
+                // As the user named it, also where that is a link that was followed.
+                (Some(name), _) => Some(from_shown.file_name().unwrap_or(name).to_owned()),
                 (None, _) => from_shown.file_name().map(OsStr::to_owned),
             };
             let into = match &name {
@@ -199,7 +239,7 @@ fn copy(from: &Place, from_shown: &Path, root: &Root, to: &Path, to_shown: &Path
             tree(open_source(from).map_err(failed)?, into, how).map_err(failed)
         }
         (true, None) => {
-            let into = parent_of(root, to, to_shown)?;
+            let into = parent_of(root, to, to_shown, how)?;
             let into = into.0.mkdir(&into.1, 0o755).map_err(failed)?;
             tree(open_source(from).map_err(failed)?, into, how).map_err(failed)
         }
@@ -207,22 +247,24 @@ fn copy(from: &Place, from_shown: &Path, root: &Root, to: &Path, to_shown: &Path
         (false, Some(FileKind::Dir)) => {
             let into = root.open_dir(to, Walk::InRoot).map_err(failed)?;
             let name = from.name.as_deref().unwrap_or_default();
-            node(&from.dir, name, &into, name, how).map_err(failed)
+            node(&from.dir, name, &into, from_shown.file_name().unwrap_or(name), how).map_err(failed)
         }
-        (false, None) if wants_dir => {
-            Err(Error::invalid(format!("destination directory {} does not exist", to_shown.display())))
-        }
+        (false, None) if wants_dir => Err(Error::invalid("no such directory")),
         (false, _) => {
-            let (into, name) = parent_of(root, to, to_shown)?;
+            let (into, name) = parent_of(root, to, to_shown, how)?;
             node(&from.dir, from.name.as_deref().unwrap_or_default(), &into, &name, how).map_err(failed)
         }
     }
 }
 
-fn parent_of(root: &Root, to: &Path, shown: &Path) -> Result<(Dir, OsString), Error> {
-    root.parent(to, Walk::InRoot).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => {
-            Error::not_found(format!("invalid output path: directory of {} does not exist", shown.display()))
+fn parent_of(root: &Root, to: &Path, shown: &Path, how: Copying<'_>) -> Result<(Dir, OsString), Error> {
+    let above = shown.parent().unwrap_or(shown).display();
+    root.parent(to, Walk::InRoot).map_err(|e| match (e.kind(), how.into) {
+        (io::ErrorKind::NotFound, Some(container)) => {
+            Error::not_found(format!("Could not find the file {above} in container {container}"))
+        }
+        (io::ErrorKind::NotFound, None) => {
+            Error::not_found(format!("invalid output path: directory \"{above}\" does not exist"))
         }
         _ => Error::internal(format!("cannot write {}: {e}", shown.display())),
     })
@@ -244,7 +286,7 @@ fn directory_in(dir: &Dir, name: &OsStr) -> io::Result<Dir> {
 }
 
 /// Copies what is in `from` into `to`, over what is there, and gives `to` the attributes of `from`.
-fn tree(from: Dir, to: Dir, how: Copying) -> io::Result<()> {
+fn tree(from: Dir, to: Dir, how: Copying<'_>) -> io::Result<()> {
     struct Frame {
         from: Dir,
         to: Dir,
@@ -272,7 +314,7 @@ fn tree(from: Dir, to: Dir, how: Copying) -> io::Result<()> {
     Ok(())
 }
 
-fn attributes_of_dir(from: &Dir, to: &Dir, how: Copying) -> io::Result<()> {
+fn attributes_of_dir(from: &Dir, to: &Dir, how: Copying<'_>) -> io::Result<()> {
     let metadata = from.metadata()?;
     let (uid, gid) = if how.keep { (metadata.uid, metadata.gid) } else { how.owner };
     set_owner(to.as_fd(), uid, gid)?;
@@ -281,7 +323,7 @@ fn attributes_of_dir(from: &Dir, to: &Dir, how: Copying) -> io::Result<()> {
 }
 
 /// Copies one thing that is no directory; what has its name at the destination is replaced.
-fn node(from: &Dir, name: &OsStr, to: &Dir, as_name: &OsStr, how: Copying) -> io::Result<()> {
+fn node(from: &Dir, name: &OsStr, to: &Dir, as_name: &OsStr, how: Copying<'_>) -> io::Result<()> {
     let metadata = from.stat(name)?;
     match to.stat(as_name) {
         Ok(there) if there.kind == FileKind::Dir => {
@@ -326,7 +368,7 @@ mod tests {
         let from_path = Path::new("/").join(from);
         let place = source(&root, &from_path, CopyOptions::default()).map_err(Error::internal)?;
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let how = Copying { owner, keep: false };
+        let how = Copying { owner, keep: false, into: None };
         copy(&place, Path::new(from), &root, &Path::new("/").join(to), Path::new(to), how)
     }
 
@@ -351,6 +393,15 @@ mod tests {
         }
         assert_eq!(fs::read_link(base.join("new/l")).expect("link"), Path::new("a"));
         cp(base, "src/a", "file").expect("over a file");
+        fs::write(base.join("old"), "old").expect("write");
+        symlink("old", base.join("link")).expect("symlink");
+        symlink("/there/fresh", base.join("dangling")).expect("symlink");
+        cp(base, "src/a", "link").expect("to where a link leads");
+        cp(base, "src/a", "dangling").expect("to where nothing is yet");
+        for path in ["old", "there/fresh"] {
+            assert_eq!(fs::read_to_string(base.join(path)).ok().as_deref(), Some("a"), "{path}");
+        }
+        assert!(base.join("link").is_symlink() && base.join("dangling").is_symlink());
         assert!(cp(base, "src", "file").is_err(), "a directory over a file");
         assert!(cp(base, "src/a", "nowhere/").is_err(), "into a directory that is not there");
         assert!(cp(base, "src/a", "nowhere/x").is_err(), "below one that is not there");

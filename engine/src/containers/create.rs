@@ -49,7 +49,14 @@ impl Containers {
         check(request)?;
         let lease = self.store.lease("create")?;
         let image = self.store.images().resolve(&request.image)?;
-        let (manifest, config, _) = self.store.images().manifest(&image, &self.platform(&image))?;
+        let platform = request.platform.clone().unwrap_or_else(Platform::host);
+        let (manifest, config, _) = self.store.images().manifest(&image, &platform)?;
+        if request.platform.as_ref().is_some_and(|wanted| !config.platform().matches(wanted)) {
+            return Err(Error::not_found(format!(
+                "image with reference {} was found but does not provide the specified platform ({platform})",
+                request.image
+            )));
+        }
         let parent = self.unpacked(&manifest, &config, &lease)?;
         let container = self.describe(request, &image, &config, parent.as_ref(), &lease)?;
         let (directory, lock) = self.make_directory(&container.id, &lease).map_err(Error::internal)?;
@@ -71,11 +78,6 @@ impl Containers {
         let directory = self.directory(id);
         fs::rename(aside, &directory)?;
         Ok((directory, lock))
-    }
-
-    /// The image's platform: what fits this machine, or the only one there is.
-    fn platform(&self, _image: &ImageRecord) -> Platform {
-        Platform::host()
     }
 
     /// The image's file tree as a snapshot.
@@ -321,7 +323,7 @@ impl Containers {
 
     fn image_mount(&self, name: &str, lease: &Lease) -> Result<MountKind, Error> {
         let image = self.store.images().resolve(name)?;
-        let (manifest, config, _) = self.store.images().manifest(&image, &self.platform(&image))?;
+        let (manifest, config, _) = self.store.images().manifest(&image, &Platform::host())?;
         let files = self.unpacked(&manifest, &config, lease)?;
         let files = files.ok_or_else(|| Error::invalid(format!("image {name} has no files to be mounted")))?;
         let (target, snapshot) = (image.target.digest.clone(), files.id().to_string());
@@ -399,6 +401,14 @@ pub(super) fn check_limits(host: &HostSettings) -> Result<(), Error> {
         return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
     }
     isolation::check(host)?;
+    host.log_options.check()?;
+    // Those it may run on, whatever share of their time it has itself.
+    let here = rustix::thread::sched_getaffinity(None).map_err(Error::internal)?.count();
+    if host.nano_cpus.is_some_and(|nano| nano > i64::from(here) * 1_000_000_000) {
+        return Err(Error::invalid(format!(
+            "range of CPUs is from 0.01 to {here}.00, as there are only {here} CPUs available"
+        )));
+    }
     if host.nano_cpus.is_some() && (host.cpu_quota.is_some() || host.cpu_period.is_some()) {
         return Err(Error::invalid("conflicting options: CPU quota and CPUs cannot both be set"));
     }

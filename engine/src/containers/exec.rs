@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rbuild_runtime::container::{Attached, Attachment, ExecSpec, SeccompChoice};
+use rbuild_runtime::container::{Attached, Attachment, ExecSpec, SeccompChoice, StartFailure};
 use rbuild_runtime::monitor;
 use rbuild_runtime::sandbox::SandboxOptions;
 use rbuild_store::Root;
@@ -11,7 +11,7 @@ use super::record::Seen;
 use super::request::ExecRequest;
 use super::start::start_error;
 use super::{Containers, process};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// A process that was started in a container.
 #[derive(Debug)]
@@ -38,12 +38,16 @@ impl Containers {
             )));
         }
         let container = &seen.container;
+        let not_begun = |error: Error| match error.kind {
+            Kind::Invalid => Error::new(Kind::NotExecutable, error.message),
+            _ => error,
+        };
         let root = Root::open(Path::new(&format!("/proc/{}/root", seen.state.pid))).map_err(Error::internal)?;
         let host = &container.host;
         let spec = ExecSpec {
             id: container.id.clone(),
             exec_id: super::random_id()?,
-            process: process::exec_process(container, &root, request)?,
+            process: process::exec_process(container, &root, request).map_err(not_begun)?,
             terminal: request.tty.then_some(request.size),
             stdin: request.stdin,
             cgroup_parent: host.cgroup_parent.as_ref().map(PathBuf::from),
@@ -55,7 +59,7 @@ impl Containers {
         self.tell(container, &format!("exec_create: {command}"), &[("execID", &exec_id)]);
         if detached {
             let answer = monitor::exec_detached(&self.directory(&container.id), spec)?;
-            answer.map_err(start_error)?;
+            answer.map_err(not_started)?;
             self.tell(container, &format!("exec_start: {command}"), &[("execID", &exec_id)]);
             return Ok(Executed::Detached);
         }
@@ -64,14 +68,22 @@ impl Containers {
         let id = exec_id.clone();
         let at_end =
             move |status: i32| here.tell(&its, "exec_die", &[("execID", &id), ("exitCode", &status.to_string())]);
-        let mut attachment = monitor::exec(options, &spec, seen.state.pid, Box::new(at_end))?;
+        let mut attachment = monitor::exec(options, &spec, seen.state.pid, Box::new(at_end))
+            .map_err(|error| not_started(StartFailure::from(&error)))?;
         match attachment.next_event().map_err(Error::internal)? {
             Some(Attached::Started { .. }) => {
                 self.tell(container, &format!("exec_start: {command}"), &[("execID", &exec_id)]);
                 Ok(Executed::Attached(attachment))
             }
-            Some(Attached::Failed(failure)) => Err(start_error(failure)),
+            Some(Attached::Failed(failure)) => Err(not_started(failure)),
             _ => Err(Error::internal("the process was not started")),
         }
     }
+}
+
+/// Whatever kept a process from starting in a container that runs: there was no program to have an exit code, as docker
+/// counts.
+fn not_started(failure: StartFailure) -> Error {
+    let error = start_error(failure);
+    if error.kind == Kind::Internal { Error::new(Kind::NotExecutable, error.message) } else { error }
 }

@@ -3,8 +3,9 @@
 use rbuild_runtime::container::{Connection, Health, RestartPolicy};
 use serde_json::{Map, Value, json};
 
+use super::logging::LogDriver;
 use super::record::{Container, MountKind, MountPoint, Seen, Status};
-use super::request::{HostSettings, LogDriver, Membership, NamespaceMode, NetworkMode};
+use super::request::{HostSettings, Membership, NamespaceMode, NetworkMode};
 use super::{Containers, ports};
 use crate::networks::is_connected;
 use crate::volumes;
@@ -102,9 +103,13 @@ fn health(health: &Health) -> Value {
     })
 }
 
-fn log_config(log: &LogDriver) -> Value {
-    let mut config = Map::new();
-    if let LogDriver::JsonFile(limits) = log {
+fn log_config(host: &HostSettings) -> Value {
+    let given = &host.log_options.given;
+    let mut config: Map<String, Value> = given.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+    // Of a container that was made when only its limits were kept.
+    if let LogDriver::JsonFile(limits) = &host.log
+        && given.is_empty()
+    {
         if let Some(size) = limits.max_size {
             config.insert("max-size".to_owned(), json!(size.to_string()));
         }
@@ -112,7 +117,7 @@ fn log_config(log: &LogDriver) -> Value {
             config.insert("max-file".to_owned(), json!(limits.max_file.to_string()));
         }
     }
-    json!({ "Type": log.name(), "Config": config })
+    json!({ "Type": host.log.name(), "Config": config })
 }
 
 fn restart_policy(policy: RestartPolicy) -> Value {
@@ -200,7 +205,7 @@ fn host_config(container: &Container) -> Value {
         "NetworkMode": network_mode(&host.network),
         "RestartPolicy": restart_policy(host.restart),
         "AutoRemove": host.auto_remove,
-        "LogConfig": log_config(&host.log),
+        "LogConfig": log_config(host),
         "Init": if host.init { json!(true) } else { Value::Null },
         "PortBindings": ports::bindings(container),
         "PublishAllPorts": host.publish_all,

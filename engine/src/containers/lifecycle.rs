@@ -180,6 +180,12 @@ impl Containers {
 
     /// Gives a container another name.
     pub fn rename(&self, container: &Container, name: &str) -> Result<(), Error> {
+        if name.is_empty() {
+            return Err(Error::invalid("neither old nor new names may be empty"));
+        }
+        if name.trim_start_matches('/') == container.name {
+            return Err(Error::invalid("Renaming a container with the same name as its current name"));
+        }
         super::names::check(name)?;
         let taken = self.store.db().write(Durability::Named, |tx| {
             if let Some(other) = record::by_name(tx, name)? {

@@ -131,6 +131,10 @@ fn rlimit(limit: &Ulimit) -> Result<PosixRlimit, Error> {
 /// The user a process runs as, with the groups added to it.
 fn identity(root: &Root, text: &str, extra_groups: &[String]) -> Result<Identity, Error> {
     let mut identity = users::resolve(root, text).map_err(|e| Error::invalid(e.to_string()))?;
+    // Else a process could get rid of a file's denial to its own group by leaving that group (CVE-2022-36109).
+    if !identity.groups.contains(&identity.gid) {
+        identity.groups.insert(0, identity.gid);
+    }
     for group in extra_groups {
         let gid = users::group_id(root, group).map_err(|e| Error::invalid(e.to_string()))?;
         if !identity.groups.contains(&gid) {

@@ -5,20 +5,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use rbuild_graph::ops::Ulimit;
-use rbuild_oci::Healthcheck;
+use rbuild_oci::{Healthcheck, Platform};
 use rbuild_runtime::ExternalRuntime;
 use rbuild_runtime::container::RestartPolicy;
-use rbuild_runtime::logs::LogLimits;
 use rbuild_runtime::network::{Mac, PortRequest};
 use serde::{Deserialize, Serialize};
 
 use super::isolation::{BlockIo, Security};
+use super::logging::{LogDriver, LogOptions};
 
 /// A container to be made.
 #[derive(Debug, Clone, Default)]
 pub struct CreateRequest {
     /// As the user wrote it: a name, an id or the beginning of one.
     pub image: String,
+    /// Of the image; `None`: what fits this machine, or the only one there is.
+    pub platform: Option<Platform>,
     pub name: Option<String>,
     /// The program and its arguments, in place of the image's.
     pub command: Vec<String>,
@@ -150,6 +152,8 @@ pub struct HostSettings {
     pub init: bool,
     #[serde(default)]
     pub log: LogDriver,
+    #[serde(default)]
+    pub log_options: LogOptions,
     /// Most bytes its writable layer may hold.
     #[serde(default)]
     pub storage_size: Option<u64>,
@@ -203,37 +207,6 @@ impl RuntimeRequest {
             program: self.program.clone(),
             arguments: self.arguments.clone(),
             directory: directory.join("runtime"),
-        }
-    }
-}
-
-/// What becomes of a container's output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LogDriver {
-    /// Docker's `json-file`, within limits.
-    JsonFile(LogLimits),
-    /// Only who is attached sees it.
-    None,
-}
-
-impl Default for LogDriver {
-    fn default() -> LogDriver {
-        LogDriver::JsonFile(LogLimits::default())
-    }
-}
-
-impl LogDriver {
-    pub fn name(&self) -> &'static str {
-        match self {
-            LogDriver::JsonFile(_) => "json-file",
-            LogDriver::None => "none",
-        }
-    }
-
-    pub(super) fn kept(&self) -> Option<LogLimits> {
-        match self {
-            LogDriver::JsonFile(limits) => Some(*limits),
-            LogDriver::None => None,
         }
     }
 }

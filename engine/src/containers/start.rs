@@ -12,7 +12,7 @@ use rbuild_runtime::container::{
     RestartPolicy, StartFailure,
 };
 use rbuild_runtime::monitor::{self, Start};
-use rbuild_runtime::network::Namespace;
+use rbuild_runtime::network::{Namespace, PortRequest};
 use rbuild_runtime::sandbox::WRITABLE_BELOW;
 use rbuild_store::Store;
 use rustix::fs::{Mode, OFlags};
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Container, MountKind, Status};
 use super::request::{NamespaceMode, NetworkMode};
-use super::{ContainerParts, Containers, etc, health, ports, process, signal_number};
+use super::{ContainerParts, Containers, etc, health, logging, ports, process, signal_number};
 use crate::error::{Error, Kind};
 use crate::volumes::{self, Place};
 
@@ -192,7 +192,7 @@ impl Containers {
             volatile: host.auto_remove,
             stub_dir,
             network,
-            publish: ports::wanted(container),
+            publish: self.published(container, &connections)?,
             name_servers: self.parts.names.servers(&host.dns),
             connections,
             hosts: own("/etc/hosts", files.hosts),
@@ -210,7 +210,7 @@ impl Containers {
             seccomp: host.seccomp()?,
             init: host.init,
             runtime: host.runtime.as_ref().map(|runtime| runtime.external(directory)),
-            log: host.log.kept(),
+            log: logging::terms(container)?,
             health: health::probe(container, &root, directory)?.map(Box::new),
             restart: host.restart,
             stop_signal: signal_number(&container.config.stop_signal),
@@ -218,6 +218,19 @@ impl Containers {
             state_dir: self.parts.state_dir.clone(),
         };
         Ok((spec, namespace))
+    }
+
+    /// The ports to be published, on the address that its network has for that where nothing else is said.
+    fn published(&self, container: &Container, connections: &[Connection]) -> Result<Vec<PortRequest>, Error> {
+        let mut wanted = ports::wanted(container);
+        if wanted.iter().any(|port| port.host_ip.is_none())
+            && matches!(container.host.network, NetworkMode::Named(_))
+            && let Some(first) = connections.first()
+            && let Some(address) = self.find_network(&first.network)?.binding()
+        {
+            wanted.iter_mut().for_each(|port| port.host_ip = port.host_ip.or(Some(address.into())));
+        }
+        Ok(wanted)
     }
 
     fn network(&self, container: &Container, directory: &Path) -> Result<Attached, Error> {

@@ -40,7 +40,11 @@ impl Containers {
             |e: io::Error| Error::internal(format!("cannot copy {}:{}: {e}", seen.container.name, from.display()));
         let mut archive = Archive { out: Writer::new(out), linked: HashMap::new() };
         match &place.name {
-            Some(name) => archive.node(&place.dir, name, name.as_bytes().to_vec()),
+            // As the user named it, also where that is a link that was followed.
+            Some(name) => {
+                let shown = from.file_name().unwrap_or(name).as_bytes().to_vec();
+                archive.node(&place.dir, name, shown)
+            }
             None => {
                 let own = from.file_name().filter(|_| !ends_in_dot(from));
                 archive.directory(place.dir, own.map(OsStr::as_bytes).unwrap_or_default().to_vec())
@@ -59,8 +63,12 @@ impl Containers {
     pub fn copy_in_from_tar(&self, seen: &Seen, archive: impl Read + Send, to: &Path) -> Result<(), Error> {
         let (root, inside) = self.tree(seen, to, true)?;
         let there = root.walk(&inside, Walk::InRoot).and_then(|fd| Metadata::of(fd.as_fd()));
-        let there = there.map_err(|e| not_there(&seen.container, to, &e))?;
-        if there.kind != FileKind::Dir {
+        let is_there = match &there {
+            Ok(there) => there.kind == FileKind::Dir,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(not_there(&seen.container, to, error)),
+        };
+        if !is_there {
             let shown = format!("{}:{}", seen.container.name, to.display());
             return Err(Error::invalid(format!("destination \"{shown}\" must be a directory")));
         }

@@ -1,10 +1,11 @@
 //! A network as the store knows it: the row of the table `networks`.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::SystemTime;
 
 use rbuild_oci::Digest;
-use rbuild_runtime::network::{BridgeOptions, Subnet};
+use rbuild_runtime::network::{BridgeOptions, Subnet, Subnet6};
 use rbuild_store::db;
 use rbuild_store::rusqlite::{self, OptionalExtension, Row, Transaction};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,15 @@ pub struct Network {
     pub bridge: BridgeOptions,
     /// The part of the range that addresses are taken from.
     pub range: Option<Subnet>,
+    /// The same of the IPv6 range.
+    #[serde(default)]
+    pub range6: Option<Subnet6>,
+    /// Addresses that are somebody else's, by his name.
+    #[serde(default)]
+    pub auxiliary: BTreeMap<String, IpAddr>,
+    /// Of no meaning outside of a swarm: only shown.
+    #[serde(default)]
+    pub attachable: bool,
     /// Whether the user named the range: only then may he name addresses in it.
     pub chosen: bool,
     pub options: BTreeMap<String, String>,
@@ -59,6 +69,9 @@ impl Network {
             driver,
             bridge,
             range: None,
+            range6: None,
+            auxiliary: BTreeMap::new(),
+            attachable: false,
             chosen: false,
             options: BTreeMap::new(),
             labels: BTreeMap::new(),
@@ -69,6 +82,11 @@ impl Network {
         self.created == 0
     }
 
+    /// The address that ports are published on where nothing else is said.
+    pub fn binding(&self) -> Option<Ipv4Addr> {
+        self.options.get(HOST_BINDING).and_then(|text| text.parse().ok())
+    }
+
     pub fn short_id(&self) -> &str {
         self.id.get(..12).unwrap_or(&self.id)
     }
@@ -77,6 +95,9 @@ impl Network {
         db::time(self.created)
     }
 }
+
+/// Docker's option for that.
+pub(super) const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
 
 const COLUMNS: &str = "SELECT json FROM networks";
 

@@ -37,7 +37,7 @@ impl Networks {
                 "Config": ranges(network)?,
             },
             "Internal": network.bridge.internal,
-            "Attachable": false,
+            "Attachable": network.attachable,
             "Ingress": false,
             "ConfigFrom": { "Network": "" },
             "ConfigOnly": false,
@@ -66,8 +66,16 @@ fn ranges(network: &Network) -> Result<Value, Error> {
     }
     first["Gateway"] = json!(bridge.1);
     let mut all = vec![first];
-    all.extend(
-        network.bridge.subnet6.map(|(subnet, gateway)| json!({"Subnet": subnet.to_string(), "Gateway": gateway})),
-    );
+    if let Some((subnet, gateway)) = network.bridge.subnet6 {
+        let mut second = json!({ "Subnet": subnet.to_string(), "Gateway": gateway });
+        if let Some(range) = network.range6 {
+            second["IPRange"] = json!(range.to_string());
+        }
+        all.push(second);
+    }
+    for (name, address) in &network.auxiliary {
+        let of = if address.is_ipv4() { 0 } else { 1 };
+        all[of]["AuxiliaryAddresses"][name] = json!(address);
+    }
     Ok(Value::Array(all))
 }

@@ -1,5 +1,6 @@
 //! Files between trees: selecting, hashing and copying.
 
+pub mod below;
 pub mod changes;
 pub mod copy;
 pub mod hash;

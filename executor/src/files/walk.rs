@@ -205,6 +205,18 @@ impl Tree {
         self.root.meta.is_dir() && self.dirs.len() <= 1 && self.dirs.iter().all(|dir| dir.entries.is_empty())
     }
 
+    /// Bytes of its files.
+    pub fn bytes(&self) -> u64 {
+        let entries = self.dirs.iter().flat_map(|dir| &dir.entries).chain([&self.root]);
+        entries.filter(|entry| entry.meta.kind == Kind::File).map(|entry| entry.meta.size).sum()
+    }
+
+    /// Whether something in it is overlay's mark of a name that is gone.
+    pub fn has_whiteouts(&self) -> bool {
+        let entries = self.dirs.iter().flat_map(|dir| &dir.entries).chain([&self.root]);
+        entries.into_iter().any(|entry| entry.meta.kind == Kind::CharDevice && entry.meta.rdev == 0)
+    }
+
     /// Whether the root is a plain file.
     pub fn is_file(&self) -> bool {
         self.root.meta.kind == Kind::File

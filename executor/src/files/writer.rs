@@ -1,7 +1,7 @@
 //! Writes into the uppermost directory of a snapshot as if the whole tree were there.
 //!
 //! A step that only copies files needs no mount: what it makes goes straight into the directory that becomes the
-//! snapshot, and what is below is looked at through an unattached read-only view. So a path is looked up here in two
+//! snapshot, and what is below is looked at beside it ([`Below`]). So a path is looked up here in two
 //! places, component by component and never through a link that the kernel would follow; links are the image's own and
 //! are resolved against its root, as a process inside would see them.
 //!
@@ -20,6 +20,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use super::below::Below;
 use super::meta::{Kind, Meta};
 use super::walk::{join, open_beneath, open_dir_beneath, read_link, split_parent};
 use super::xattrs;
@@ -67,7 +68,7 @@ pub struct UpperDir {
 /// The tree of a snapshot in the making.
 pub struct TreeWriter {
     upper: OwnedFd,
-    below: Option<OwnedFd>,
+    below: Option<Below>,
     /// Directories that were there before, and the times to put back.
     touched: BTreeMap<Vec<u8>, Meta>,
     /// Directories made here, and the time they get at the end.
@@ -83,7 +84,7 @@ impl TreeWriter {
     ///
     /// # Errors
     /// `upper` cannot be opened.
-    pub fn new(upper: &Path, below: Option<OwnedFd>) -> Result<TreeWriter, ExecutorError> {
+    pub fn new(upper: &Path, below: Option<Below>) -> Result<TreeWriter, ExecutorError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let upper = rustix::fs::open(upper, flags, Mode::empty())
             .map_err(|errno| ExecutorError::write(upper.as_os_str().as_bytes(), errno))?;
@@ -115,7 +116,7 @@ impl TreeWriter {
             return Ok(found);
         }
         match &self.below {
-            Some(below) if !self.is_removed(path) => Ok(look_in(below, path)?.unwrap_or(Found::Absent)),
+            Some(below) if !self.is_removed(path) => Ok(below.look(path)?.unwrap_or(Found::Absent)),
             _ => Ok(Found::Absent),
         }
     }
@@ -230,7 +231,7 @@ impl TreeWriter {
     pub fn open_dir(&mut self, path: &[u8]) -> Result<UpperDir, ExecutorError> {
         let fail = |errno: Errno| ExecutorError::write(path, errno);
         let below = match &self.below {
-            Some(below) if !self.is_removed(path) => match open_dir_beneath(below.as_fd(), path) {
+            Some(below) if !self.is_removed(path) => match below.open_dir(path) {
                 Ok(fd) => Some(fd),
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
                 Err(errno) => return Err(fail(errno)),
@@ -338,7 +339,7 @@ impl TreeWriter {
         let dir = self.open_dir(parent)?;
         let name = CString::new(name).map_err(|_| fail(Errno::INVAL))?;
         remove_tree(&dir.fd, &name).map_err(fail)?;
-        let below = self.below.as_ref().map(|below| look_in(below, path)).transpose().map_err(fail)?.flatten();
+        let below = self.below.as_ref().map(|below| below.look(path)).transpose().map_err(fail)?.flatten();
         if below.is_some_and(|found| found != Found::Absent) && !self.is_removed(path) {
             let kind = rustix::fs::FileType::CharacterDevice;
             rustix::fs::mknodat(&dir.fd, name.as_c_str(), kind, Mode::empty(), 0).map_err(fail)?;
@@ -358,7 +359,7 @@ impl TreeWriter {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         match open_beneath(self.upper.as_fd(), path, flags) {
             Err(Errno::NOENT) => match &self.below {
-                Some(below) if !self.is_removed(path) => open_beneath(below.as_fd(), path, flags),
+                Some(below) if !self.is_removed(path) => below.open(path, flags),
                 _ => Err(Errno::NOENT),
             },
             done => done,

@@ -18,10 +18,11 @@ use rbuild_graph::pattern::Patterns;
 use rbuild_solver::{
     ContentHash, ContentParts, InputContent, InputKey, KeyPart, KeySpec, OpError, Ran, RunContext, RunOp,
 };
-use rbuild_store::Root;
+use rbuild_store::{Driver, Mounts, Root};
 
 use super::recopy::Recopy;
 use super::source::fail;
+use crate::files::below::Below;
 use crate::files::copy::{CopyRules, copy};
 use crate::files::hash;
 use crate::files::index::StatIndex;
@@ -34,6 +35,12 @@ use crate::{Executor, ExecutorError, Value};
 const IMPLIED_TIME: i64 = 315_619_200;
 /// With more paths than this a record names directories only: what is written down must not outgrow what is copied.
 const RECORDED_PATHS: usize = 500_000;
+
+/// Entries that may be written with the layers below looked through one by one.
+const LITTLE: usize = 16;
+const LITTLE_BYTES: u64 = 256 << 10;
+/// Layers that may be looked through so: each is a descriptor.
+const FEW_LAYERS: usize = 48;
 
 pub(crate) struct FileRun {
     pub(crate) executor: Arc<Executor>,
@@ -113,23 +120,25 @@ impl RunOp<Value> for FileRun {
     }
 
     fn content(&self, input: usize, value: &Value) -> BoxFuture<'_, Result<InputContent, OpError>> {
-        let source = match Source::open(&self.executor, value) {
-            Ok(source) => source,
-            Err(error) => return futures::future::ready(Err(fail(error))).boxed(),
-        };
+        let (executor, value) = (self.executor.clone(), value.clone());
         let copies: Vec<(usize, Copy)> = self.copies(input).map(|(n, copy)| (n, copy.clone())).collect();
         let named: Vec<ChangeOwner> = self.named_in(input).filter(|owner| owner.has_name()).cloned().collect();
         async move {
             let work = move || -> Result<_, ExecutorError> {
                 let mut all = Vec::new();
                 for owner in &named {
-                    let (uid, gid) = look_up(&source, owner)?;
+                    let (uid, gid) = look_up(&Source::open(&executor, &value)?, owner)?;
                     let ids = format!("{uid}:{gid}");
                     all.push((format!("owner {}", written(owner)).into_bytes(), ContentHash::of(ids.as_bytes())));
                 }
                 let mut selections = Vec::new();
+                let mut source = Source::open_files(&executor, &value)?;
                 for (n, copy) in copies {
-                    let selected = source.select(&copy)?;
+                    let mut selected = source.select(&copy)?;
+                    if source.bare && selected.iter().any(|one| one.tree.has_whiteouts()) {
+                        source = Source::open(&executor, &value)?;
+                        selected = source.select(&copy)?;
+                    }
                     let mut last = Vec::new();
                     for one in &selected {
                         // What a match is called at the destination counts, so it leads its tree.
@@ -155,6 +164,10 @@ impl RunOp<Value> for FileRun {
             Ok(content)
         }
         .boxed()
+    }
+
+    fn is_brief(&self) -> bool {
+        is_little(&self.op, &self.selections.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn run(&self, inputs: Vec<Value>, context: RunContext) -> BoxFuture<'_, Result<Ran<Value>, OpError>> {
@@ -227,15 +240,23 @@ pub(crate) struct Source {
     index: Option<Arc<StatIndex>>,
     /// It is the user's own, whose owners do not arrive.
     lent: bool,
+    /// It is one layer's own directory, where overlay's marks of what is gone show.
+    bare: bool,
 }
 
 impl Source {
     pub(crate) fn open(executor: &Executor, value: &Value) -> Result<Source, ExecutorError> {
-        let plain = |fd| Source { fd, hidden: None, index: None, lent: false };
+        let plain = |fd| Source { fd, hidden: None, index: None, lent: false, bare: false };
         Ok(match value {
             Value::Context(context) => {
                 let fd = context.root().try_clone_to_owned().map_err(|e| ExecutorError::Invalid(e.to_string()))?;
-                Source { fd, hidden: context.hidden().cloned(), index: context.index().cloned(), lent: true }
+                Source {
+                    fd,
+                    hidden: context.hidden().cloned(),
+                    index: context.index().cloned(),
+                    lent: true,
+                    bare: false,
+                }
             }
             Value::Snapshot(snapshot) => {
                 plain(rbuild_runtime::mount_detached(&executor.store.snapshots().view(snapshot.id())?)?)
@@ -243,6 +264,21 @@ impl Source {
             Value::Scratch => plain(executor.empty_directory()?),
             Value::Lazy(_) => return Err(ExecutorError::not_brought()),
         })
+    }
+
+    /// As [`Source::open`], for reading files that a walk has selected and nothing else: a tree of one layer is that layer's
+    /// directory, and needs no mount.
+    fn open_files(executor: &Executor, value: &Value) -> Result<Source, ExecutorError> {
+        let snapshots = executor.store.snapshots();
+        if let Value::Snapshot(snapshot) = value
+            && snapshot.parent().is_none()
+            && executor.store.driver() == Driver::Overlay
+            && snapshots.stack(snapshot.id())?.len() == 1
+        {
+            let fd = snapshots.open(snapshot.id())?.top().readable().map_err(io)?;
+            return Ok(Source { fd, hidden: None, index: None, lent: false, bare: true });
+        }
+        Source::open(executor, value)
     }
 
     fn reading(&self) -> hash::Reading<'_> {
@@ -328,7 +364,7 @@ fn apply(
         }
     }
     let mut active = executor.store.snapshots().prepare(&executor.lease, parent)?;
-    let below = active.below().map(rbuild_runtime::mount_detached).transpose()?;
+    let below = active.below().map(|mounts| below(mounts, is_little(op, &selections))).transpose()?;
     let mut writer = TreeWriter::new(active.upper(), below)?;
     for (n, action) in op.actions.iter().enumerate() {
         let selected = selections.get_mut(n).and_then(Option::take).map(|chosen| chosen.selected);
@@ -336,7 +372,7 @@ fn apply(
         match action {
             FileAction::Copy(action) => {
                 let owner = names.owner(&action.owner)?;
-                let source = Source::open(executor, read_by(action, inputs))?;
+                let source = Source::open_files(executor, read_by(action, inputs))?;
                 copy_action(&mut writer, action, &source, selected, owner, &rules_of(action, inputs, owner))?;
             }
             FileAction::Mkfile(action) => {
@@ -367,6 +403,32 @@ fn apply(
         active.set_copied(&copied, &note.to_bytes())?;
     }
     Ok(Value::Snapshot(executor.store.snapshots().commit(active)?))
+}
+
+/// Whether it is about few entries and few bytes, as far as is known by now.
+fn is_little(op: &FileOp, selections: &[Option<Chosen>]) -> bool {
+    let (mut entries, mut bytes) = (0, 0);
+    for (n, action) in op.actions.iter().enumerate() {
+        match action {
+            FileAction::Copy(copy) if copy.unpack.is_some() => return false,
+            FileAction::Copy(_) => {
+                let Some(Some(chosen)) = selections.get(n) else { return false };
+                for one in &chosen.selected {
+                    entries += one.tree.len();
+                    bytes += one.tree.bytes();
+                }
+            }
+            _ => entries += 1,
+        }
+    }
+    entries <= LITTLE && bytes <= LITTLE_BYTES
+}
+
+fn below(mounts: &Mounts, little: bool) -> Result<Below, ExecutorError> {
+    match mounts {
+        Mounts::Overlay { lowers, upper: None, .. } if little && lowers.len() <= FEW_LAYERS => Below::stacked(lowers),
+        _ => Ok(rbuild_runtime::mount_detached(mounts)?.into()),
+    }
 }
 
 fn copy_action(

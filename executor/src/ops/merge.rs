@@ -18,6 +18,7 @@ use rbuild_graph::ops::MergeOp;
 use rbuild_solver::{InputContent, InputKey, KeyPart, KeySpec, OpError, Ran, RunContext, RunOp};
 
 use super::source::fail;
+use crate::files::below::Below;
 use crate::files::copy::{CopyRules, copy};
 use crate::files::select::{Query, select};
 use crate::files::writer::TreeWriter;
@@ -64,7 +65,7 @@ fn put_on(executor: &Executor, base: &Value, tree: &rbuild_store::Snapshot) -> R
     let snapshots = executor.store.snapshots();
     let active = snapshots.prepare(&executor.lease, base.snapshot().map(rbuild_store::Snapshot::id))?;
     let below = active.below().map(rbuild_runtime::mount_detached).transpose()?;
-    let mut writer = TreeWriter::new(active.upper(), below)?;
+    let mut writer = TreeWriter::new(active.upper(), below.map(Below::from))?;
     let source = rbuild_runtime::mount_detached(&snapshots.view(tree.id())?)?;
     let everything = [Vec::new()];
     let query = Query {

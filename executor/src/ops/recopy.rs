@@ -13,6 +13,7 @@ use rbuild_graph::ops::Copy;
 use rbuild_store::{Driver, SnapshotId};
 
 use super::file::Chosen;
+use crate::files::below::Below;
 use crate::files::changes::{Changes, Note, copy_changes};
 use crate::files::copy::CopyRules;
 use crate::files::select::Selected;
@@ -71,7 +72,7 @@ impl<'a> Recopy<'a> {
         let below = active.below().map(rbuild_runtime::mount_detached).transpose()?;
         let view = self.parent.map(|parent| snapshots.view(parent)).transpose()?;
         let parent = view.as_ref().map(rbuild_runtime::mount_detached).transpose()?;
-        let mut writer = TreeWriter::new(active.upper(), below)?;
+        let mut writer = TreeWriter::new(active.upper(), below.map(Below::from))?;
         if !copy_changes(&mut writer, parent.as_ref(), root, self.selected, &changes, self.rules)? {
             return Ok(None);
         }

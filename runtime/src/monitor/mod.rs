@@ -36,7 +36,7 @@ use crate::container::{
     State, connect, sandbox, socket_address,
 };
 use crate::error::{Error, Result};
-use crate::logs::{LogWriter, rfc3339};
+use crate::logs::{BufferedLog, LogSink, LogTerms, LogWriter, rfc3339};
 use crate::network::Namespace;
 use crate::passing;
 use crate::sandbox::{SandboxOptions, Stdio};
@@ -313,7 +313,7 @@ struct Begun {
 
 fn begin(spec: &ContainerSpec, namespace: Option<OwnedFd>) -> Result<Begun> {
     let listener = bind(spec)?;
-    let log = spec.log.map(|limits| LogWriter::open(&spec.directory.join("log"), limits)).transpose();
+    let log = spec.log.as_ref().map(|terms| open_log(&spec.directory.join("log"), terms)).transpose();
     let log = log.map_err(|e| Error::system("open the container's log", e))?;
     let namespace = namespace.map(Namespace::from_fd);
     let wiring = Wiring::start(spec, namespace.as_ref())?;
@@ -321,6 +321,14 @@ fn begin(spec: &ContainerSpec, namespace: Option<OwnedFd>) -> Result<Begun> {
     let running = sandbox.start(spec.process_spec(namespace.map(Namespace::into_fd))?)?;
     let (session, outputs) = Session::new(running, log, spec.stdin, spec.stop_signal)?;
     Ok(Begun { session, outputs, listener, wiring })
+}
+
+fn open_log(path: &Path, terms: &LogTerms) -> io::Result<LogSink> {
+    let writer = LogWriter::open(path, terms.clone())?;
+    Ok(match terms.buffer {
+        Some(buffer) => LogSink::Buffered(BufferedLog::start(writer, buffer.bytes)?),
+        None => LogSink::Direct(writer),
+    })
 }
 
 fn bind(spec: &ContainerSpec) -> Result<UnixListener> {

@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use super::wire::{Frame, send_output};
 use crate::container::{Ended, Input};
 use crate::error::{Error, Result};
-use crate::logs::{LogWriter, Stream};
+use crate::logs::{LogSink, Stream};
 use crate::sandbox::Running;
 
 /// A started process with those who are attached to it. Of a container that is started again it is the same session
@@ -25,7 +25,7 @@ use crate::sandbox::Running;
 pub(super) struct Session {
     running: Mutex<Arc<Running>>,
     clients: Mutex<Vec<Arc<Client>>>,
-    log: Mutex<Option<LogWriter>>,
+    log: Mutex<Option<LogSink>>,
     stdin: Mutex<Option<File>>,
     input: Input,
     terminal: bool,
@@ -58,7 +58,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Session {
     pub(super) fn new(
         running: Running,
-        log: Option<LogWriter>,
+        log: Option<LogSink>,
         input: Input,
         stop_signal: Option<i32>,
     ) -> Result<(Arc<Self>, Outputs)> {

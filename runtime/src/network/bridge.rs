@@ -44,6 +44,9 @@ pub struct BridgeOptions {
     pub internal: bool,
     /// Those attached reach the bridge and what is behind it, but not each other.
     pub separate: bool,
+    /// What leaves it keeps its address: somebody else knows the way back.
+    #[serde(default)]
+    pub routed: bool,
     /// The state directory it belongs to, noted on the interface: without it the bridge is nobody's, see
     /// [`Bridge::remove_orphans`].
     #[serde(default)]
@@ -60,6 +63,7 @@ impl Default for BridgeOptions {
             mtu: None,
             internal: false,
             separate: false,
+            routed: false,
             home: None,
         }
     }
@@ -74,6 +78,7 @@ pub struct Bridge {
     pub subnet6: Option<(Subnet6, Ipv6Addr)>,
     pub internal: bool,
     pub(super) separate: bool,
+    routed: bool,
     pub(super) index: u32,
     pub(super) mtu: u32,
 }
@@ -143,7 +148,8 @@ impl Bridge {
         }
         if let Some(subnet) = options.subnet {
             let subnet6 = options.subnet6.map(|(subnet, _)| subnet);
-            Rules { bridge: &options.name, subnet, subnet6, internal: options.internal }.remove()?;
+            Rules { bridge: &options.name, subnet, subnet6, internal: options.internal, routed: options.routed }
+                .remove()?;
         }
         Ok(true)
     }
@@ -190,6 +196,7 @@ impl Bridge {
             subnet: self.subnet,
             subnet6: self.subnet6.map(|(subnet, _)| subnet),
             internal: self.internal,
+            routed: self.routed,
         }
     }
 }
@@ -223,6 +230,7 @@ fn existing(socket: &mut Socket, options: &BridgeOptions) -> Result<Option<Bridg
         subnet6: options.subnet6,
         internal: options.internal,
         separate: options.separate,
+        routed: options.routed,
         index: found.index,
         mtu: found.mtu,
     }))

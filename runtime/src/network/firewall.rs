@@ -41,6 +41,8 @@ pub(super) struct Rules<'a> {
     pub(super) subnet6: Option<Subnet6>,
     /// Nothing goes in or out.
     pub(super) internal: bool,
+    /// What leaves it keeps its address.
+    pub(super) routed: bool,
 }
 
 impl Rules<'_> {
@@ -113,6 +115,21 @@ impl Rules<'_> {
         Ok(())
     }
 
+    fn masquerade(&self, batch: &mut Batch, chain: &str, family: Family) {
+        batch.base_chain(chain, "nat", Hook::Postrouting, nft::PRIORITY_SOURCE_NAT);
+        batch.rule(chain, |rule| {
+            match (family, self.subnet6) {
+                (Family::Ip6, Some(subnet)) => {
+                    rule.source_in(&subnet.first().octets(), &subnet.mask().octets());
+                }
+                _ => {
+                    rule.source_in(&self.subnet.first().octets(), &self.subnet.mask().octets());
+                }
+            }
+            rule.interface(Side::Out, self.bridge, false).masquerade();
+        });
+    }
+
     fn create(&self, socket: &mut Socket, family: Family) -> io::Result<()> {
         let (out, into) = (self.chain("out"), self.chain("in"));
         let mut batch = Batch::new(family, TABLE);
@@ -125,18 +142,9 @@ impl Rules<'_> {
                     .verdict(VERDICT_DROP);
             });
         } else {
-            batch.base_chain(&out, "nat", Hook::Postrouting, nft::PRIORITY_SOURCE_NAT);
-            batch.rule(&out, |rule| {
-                match (family, self.subnet6) {
-                    (Family::Ip6, Some(subnet)) => {
-                        rule.source_in(&subnet.first().octets(), &subnet.mask().octets());
-                    }
-                    _ => {
-                        rule.source_in(&self.subnet.first().octets(), &self.subnet.mask().octets());
-                    }
-                }
-                rule.interface(Side::Out, self.bridge, false).masquerade();
-            });
+            if !self.routed {
+                self.masquerade(&mut batch, &out, family);
+            }
             batch.rule(&into, |rule| {
                 rule.interface(Side::Out, self.bridge, true).answering().verdict(VERDICT_ACCEPT);
             });
@@ -198,12 +206,13 @@ impl Rules<'_> {
         Ok(())
     }
 
-    fn program_rules<'a>(&'a self, subnet: &'a str) -> [Vec<&'a str>; 3] {
-        [
+    fn program_rules<'a>(&'a self, subnet: &'a str) -> Vec<Vec<&'a str>> {
+        let all = vec![
             vec!["-t", "nat", "POSTROUTING", "-s", subnet, "!", "-o", self.bridge, "-j", "MASQUERADE"],
             vec!["-t", "filter", "FORWARD", "-i", self.bridge, "-j", "ACCEPT"],
             vec!["-t", "filter", "FORWARD", "-o", self.bridge, "-j", "ACCEPT"],
-        ]
+        ];
+        all.into_iter().skip(usize::from(self.routed)).collect()
     }
 }
 

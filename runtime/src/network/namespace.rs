@@ -57,6 +57,12 @@ pub struct Wish {
     pub range: Option<Subnet>,
     /// This IPv6 address; else one is derived from the other.
     pub address6: Option<Ipv6Addr>,
+    /// Part of the bridge's IPv6 range that addresses are taken from.
+    #[serde(default)]
+    pub range6: Option<Subnet6>,
+    /// Addresses that are somebody else's.
+    #[serde(default)]
+    pub avoid: Vec<IpAddr>,
     /// In place of the hardware address that follows from the address.
     pub mac: Option<Mac>,
     /// Addresses of the link alone that the interface has beside its own.
@@ -219,7 +225,7 @@ fn attach(
     let mut gateways = vec![IpAddr::V4(bridge.gateway)];
     let mut address6 = None;
     if let Some((subnet, gateway)) = bridge.subnet6 {
-        let own = claim6(host, bridge, (subnet, gateway), wish.address6, address, &host_interface)?;
+        let own = claim6(host, bridge, (subnet, gateway), wish, address, &host_interface)?;
         addresses.push((IpAddr::V6(own), subnet.prefix()));
         gateways.push(IpAddr::V6(gateway));
         address6 = Some(own);
@@ -272,7 +278,10 @@ fn claim(
             Err(error) => Err(Error::kernel(format!("attach to {}", bridge.name), error)),
         }
     };
-    let usable = |a: Ipv4Addr| subnet.contains(a) && a != bridge.gateway && a != subnet.first() && a != subnet.last();
+    let usable = |a: Ipv4Addr| {
+        let is_own = a == bridge.gateway || a == subnet.first() || a == subnet.last();
+        subnet.contains(a) && !is_own && !wish.avoid.contains(&IpAddr::V4(a))
+    };
     // The kernel takes down the namespace of an earlier life in its own time.
     let mut attempt_within = |address: Ipv4Addr, patience: Duration| {
         let until = Instant::now() + patience;
@@ -315,7 +324,7 @@ fn claim6(
     host: &mut Socket,
     bridge: &Bridge,
     (subnet, gateway): (Subnet6, Ipv6Addr),
-    wanted: Option<Ipv6Addr>,
+    wish: &Wish,
     address: Ipv4Addr,
     host_interface: &str,
 ) -> Result<Ipv6Addr, Error> {
@@ -328,15 +337,16 @@ fn claim6(
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(failed(error)),
         };
-    if let Some(address) = wanted {
-        if !subnet.contains(address) || address == gateway || address == subnet.first() {
+    let usable = |a: Ipv6Addr| a != gateway && a != subnet.first() && !wish.avoid.contains(&IpAddr::V6(a));
+    if let Some(address) = wish.address6 {
+        if !subnet.contains(address) || !usable(address) {
             return Err(Error::OutOfRange6 { address, subnet });
         }
         return if attempt(address)? { Ok(address) } else { Err(Error::Taken6(address)) };
     }
     let derived = address.to_bits() - bridge.subnet.first().to_bits();
     for n in [derived].into_iter().chain(1..=u32::from(u16::MAX)) {
-        if let Some(address) = subnet.host(n).filter(|a| *a != gateway && *a != subnet.first())
+        if let Some(address) = wish.range6.unwrap_or(subnet).host(n).filter(|a| usable(*a))
             && attempt(address)?
         {
             return Ok(address);

@@ -204,7 +204,7 @@ impl Dir {
     }
 
     /// A new descriptor of this directory that can be read and locked.
-    pub(crate) fn readable(&self) -> io::Result<OwnedFd> {
+    pub fn readable(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.fd, c".", flags, Mode::empty())?)
     }
