@@ -39,9 +39,13 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
         if asked.tag().is_some() || asked.digest().is_some() {
             return Err(CliError::new("tag can't be used with --all-tags/-a"));
         }
+        let mut newer = false;
         for tag in images.remote_tags(&asked).await? {
             let named = asked.with_tag(&tag).map_err(|e| CliError::new(e.to_string()))?;
-            one(app, &images, &named, &platform, &args).await?;
+            newer |= !one(app, &images, &named, &platform, &args).await?;
+        }
+        if !args.quiet {
+            app.print(&status(!newer, &asked.familiar_name()))?;
         }
         app.print(&format!("{}\n", asked.canonical()))?;
         return DONE;
@@ -52,12 +56,21 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, CliError> {
             app.print("Using default tag: latest\n")?;
         }
     }
-    one(app, &images, &asked, &platform, &args).await?;
+    let up_to_date = one(app, &images, &asked, &platform, &args).await?;
+    if !args.quiet {
+        app.print(&status(up_to_date, &asked.familiar()))?;
+    }
     app.print(&format!("{}\n", asked.canonical()))?;
     DONE
 }
 
-async fn one(app: &App, images: &Images, name: &Reference, platform: &Platform, args: &Args) -> Result<(), CliError> {
+fn status(up_to_date: bool, name: &str) -> String {
+    let words = if up_to_date { "Image is up to date for" } else { "Downloaded newer image for" };
+    format!("Status: {words} {name}\n")
+}
+
+/// Pulls an image; gives whether it was here before.
+async fn one(app: &App, images: &Images, name: &Reference, platform: &Platform, args: &Args) -> Result<bool, CliError> {
     let what = match (name.digest(), name.tag()) {
         (Some(_), _) | (None, None) => name.canonical(),
         (None, Some(tag)) => tag.to_owned(),
@@ -72,8 +85,7 @@ async fn one(app: &App, images: &Images, name: &Reference, platform: &Platform, 
         ));
     }
     if !args.quiet {
-        let status = if pulled.up_to_date { "Image is up to date for" } else { "Downloaded newer image for" };
-        app.print(&format!("Digest: {}\nStatus: {status} {}\n", pulled.digest, name.familiar()))?;
+        app.print(&format!("Digest: {}\n", pulled.digest))?;
     }
-    Ok(())
+    Ok(pulled.up_to_date)
 }

@@ -234,6 +234,9 @@ impl Images {
         progress: ProgressSink<'_>,
     ) -> Result<Pushed, Error> {
         let Some(image) = self.store.images().get(reference)? else {
+            if !self.local_tags(reference)?.is_empty() {
+                return Err(Error::not_found(format!("tag does not exist: {}", reference.familiar())));
+            }
             let name = reference.familiar_name();
             return Err(Error::not_found(format!("An image does not exist locally with the tag: {name}")));
         };

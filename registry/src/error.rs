@@ -87,7 +87,7 @@ fn tail(reason: &str) -> String {
 fn words(code: &str, reason: &str, otherwise: &str) -> String {
     match reason {
         "" => format!("{code}: {otherwise}"),
-        r if r.starts_with(code) => r.to_owned(),
+        r if r.starts_with(code) || r.starts_with("login attempt to ") => r.to_owned(),
         r => format!("{code}: {r}"),
     }
 }

@@ -157,7 +157,9 @@ impl Client {
         let names = names(reference, &digest);
         let named = reference.clone();
         let before = journey.blocking(move |j| j.store.images().get(&named)).await?;
-        let up_to_date = before.is_some_and(|image| image.target.digest == digest);
+        // What was pushed from here comes back as another manifest of the same image.
+        let id = resolved.manifest.config.digest.clone();
+        let up_to_date = before.is_some_and(|image| image.target.digest == digest || image.id.0 == id);
         let diff_ids = &resolved.config.rootfs.diff_ids;
         forward(journey.layers(&resolved.manifest.layers, diff_ids), told, progress).await?;
         let image = journey.blocking(move |j| j.keep(&resolved, names)).await?;

@@ -1,4 +1,5 @@
-//! One random change at a time to projects as people have them: a C program, a Python service, a web shop of several stages.
+//! One random change at a time to projects as people have them: a C program, a Python service, a web shop of several stages,
+//! a bag of tools (an ARG in FROM, `--parents`, mounts, a heredoc).
 //!
 //! `mutations.rs` tries each kind of change on one project and knows its outcome by hand. Here the outcome follows from two
 //! lists for each step: which paths of the context it reads, and which of them show in what it takes from another step.
@@ -144,6 +145,35 @@ const WEB: Project = Project {
     ],
 };
 
+const TOOLS: Project = Project {
+    dockerfile: "ARG BASE=base\nFROM $BASE AS parents\nCOPY --parents src/ lib/ /p/\nRUN cat /p/src/*.c /p/lib/*.c | sort > /all\n\
+        FROM base AS scripts\nCOPY <<EOF /etc/conf\nlevel=1\nEOF\n\
+        RUN --mount=type=cache,target=/c --mount=type=secret,id=none --mount=type=bind,source=bin,target=/bind cat /bind/*.sh | sort > /made\n\
+        FROM base\nCOPY --from=parents /all /all\nCOPY --from=scripts /made /made\n\
+        COPY --link --exclude=*.tmp docs/ /docs/\n",
+    ignore: "**/*.bak\n",
+    files: &[
+        ("src/a.c", "a\n"),
+        ("src/b.c", "b\n"),
+        ("lib/c.c", "c\n"),
+        ("bin/run.sh", "run\n"),
+        ("bin/test.sh", "test\n"),
+        ("docs/one.txt", "one\n"),
+    ],
+    ignored: &["src/a.bak", "docs/x.tmp", "elsewhere"],
+    directories: &[("src", ".c"), ("lib", ".c"), ("bin", ".sh"), ("docs", ".txt")],
+    steps: &[
+        step("COPY --parents src/ lib/ /p/", &[BASE], &["src/", "lib/"], &[]),
+        step("RUN cat /p/src/*.c /p/lib/*.c | sort > /all", &[0], &[], &[]),
+        step("COPY <<EOF /etc/conf", &[BASE], &[], &[]),
+        step("cat /bind/*.sh | sort > /made", &[2], &["bin/"], &[]),
+        step("COPY --from=parents /all /all", &[BASE], &[], &["src/", "lib/"]),
+        step("COPY --from=scripts /made /made", &[4], &[], &["bin/"]),
+        step("] COPY --link --exclude=*.tmp docs/ /docs/", &[], &["docs/"], &[]),
+        step("LINK COPY --link --exclude=*.tmp docs/ /docs/", &[5, 6], &[], &[]),
+    ],
+};
+
 /// Whether a path is one of those named; `a/!b` is what is in `a` save what is in `a/b`.
 fn names(paths: &[&str], path: &str) -> bool {
     paths.iter().any(|named| match named.split_once('!') {
@@ -199,7 +229,7 @@ impl Campaign<'_> {
             in_dir.into_iter().filter(|path| path.rsplit_once('/').is_some_and(|(at, _)| at == dir)).collect();
         let of_dir = in_dir[self.dice.roll(in_dir.len())];
         let path = |path: &str, why: String, content| Changed::Path { path: path.to_owned(), why, content };
-        match self.dice.roll(9) {
+        match self.dice.roll(12) {
             0 | 1 if file == "vendor.tar" => {
                 self.write(file, &archive(n));
                 path(file, format!("{file} changed"), true)
@@ -250,6 +280,31 @@ impl Campaign<'_> {
                     file.set_modified(SystemTime::now() - Duration::from_secs(n as u64 + 60)).expect("touch");
                 }
                 Changed::Nothing
+            }
+            8 => {
+                // Another name, in capitals: sorted, the content of all is what it was.
+                let stem = of_dir.rsplit('/').next().and_then(|name| name.split('.').next()).unwrap_or("x");
+                let (from, to) = (self.path(of_dir), self.path(&format!("{dir}/{}{n}{ending}", stem.to_uppercase())));
+                std::fs::rename(&from, &to).expect("rename");
+                self.undo.push(Box::new(move || std::fs::rename(to, from).expect("rename")));
+                path(of_dir, format!("{of_dir} (removed)"), false)
+            }
+            9 => {
+                let name = format!("{dir}/hard{n}{ending}");
+                let to = self.path(&name);
+                std::fs::hard_link(self.path(of_dir), &to).expect("link");
+                self.undo.push(Box::new(move || std::fs::remove_file(to).expect("remove")));
+                // The same content twice may have been there before; another file more makes it a state that never was.
+                self.write(&format!("{dir}/else{n}{ending}"), format!("# else {n}\n").as_bytes());
+                // Of two names, the later one in order counts as changed.
+                path(&name, name.clone(), true)
+            }
+            10 => {
+                let name = format!("{dir}/soft{n}");
+                let to = self.path(&name);
+                std::os::unix::fs::symlink(format!("nowhere{n}"), &to).expect("symlink");
+                self.undo.push(Box::new(move || std::fs::remove_file(to).expect("remove")));
+                path(&name, format!("{name} added"), false)
             }
             7 => {
                 let ignored = self.project.ignored[self.dice.roll(self.project.ignored.len())];
@@ -371,6 +426,11 @@ fn a_c_program_runs_what_it_must() {
 #[test]
 fn a_python_service_runs_what_it_must() {
     campaign("Python", &PYTHON, 0x2545_f491_4f6c_dd1d);
+}
+
+#[test]
+fn a_bag_of_tools_runs_what_it_must() {
+    campaign("tools", &TOOLS, 0xa076_1d64_78bd_642f);
 }
 
 #[test]

@@ -79,6 +79,19 @@ fn push_and_pull_say_what_docker_says() {
     third.rb(&["inspect", &name]).refused(1, &["No such object"]);
     let all = third.rb(&["pull", "-a", &registry.name("team/app")]).ok();
     assert!(all.out.contains("v1: Pulling") && all.out.contains("v2: Pulling"), "{all:?}");
+    let repository = registry.name("team/app");
+    let end = format!(" {repository}\n{repository}\n");
+    assert!(all.out.ends_with(&end) && all.out.matches("Status: ").count() == 1, "one line for all tags: {all:?}");
+
+    // What was made and pushed here is here.
+    scene.write("Dockerfile", "FROM busybox\nCOPY Dockerfile /\n");
+    let own = registry.name("team/own:v1");
+    scene.rb(&["build", "-q", "-t", &own, "."]).ok();
+    scene.rb(&["push", "-q", &own]).ok();
+    let said = scene.rb(&["pull", &own]).ok();
+    assert!(said.out.contains(&format!("Status: Image is up to date for {own}\n")), "{said:?}");
+    let absent = registry.name("team/own:v2");
+    scene.rb(&["push", &absent]).refused(1, &[&format!("tag does not exist: {absent}")]);
 }
 
 #[test]
@@ -114,7 +127,9 @@ fn a_stored_login_opens_a_registry() {
     let name = registry.name("private");
     scene.rb(&["tag", "busybox", &name]).ok();
     scene.rb(&["push", &name]).refused(1, &["no basic auth credentials"]);
-    scene.rb_with_input(&["login", "-u", "user", "--password-stdin", &host], b"wrong").refused(1, &["unauthorized"]);
+    scene
+        .rb_with_input(&["login", "-u", "user", "--password-stdin", &host], b"wrong")
+        .refused(1, &["Error: login attempt to ", "failed with status: 401 Unauthorized"]);
     scene.rb(&["login", "--password-stdin", &host]).refused(1, &["--username"]);
     scene.rb(&["login", "-u", "user", &host]).refused(1, &["non TTY"]);
     let said = scene.rb_with_input(&["login", "-u", "user", "--password-stdin", &host], b"secret\n").ok();
