@@ -482,7 +482,7 @@ mod tests {
             ("type=image,push=maybe", "non-bool value maybe specified for push"),
             ("type=image,compression=estargz", "unsupported compression type estargz"),
             ("type=image,compression-level=x", "non-integer value x specified for compression-level"),
-            ("type=image,store=false", "option store of output type=image is not supported yet"),
+            ("type=image,store=perhaps", "non-bool value perhaps specified for store"),
             ("type=image,push-by-digest=true", "push-by-digest needs push=true"),
             ("type=image,push=true,push-by-digest=true,name=a:1", "can't push tagged ref a:1 by digest"),
             ("type=local,dest=x,mode=delete", "mode=delete of output type=local removes files"),
