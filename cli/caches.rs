@@ -24,8 +24,8 @@ pub struct CacheArgs {
     /// Cache of other builds to use: an image name, type=registry,ref=NAME or type=local,src=DIRECTORY; may be repeated
     #[arg(long = "cache-from", value_name = "NAME | type=TYPE[,KEY=VALUE...]")]
     from: Vec<String>,
-    /// Where to put the cache of this build: type=registry,ref=NAME[,mode=max], type=local,dest=DIRECTORY or
-    /// type=inline; may be repeated
+    /// Where to put the cache of this build: type=registry,ref=NAME[,mode=max][,keep-duration=720h],
+    /// type=local,dest=DIRECTORY[,...] or type=inline; may be repeated
     #[arg(long = "cache-to", value_name = "NAME | type=TYPE[,KEY=VALUE...]")]
     to: Vec<String>,
 }

@@ -321,30 +321,6 @@ impl ContainerOptions {
             false => self.attach.contains(&stream) && (stream != Standard::Input || self.interactive),
         }
     }
-
-    /// Looks at the file for the container's id, before there is a container.
-    ///
-    /// # Errors
-    /// It exists.
-    pub fn check_cidfile(&self) -> Result<(), CliError> {
-        match &self.cidfile {
-            Some(path) if path.exists() => Err(CliError::new(format!(
-                "container ID file found, make sure the other container isn't running or delete {}",
-                path.display()
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Writes the container's id where it is wanted.
-    ///
-    /// # Errors
-    /// The file cannot be made.
-    pub fn write_cidfile(&self, id: &str) -> Result<(), CliError> {
-        let Some(path) = &self.cidfile else { return Ok(()) };
-        std::fs::write(path, id)
-            .map_err(|e| CliError::new(format!("failed to create the container ID file {}: {e}", path.display())))
-    }
 }
 
 /// Failures of these commands have docker's code for "the engine failed", and its word before the message.

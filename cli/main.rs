@@ -19,6 +19,7 @@ mod batch;
 mod caches;
 mod call;
 mod changes;
+mod cid_file;
 mod collection;
 mod commands;
 mod confirm;

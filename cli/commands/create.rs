@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use rbuild_engine::containers::{Container, ContainerLock, Containers};
 
 use crate::app::App;
+use crate::cid_file::CidFile;
 use crate::container_options::{ContainerOptions, NotYet, engine_error};
 use crate::error::CliError;
 use crate::image_for_run::ensure_image;
@@ -50,10 +51,10 @@ pub async fn made(
     if options.network.publishes_in_vain() {
         app.tell("WARNING: Published ports are discarded when using host network mode");
     }
-    options.check_cidfile()?;
+    let cid_file = CidFile::make(options.cidfile.as_deref())?;
     ensure_image(app, options, &request.image).await?;
     let containers = app.engine()?.containers();
     let (container, lock) = containers.create_to_start(&request)?;
-    options.write_cidfile(&container.id)?;
+    cid_file.fill(&container.id)?;
     Ok((containers, container, lock))
 }

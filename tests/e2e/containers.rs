@@ -118,6 +118,25 @@ fn exec_has_the_containers_world_and_its_own_code() {
 }
 
 #[test]
+fn the_file_of_an_id_is_there_with_its_container_or_neither_is() {
+    let scene = Scene::with_busybox();
+    let written = || std::fs::read_to_string(scene.work().join("id"));
+    scene
+        .rb(&["create", "--cidfile", "no/where", "busybox"])
+        .refused(1, &["failed to create the container ID file: open no/where: no such file or directory"]);
+    scene.rb(&["create", "--cidfile", "id", "--pull", "never", "nope"]).refused(1, &["nope"]);
+    assert!(written().is_err(), "a file without a container");
+    assert_eq!(scene.rb(&["ps", "-aq"]).ok().out, "", "a container without its file");
+    let id = scene.rb(&["create", "--cidfile", "id", "busybox"]).ok().out;
+    assert_eq!(written().unwrap(), id.trim());
+    scene
+        .rb(&["run", "--rm", "--cidfile", "id", "busybox", "true"])
+        .refused(125, &["container ID file found, make sure the other container isn't running or delete id"]);
+    assert_eq!(written().unwrap(), id.trim(), "the other's file stays");
+    scene.rb(&["rm", id.trim()]).ok();
+}
+
+#[test]
 fn stopping_asks_first_and_the_code_tells_how_it_ended() {
     let scene = Scene::with_busybox();
     let polite = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done";
