@@ -678,9 +678,16 @@ impl AttachedInput {
 }
 
 /// Connects to the container's monitor and says what for.
+///
+/// # Errors
+/// `NotFound` and `ConnectionRefused` when there is no monitor that listens; one that ends before it has listened to us is none.
 pub(crate) fn connect(directory: &Path, hello: Hello) -> io::Result<UnixStream> {
     let (_directory, address) = socket_address(directory)?;
     let mut socket = UnixStream::connect(address)?;
-    Frame::Hello(hello).send(&mut socket)?;
-    Ok(socket)
+    match Frame::Hello(hello).send(&mut socket) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+            Err(io::ErrorKind::ConnectionRefused.into())
+        }
+        sent => sent.map(|()| socket),
+    }
 }

@@ -458,10 +458,12 @@ pub fn change(directory: &Path, change: Change) -> Result<Option<std::result::Re
         }
         Err(error) => return Err(failed(error)),
     };
-    match Frame::receive(&mut socket).map_err(failed)? {
-        Some(Frame::Done) => Ok(Some(Ok(()))),
-        Some(Frame::Failed(failure)) => Ok(Some(Err(failure))),
-        _ => Ok(None),
+    match Frame::receive(&mut socket) {
+        Ok(Some(Frame::Done)) => Ok(Some(Ok(()))),
+        Ok(Some(Frame::Failed(failure))) => Ok(Some(Err(failure))),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+        Err(error) => Err(failed(error)),
     }
 }
 
